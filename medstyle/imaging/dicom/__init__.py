@@ -1,0 +1,1 @@
+"""DICOM files: scan, read, write derived series, de-identify."""

@@ -1,0 +1,137 @@
+"""Volume = voxels + geometry + domain, and the volume files that SimpleITK reads and writes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import Refusal
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+SHEAR_TOLERANCE = 1e-3  # largest dot product of two unit axes that still counts as orthogonal (0.06 degrees)
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """One scan in patient space.
+
+    Attributes:
+        voxels: ``(D, H, W)`` float32, in the unit of the domain (HU for CT).
+        affine: ``(4, 4)`` float64, takes ``(column, row, slice, 1)`` to ``(x, y, z, 1)`` in mm, LPS (the patient axes
+            of DICOM and ITK). It may be sheared (gantry tilt).
+        domain: key of :data:`medstyle.imaging.modality.DOMAINS`.
+    """
+
+    voxels: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    domain: str
+
+    def __post_init__(self) -> None:
+        if self.voxels.ndim != 3 or self.affine.shape != (4, 4):
+            raise ValueError(f"expected voxels (D, H, W) and affine (4, 4), got {self.voxels.shape}, {self.affine.shape}")
+
+    def with_voxels(self, voxels: NDArray[np.float32], domain: str | None = None) -> Volume:
+        """Return new voxels on this volume's grid; the shape must be the same."""
+        if voxels.shape != self.voxels.shape:
+            raise ValueError(f"voxels {voxels.shape} do not fit the grid {self.voxels.shape}")
+        return Volume(voxels.astype(np.float32, copy=False), self.affine, domain or self.domain)
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along (column, row, slice) axes, mm."""
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    @property
+    def origin_mm(self) -> tuple[float, float, float]:
+        """Centre of the first voxel, mm, LPS."""
+        x, y, z = self.affine[:3, 3]
+        return float(x), float(y), float(z)
+
+    @property
+    def direction(self) -> NDArray[np.float64]:
+        """Unit vectors of the three index axes as the columns of a ``(3, 3)`` matrix."""
+        axes: NDArray[np.float64] = self.affine[:3, :3] / np.linalg.norm(self.affine[:3, :3], axis=0)
+        return axes
+
+    @property
+    def is_sheared(self) -> bool:
+        """True where the axes are not orthogonal, so that ITK and NIfTI's qform cannot hold the grid."""
+        gram = self.direction.T @ self.direction
+        return bool(np.abs(gram - np.eye(3)).max() > SHEAR_TOLERANCE)
+
+    def to_image(self) -> sitk.Image:
+        """Return the volume as a SimpleITK image; raises :class:`Refusal` (``E_TILT_NEEDS_RESAMPLE``) if sheared."""
+        import SimpleITK as sitk
+
+        if self.is_sheared:
+            raise Refusal("E_TILT_NEEDS_RESAMPLE", "the slice axis is tilted against the image plane; resample it first")
+        u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
+        image = sitk.GetImageFromArray(self.voxels)
+        image.SetSpacing(self.spacing_mm)
+        image.SetOrigin(self.origin_mm)
+        image.SetDirection((u @ vt).ravel().tolist())
+        return image
+
+    @staticmethod
+    def from_image(image: sitk.Image, domain: str) -> Volume:
+        """Make a volume of a 3-D scalar SimpleITK image."""
+        import SimpleITK as sitk
+
+        affine = np.eye(4)
+        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+        affine[:3, 3] = image.GetOrigin()
+        return Volume(sitk.GetArrayFromImage(image).astype(np.float32), affine, domain)
+
+
+def read_volume(path: Path | str, domain: str) -> Volume:
+    """Read a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        Refusal: ``E_DECODE`` unreadable, ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel,
+            ``E_NOT_FINITE`` NaN or infinity among the voxels.
+    """
+    import SimpleITK as sitk
+
+    path = Path(path)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise Refusal("E_DECODE", f"{path.name}: not a readable volume file") from None
+    size = reader.GetSize()
+    if len([n for n in size if n > 1]) > 3 or len(size) < 3:
+        raise Refusal("E_4D", f"{path.name}: has size {size}; split it into three-dimensional volumes")
+    if reader.GetNumberOfComponents() != 1:
+        raise Refusal("E_COLOR", f"{path.name}: has {reader.GetNumberOfComponents()} channels; one is expected")
+    try:
+        image = reader.Execute()
+    except RuntimeError:
+        raise Refusal("E_DECODE", f"{path.name}: the voxels cannot be decoded; the file may be cut short") from None
+    if image.GetDimension() > 3:
+        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
+    volume = Volume.from_image(image, domain)
+    if not np.isfinite(volume.voxels).all():
+        raise Refusal("E_NOT_FINITE", f"{path.name}: holds NaN or infinite voxels; replace them first")
+    return volume
+
+
+def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
+    """Write float32 voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``."""
+    import SimpleITK as sitk
+
+    path = Path(path)
+    image = volume.to_image()
+    if description:
+        image.SetMetaData("ITK_FileNotes", description[:79])
+    scratch = path.with_name(f".part-{path.name}")
+    sitk.WriteImage(image, str(scratch), useCompression=True)
+    scratch.replace(path)

@@ -1,0 +1,1 @@
+"""From a source image to a synthetic one on the same grid."""

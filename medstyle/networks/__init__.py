@@ -1,0 +1,1 @@
+"""The generator, the discriminators, the sources of style, and the translator folder."""

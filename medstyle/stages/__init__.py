@@ -1,0 +1,1 @@
+"""The pipeline's verbs; each module has Params and run()."""

@@ -1,0 +1,1 @@
+"""MONAI transforms: denoise, bias field, resample, normalise, augment, and their inverses."""
