@@ -1,0 +1,154 @@
+"""The generator ``G(x, s)``: content image ``x`` and style code ``s`` in, the image in that style out.
+
+::
+
+    x (N, C_in, H, W) ──► encoder ──► bottleneck ──► decoder ──► head ──► y (N, C_out, H, W)
+                             └── skips ──────────────┘ ▲
+    s (N, S) ──────────────────────── modulation ──────┘
+
+The encoder never sees ``s`` and its normalisation removes the contrast of the image; the decoder puts the contrast of
+the style back through its modulation (AdaIN, Huang and Belongie 2017; FiLM, Perez 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.blocks import Convolution
+from monai.networks.layers.utils import get_norm_layer
+from torch import Tensor, nn
+
+
+def _norm(spatial_dims: int, channels: int, affine: bool) -> nn.Module:
+    # One group per channel is instance normalisation by value, on the fast channels_last path. The large eps keeps a
+    # flat crop from dividing by zero.
+    name = ("group", {"num_groups": channels, "eps": 1e-3, "affine": affine})
+    return get_norm_layer(name, spatial_dims=spatial_dims, channels=channels)
+
+
+def _conv(spatial_dims: int, channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Module:
+    return Convolution(spatial_dims, channels_in, channels_out, kernel_size=kernel_size, conv_only=True)
+
+
+class ModulatedConv(nn.Module):
+    """Convolution, normalisation, ``(1 + gamma(s)) h + beta(s)``, SiLU; without ``style_size`` the plain block.
+
+    The style projection starts at zero, so at first the network is a plain U-Net.
+    """
+
+    def __init__(self, spatial_dims: int, channels_in: int, channels_out: int, style_size: int | None = None) -> None:
+        super().__init__()
+        self.conv = _conv(spatial_dims, channels_in, channels_out)
+        self.norm = _norm(spatial_dims, channels_out, affine=style_size is None)  # the style is the affine map
+        self.style = nn.Linear(style_size, 2 * channels_out) if style_size else None
+        if self.style is not None:
+            nn.init.zeros_(self.style.weight)
+            nn.init.zeros_(self.style.bias)
+
+    def forward(self, x: Tensor, s: Tensor | None = None) -> Tensor:
+        """Map ``(N, C_in, ...)`` to ``(N, C_out, ...)``."""
+        h: Tensor = self.norm(self.conv(x))
+        if self.style is not None and s is not None:
+            gamma, beta = self.style(s).view(len(s), -1, *[1] * (h.ndim - 2)).chunk(2, 1)
+            h = torch.addcmul(beta, h, 1 + gamma)
+        return F.silu(h)
+
+
+class ResidualBlock(nn.Module):
+    """Two modulated convolutions added to their input."""
+
+    def __init__(self, spatial_dims: int, channels: int, style_size: int | None) -> None:
+        super().__init__()
+        self.first = ModulatedConv(spatial_dims, channels, channels, style_size)
+        self.second = ModulatedConv(spatial_dims, channels, channels, style_size)
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        """Keep the shape ``(N, C, ...)``."""
+        return x + self.second(self.first(x, s), s)
+
+
+def blur_pool(x: Tensor) -> Tensor:
+    """Halve every spatial axis after a binomial [1 3 3 1] filter, against aliasing (Zhang 2019)."""
+    dims, channels = x.ndim - 2, x.shape[1]
+    line = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
+    kernel = line
+    for _ in range(dims - 1):
+        kernel = kernel[..., None] * line
+    kernel = kernel.expand(channels, 1, *kernel.shape)
+    convolve = F.conv2d if dims == 2 else F.conv3d
+    return convolve(x, kernel, stride=2, padding=1, groups=channels)
+
+
+class Generator(nn.Module):
+    """Style-modulated U-Net.
+
+    Args:
+        in_channels, out_channels: channels of content and output.
+        widths: channels per resolution level, fine to coarse; every level halves the size.
+        style_size: length ``S`` of the style code.
+        spatial_dims: 2 or 3.
+        bottleneck_blocks: residual blocks at the coarsest level, the later half modulated.
+        residual: add ``x`` to the output, for source and target in the same unit.
+        bounded: end in ``tanh``, for 8-bit pictures only (it would flatten bone and CSF).
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        widths: Sequence[int] = (32, 64, 128, 256),
+        style_size: int = 8,
+        spatial_dims: int = 2,
+        bottleneck_blocks: int = 4,
+        residual: bool = False,
+        bounded: bool = False,
+    ) -> None:
+        super().__init__()
+        self.residual, self.bounded = residual, bounded
+        self.multiple = 2 ** (len(widths) - 1)
+        dims = spatial_dims
+        ins = [in_channels, *widths[:-1]]
+        self.encoder = nn.ModuleList(
+            nn.ModuleList([ModulatedConv(dims, a, b), ModulatedConv(dims, b, b)])
+            for a, b in zip(ins, widths, strict=True)
+        )
+        self.bottleneck = nn.ModuleList(
+            ResidualBlock(dims, widths[-1], style_size if i >= bottleneck_blocks // 2 else None)
+            for i in range(bottleneck_blocks)
+        )
+        self.decoder = nn.ModuleList(
+            nn.ModuleList(
+                [
+                    _conv(dims, deep, wide, kernel_size=1),  # before the upsampling, where it costs a quarter
+                    ModulatedConv(dims, 2 * wide, wide, style_size),
+                    ModulatedConv(dims, wide, wide, style_size),
+                ]
+            )
+            for deep, wide in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+        )
+        self.head = _conv(dims, widths[0], out_channels)
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Encode content ``(N, C_in, ...)``; one feature map per level, fine to coarse."""
+        maps: list[Tensor] = []
+        h = x
+        for level, (first, second) in enumerate(self.encoder):  # type: ignore[misc]
+            h = second(first(blur_pool(h) if level else h))
+            maps.append(h)
+        return maps
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        """Render content ``(N, C_in, ...)`` in style ``(N, S)``: ``(N, C_out, ...)``, sizes multiples of ``multiple``."""
+        *skips, h = self.features(x)
+        for block in self.bottleneck:
+            h = block(h, s)
+        for (reduce, first, second), skip in zip(self.decoder, reversed(skips), strict=True):  # type: ignore[misc]
+            h = F.interpolate(reduce(h), scale_factor=2.0, mode="nearest")
+            h = second(first(torch.cat([h, skip], 1), s), s)
+        y: Tensor = self.head(h)
+        if self.residual:
+            y = y + x[:, : y.shape[1]]
+        return y.tanh() if self.bounded else y

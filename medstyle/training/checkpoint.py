@@ -1,0 +1,52 @@
+"""Resumable training state: scratch files that are never an output.
+
+The folder is keyed by everything that determines the run, so a changed parameter, data set or code version starts
+afresh. A file appears under its name only when it is complete; the last two are kept, and a damaged one falls back to
+the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEEP = 2
+
+
+def run_key(*parts: object) -> str:
+    """Hash what determines a run; equal parts give equal keys."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
+    """Write the state after ``step`` steps: complete and synced before it gets its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    scratch = folder / "writing"
+    with scratch.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(folder / f"step-{step:09d}.pt")
+    for old in _states(folder)[KEEP:]:
+        old.unlink(missing_ok=True)
+
+
+def load_state(folder: Path) -> dict[str, Any] | None:
+    """Return the newest readable state, or None. Only tensors and plain values are read: no code can run."""
+    for path in _states(folder):
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception:  # a damaged archive raises many kinds
+            path.unlink(missing_ok=True)
+            continue
+        return state
+    return None
+
+
+def _states(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*.pt"), reverse=True)

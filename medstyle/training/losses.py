@@ -1,0 +1,83 @@
+"""Losses as pure functions of tensors. Logits arrive as one map per discriminator scale.
+
+Every adversarial loss is computed per patch, then averaged over patches, then over scales: an average of logits first
+would be another objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Adversarial(NamedTuple):
+    """The three terms of one objective, each a map of logits to a loss per patch."""
+
+    real: Callable[[Tensor], Tensor]
+    fake: Callable[[Tensor], Tensor]
+    generator: Callable[[Tensor], Tensor]
+
+
+ADVERSARIAL: dict[str, Adversarial] = {
+    # the founding log form: -log D(y) - log(1 - D(G)); G minimises log(1 - D(G)), which saturates (Goodfellow 2014)
+    "minimax": Adversarial(lambda real: F.softplus(-real), F.softplus, lambda fake: -F.softplus(fake)),
+    "nonsaturating": Adversarial(lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
+    "least_squares": Adversarial(  # Mao 2017
+        lambda real: 0.5 * (real - 1) ** 2, lambda fake: 0.5 * fake**2, lambda fake: (fake - 1) ** 2
+    ),
+    "hinge": Adversarial(lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), lambda fake: -fake),  # Lim 2017
+}
+
+
+def _mean(term: Callable[[Tensor], Tensor], logits: list[Tensor]) -> Tensor:
+    return torch.stack([term(level.float()).mean() for level in logits]).mean()
+
+
+def discriminator_loss(kind: str, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Return what the discriminator minimises for logits of real and generated images."""
+    return _mean(ADVERSARIAL[kind].real, real) + _mean(ADVERSARIAL[kind].fake, fake)
+
+
+def generator_loss(kind: str, fake: list[Tensor]) -> Tensor:
+    """Return what the generator minimises for logits of its images."""
+    return _mean(ADVERSARIAL[kind].generator, fake)
+
+
+def r1_penalty(images: Tensor, logits: list[Tensor]) -> Tensor:
+    """Return ``1/2 mean_n |grad_y sum_patches D|^2 / n_patches`` on real images (Mescheder 2018).
+
+    The division by the number of patches keeps the weight independent of the image size. ``images`` must require grad.
+    """
+    patches = sum(level[0].numel() for level in logits)
+    total = torch.stack([level.float().sum() for level in logits]).sum()
+    (gradient,) = torch.autograd.grad(total, images, create_graph=True)
+    return 0.5 * gradient.float().square().flatten(1).sum(1).mean() / patches
+
+
+def structure_loss(output: Tensor, target: Tensor) -> Tensor:
+    """Return ``1 - SSIM`` (Wang 2004) in [0, 2], Gaussian window 11/1.5, for images in network units."""
+    from monai.losses import SSIMLoss
+
+    loss: Tensor = SSIMLoss(spatial_dims=output.ndim - 2, data_range=2.0)(output.float(), target.float())
+    return loss
+
+
+def contrastive_loss(queries: list[Tensor], keys: list[Tensor], temperature: float = 0.07) -> Tensor:
+    """Return the patchwise InfoNCE loss of CUT (Park 2020), mean over layers and patches.
+
+    Args:
+        queries: per layer ``(N, P, C)`` unit vectors of the output at ``P`` places.
+        keys: per layer ``(N, P, C)`` unit vectors of the input at the same places; no gradient flows into them.
+            The same place is the positive, the other places of the same image are the negatives.
+        temperature: softmax temperature.
+    """
+    losses = []
+    for query, key in zip(queries, keys, strict=True):
+        similarity = query.float() @ key.detach().float().transpose(1, 2) / temperature  # (N, P, P)
+        n, p, _ = similarity.shape
+        losses.append(F.cross_entropy(similarity.flatten(0, 1), torch.arange(p, device=query.device).repeat(n)))
+    return torch.stack(losses).mean()

@@ -1,0 +1,117 @@
+"""From a volume in patient space to network slices, and back to exactly the same grid.
+
+The chain is a MONAI ``Compose``: orientation, in-plane spacing, denoising, bias field. Its geometric steps are
+invertible, so what a network makes of the slices returns to the source grid voxel by voxel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import Compose, Orientation, Spacing
+from numpy.typing import NDArray
+
+from medstyle.errors import UserError
+from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.volume import Volume
+from medstyle.params import params
+from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
+
+LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
+
+
+@params
+class Preparation:
+    """How a volume is cleaned and gridded before the network sees it; stored with the translator."""
+
+    denoise: Literal["none", "nlm", "median"] = "nlm"
+    """Noise filter for MR; CT and pictures are left as they are."""
+    bias_field: bool = True
+    """Correct the coil's smooth shading in MR (N4)."""
+    spacing_mm: tuple[float, float] | None = None
+    """In-plane pixel spacing (x, y) to resample to; null keeps each scan's own."""
+
+    def __post_init__(self) -> None:
+        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
+            raise UserError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Network slices of one volume with everything needed to return to its grid.
+
+    Attributes:
+        slices: ``(D, 1, H, W)`` float32 in network units, axial from inferior to superior, -1 outside the body.
+        foreground: ``(D, H, W)`` bool, the body.
+        fingerprint: what -1 and +1 stand for in this volume.
+        source: the volume it was made from.
+    """
+
+    slices: torch.Tensor
+    foreground: NDArray[np.bool_]
+    fingerprint: Fingerprint
+    source: Volume
+    _grid: MetaTensor
+    _geometry: Compose
+
+    def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
+        """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
+        values = DOMAINS[domain].denormalise(slices[:, 0].float().cpu().numpy(), fingerprint)
+        return self.source.with_voxels(self.to_source_grid(values, DOMAINS[domain].air), domain)
+
+    def to_source_grid(self, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
+        """Bring ``(D, H, W)`` values on the prepared grid back to the source's voxel grid."""
+        grid = self._grid.clone()
+        # MONAI pads with zeros or edges; shifting makes zero the fill value
+        grid[0] = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 1, 0) - fill))
+        back = self._geometry.inverse(grid)
+        return np.ascontiguousarray(np.asarray(back[0], np.float32).transpose(2, 1, 0)) + np.float32(fill)
+
+
+def prepare(volume: Volume, settings: Preparation, clean: bool = True) -> Prepared:
+    """Make network slices of ``volume``.
+
+    Args:
+        volume: any orientation; a sheared grid is allowed.
+        settings: the chain's parameters.
+        clean: False skips denoising and bias correction (reference images of an evaluation).
+    """
+    modality = DOMAINS[volume.domain]
+    geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
+    if settings.spacing_mm is not None:
+        geometry.append(Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True))
+    chain = Compose(geometry)
+    tensor = MetaTensor(
+        torch.from_numpy(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))[None],
+        affine=torch.from_numpy(LPS_TO_RAS @ volume.affine),
+    )
+    grid = chain(tensor)
+    values: torch.Tensor = grid.as_tensor().float()
+    if clean and modality.dicom == "MR":
+        values = Denoise(settings.denoise, rician=True)(values)
+        if settings.bias_field:
+            values = CorrectBias()(values)
+    array = np.asarray(values[0])
+    foreground = foreground_mask(array)
+    fingerprint = modality.fingerprint(array, foreground)
+    scaled = np.where(foreground, modality.normalise(array, fingerprint), np.float32(-1))
+    slices = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 1, 0)))[:, None]
+    return Prepared(slices, foreground.transpose(2, 1, 0), fingerprint, volume, grid, chain)
+
+
+def picture_slices(pixels: NDArray[np.uint8], domain: str) -> torch.Tensor:
+    """Turn ``(H, W, 3)`` RGB into network units, ``(1, 3, H, W)``."""
+    modality = DOMAINS[domain]
+    scaled = modality.normalise(pixels.astype(np.float32), Fingerprint(*modality.range))
+    return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
+
+
+def slices_picture(slices: torch.Tensor, domain: str) -> NDArray[np.uint8]:
+    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB."""
+    modality = DOMAINS[domain]
+    values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(*modality.range))
+    return np.rint(values).astype(np.uint8).transpose(1, 2, 0)
