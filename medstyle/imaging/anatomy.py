@@ -70,19 +70,23 @@ def sample(field: NDArray, grid: Grid, points: NDArray) -> Array:
     return map_coordinates(field, index[::-1], np.float32, order=1, mode="nearest")
 
 
+def atlas_files() -> dict[str, Path]:
+    """Find the maps that nilearn's wheel ships, without importing nilearn, which takes seconds."""
+    spec = importlib.util.find_spec("nilearn")
+    folder = Path(spec.origin).parent / "datasets" / "data" if spec and spec.origin else Path()
+    files = {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")}
+    if not all(file.is_file() for file in files.values()):
+        raise UserError("the brain phantom needs the atlas that nilearn ships: pip install medstyle[phantom]")
+    return files
+
+
 @lru_cache(maxsize=1)
 def load_atlas() -> Atlas:
-    """Read the maps that nilearn's wheel ships (without importing nilearn, which takes seconds)."""
+    """Read the atlas and measure it; about three seconds, once per process."""
     import SimpleITK as sitk
     from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
-    spec = importlib.util.find_spec("nilearn")
-    folder = Path(spec.origin).parent / "datasets" / "data" if spec and spec.origin else None
-    files = (
-        {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")} if folder else {}
-    )
-    if not files or not all(file.is_file() for file in files.values()):
-        raise UserError("the brain phantom needs the atlas that nilearn ships: pip install medstyle[phantom]")
+    files = atlas_files()
     volumes = {k: read_volume(file, "mr_t1") for k, file in files.items()}
     t1, gm, wm = (volumes[k].voxels for k in ("t1", "gm", "wm"))
 
@@ -99,7 +103,7 @@ def load_atlas() -> Atlas:
     pad = 20  # coarse voxels; the brain touches the atlas's lower border
     brain = np.pad(t1[::2, ::2, ::2] > 0, pad)
     brain = binary_fill_holes(brain)
-    cavity, hull = closed(brain, 5.0, 1.5), closed(brain, 28.0)
+    cavity, hull = closed(brain, 7.0, 1.5), closed(brain, 28.0)
     affine = volumes["t1"].affine.astype(np.float32)  # diagonal
     grid = Grid(1 / affine.diagonal()[:3], -affine[:3, 3] / affine.diagonal()[:3])
     coarse = Grid(grid.per_mm / 2, grid.offset / 2 + pad)
@@ -139,6 +143,8 @@ def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
             for _ in range(3)
         ]
     )
+    mirrored = velocity[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
+    velocity = 0.86 * velocity + 0.5 * mirrored  # left and right vary together
     # Looking up nearer to the ventricles makes them larger.
     distance = atlas.at(atlas.ventricle, nodes).reshape(shape)
     toward = np.stack(np.gradient(-distance, NODE_MM)[::-1])
@@ -189,13 +195,13 @@ def tissue_fractions(
     gm, wm = gm * scale, wm * scale
 
     # Shells: skull with marrow, temporal muscle, fat, skin.
-    skull = (3.0 + skull_mm * (1 + 0.12 * thickness)) - 0.04 * np.clip(-z - 5, 0, 50)
+    skull = (2.5 + skull_mm * (1 + 0.12 * thickness)) - 0.04 * np.clip(-z - 5, 0, 50)
     temporal = muscle_mm * np.exp(-(((y + 12) / 32) ** 2) - ((z + 12) / 30) ** 2) * np.clip(x / 40 - 0.5, 0, 1)
     nape = 14 * np.clip((-z - 25) / 25, 0, 1) * np.clip((y - 10) / 40, 0, 1)
     fat = fat_mm * (1 + 0.25 * thickness)
     head = hull - skull - temporal - nape - fat - 1.8
-    face = 70 * (np.cbrt((x / 70) ** 3 + (np.abs(y + 16) / 75) ** 3) - 1)
-    face = np.maximum(face, 0.8 * (z + 22))
+    face = 68 * (((x / 69) ** 2.5 + (np.abs(y + 16) / 72) ** 2.5) ** 0.4 - 1)
+    face = np.maximum(np.minimum(face, _ball(sym, (0, -86, -54), (14, 17, 24))), 0.8 * (z + 22))
     head = np.minimum(head, face)
     in_cavity, in_skull, in_head = inside(cavity), inside(hull - skull), inside(head)
     in_skull = np.maximum(in_skull, in_cavity)
@@ -207,14 +213,14 @@ def tissue_fractions(
     scalp_fat = np.maximum(under_skin - np.maximum(under_fat, in_skull), 0)
     depth = (hull - 2.5) / (skull - 2.5)  # 0 inner, 1 outer table
     marrow = 0.55 * np.exp(-(((depth - 0.5) / 0.22) ** 2)) * np.clip(0.8 + 0.4 * thickness, 0, 1)
-    base = np.clip((cavity - 5) / 3, 0, 1) * np.clip(-hull / 3, 0, 1)  # thick bone of the skull base
+    base = np.clip((cavity - 2) / 2, 0, 1) * np.clip(-hull / 3, 0, 1)  # thick bone of the skull base
     marrow = np.maximum(marrow, base * np.clip(0.5 + 0.35 * folds[0], 0, 0.8))
     f[GM], f[WM], f[CSF] = gm, wm, in_cavity - gm - wm
     f[FAT] = scalp_fat + bone * marrow
     f[BONE] = bone * (1 - marrow)
     f[MUSCLE] = in_head - in_skull - scalp_fat
 
-    def put(tissue: int, distance: NDArray, amount: float = 1.0) -> None:
+    def put(tissue: int, distance: NDArray, amount: float | Array = 1.0) -> None:
         mask = amount * inside(distance) * (1 - in_cavity) * in_head
         f[:] *= 1 - mask
         f[tissue] += mask
@@ -225,9 +231,9 @@ def tissue_fractions(
         f_all, f = f, f[:, low]
         sym, in_cavity, in_head, x, y, z = sym[:, low], in_cavity[low], in_head[low], x[low], y[low], z[low]
         along = np.clip((y + 72) / 50, 0, 1)  # 0 at the eye, 1 at the apex of the orbit
-        orbit = np.hypot(x - (32 - 18 * along), z + 33) - 19 * (1 - 0.85 * along)
-        orbit = np.maximum(orbit, np.maximum(-76 - y, y + 24))
-        put(BONE, orbit - 2)
+        orbit = np.hypot(x - (32 - 18 * along), z + 33) - 18.5 * np.sqrt(1 - 0.97 * along)
+        orbit = np.maximum(orbit, np.maximum(-78 - y, y + 24))
+        put(BONE, orbit - 1.5)
         put(FAT, orbit)
         put(MUSCLE, np.maximum(np.hypot(x - (32 - 18 * along), z + 33) - 2.2, np.maximum(-62 - y, y + 24)))
         eye = _ball(sym, (32, -69, -33), (12.2, 12.2, 12.2))
@@ -238,7 +244,7 @@ def tissue_fractions(
         put(BONE, nose - 1.5)
         put(AIR, nose)
         put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * folds[0][low], nose))
-        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), 0.75)
+        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * folds[0][low], 0, 1))
         f_all[:, low] = f
         f = f_all
     f[AIR] += 1 - f.sum(axis=0)

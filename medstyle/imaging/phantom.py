@@ -27,6 +27,7 @@ from medstyle.imaging.anatomy import (
     TISSUES,
     WM,
     Array,
+    atlas_files,
     deformation,
     load_atlas,
     sample,
@@ -258,24 +259,21 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     along = [np.outer(pose[:, axis], steps[axis]).astype(np.float32) for axis in range(3)]
     grid_points = along[0][:, None, None, :] + along[1][:, None, :, None] + along[2][:, :, None, None]
     points = grid_points.reshape(3, -1) + centre[:, None].astype(np.float32)
-    head = np.flatnonzero(atlas.at(atlas.hull, points) < 50)  # the rest is air, however it is deformed
+    away = (points - np.float32([[0], [14], [15]])) / np.float32([[112], [132], [120]])
+    head = np.flatnonzero((away**2).sum(axis=0) < 1)  # the rest is air, however it is deformed
     displacement, grid = deformation(rng, atlas)
     points = points[:, head] + np.stack([sample(d, grid, points[:, head]) for d in displacement])
 
     near = tuple(6.0 / spacing[::-1])
     fields = np.stack([smooth_noise(rng, shape, near), smooth_noise(rng, shape, near),
                        smooth_noise(rng, shape, tuple(14.0 / spacing[::-1]))])  # fmt: skip
-    habitus = np.array([rng.uniform(5, 8), rng.uniform(2.5, 6), rng.uniform(6, 11), rng.uniform(-0.4, 0.6)])
+    habitus = np.array([rng.uniform(3.5, 5.5), rng.uniform(2.5, 6), rng.uniform(6, 11), rng.uniform(-0.4, 0.6)])
     fractions = np.zeros((len(TISSUES), shape[0] * sub * shape[1] * shape[2]), np.float32)
     fractions[AIR] = 1
     repeated = np.repeat(fields, sub, axis=1).reshape(3, -1)[:, head]
     blur = 0.8 * float(spacing[:2].mean())
     fractions[:, head] = tissue_fractions(points, atlas, repeated[:2], repeated[2], blur, habitus)
     fractions = fractions.reshape(len(TISSUES), shape[0], sub, *shape[1:]).mean(axis=2)
-    from_ventricle = np.full(shape[0] * sub * shape[1] * shape[2], 99, np.float32)
-    from_ventricle[head] = atlas.at(atlas.ventricle, points)
-    from_ventricle = from_ventricle.reshape(shape[0], sub, *shape[1:])[:, sub // 2]
-
     texture = np.stack([0.6 * smooth_noise(rng, shape, tuple(2.5 / spacing[::-1])) + 0.8 * f for f in (
         smooth_noise(rng, shape, tuple(15.0 / spacing[::-1])) for _ in range(3))])  # fmt: skip
     texture = np.clip(texture * TEXTURE, -3 * TEXTURE, 3 * TEXTURE)
@@ -283,27 +281,38 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     ids = np.zeros(shape, np.uint8)
     found: tuple[Lesion, ...] = ()
     if lesions:
-        found = _add_lesions(_rng(params.seed, index, 1), params.lesions, fractions, from_ventricle, affine, ids)
+        white = np.argwhere(fractions[WM] > 0.9)
+        middle = np.ravel_multi_index((white * (sub, 1, 1) + (sub // 2, 0, 0)).T, (shape[0] * sub, *shape[1:]))
+        distance = atlas.at(atlas.ventricle, points[:, np.searchsorted(head, middle)])
+        found = _add_lesions(_rng(params.seed, index, 1), params.lesions, fractions, ids, affine, white, distance)
     return Subject(index, SITES[index % params.sites], affine, fractions, texture, relative, found, ids)
 
 
 def _add_lesions(
-    rng: np.random.Generator, most: int, fractions: Array, from_ventricle: Array, affine: NDArray, ids: NDArray
+    rng: np.random.Generator,
+    most: int,
+    fractions: Array,
+    ids: NDArray,
+    affine: NDArray,
+    white: NDArray,
+    distance: NDArray,
 ) -> tuple[Lesion, ...]:
-    """Replace white (and bordering grey) matter by lesions, mostly near the ventricles; changes fractions and ids."""
+    """Replace white (and bordering grey) matter by lesions; changes ``fractions`` and ``ids``.
+
+    Centres are drawn from the voxels ``white (N, 3)``, mostly those with a small ``distance (N,)`` to the ventricles.
+    """
     count = 0 if rng.random() < 0.25 else int(rng.integers(1, most + 1)) if most else 0
-    sites = np.argwhere(fractions[WM] > 0.9)
     found: list[Lesion] = []
-    if not count or not len(sites):
+    if not count or not len(white):
         return ()
-    near = 0.03 + np.exp(-np.abs(from_ventricle[tuple(sites.T)] - 4) / 8)
+    near = 0.03 + np.exp(-np.abs(distance - 4) / 8)
     weights = np.cumsum(near / near.sum(dtype=np.float64), dtype=np.float64)
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     for _ in range(40 * count):
         if len(found) == count:
             break
         radius = float(2 * 4 ** rng.random() ** 1.2)  # 2 to 8 mm, small ones more often
-        voxel = sites[min(np.searchsorted(weights, rng.random()), len(sites) - 1)]
+        voxel = white[min(np.searchsorted(weights, rng.random()), len(white) - 1)]
         centre = voxel[::-1] + rng.uniform(-0.5, 0.5, 3)
         axes = rng.uniform(0.75, 1.3, 3)
         axes *= radius / np.cbrt(axes.prod())
@@ -477,7 +486,7 @@ def write_phantom(
         progress: wraps the loop over subjects, as :func:`medstyle.imaging.progress.track` does.
         workers: processes, by default one per core; the bytes do not depend on it.
     """
-    load_atlas()  # a missing atlas is told before any process starts
+    atlas_files()  # a missing atlas is told before any process starts
     show = progress or (lambda items, description, total: items)
     workers = min(workers or os.cpu_count() or 1, params.subjects)
     work = partial(write_subject, out, params)

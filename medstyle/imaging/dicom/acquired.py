@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
@@ -41,42 +42,51 @@ def write_series(folder: Path, volume: Volume, attributes: Mapping[str, Any], na
     folder.mkdir(parents=True, exist_ok=True)
     is_ct = DOMAINS[volume.domain].dicom == "CT"
     stored = np.clip(np.rint(volume.voxels - (CT_INTERCEPT if is_ct else 0)), 0, MAX_STORED).astype("<u2")
+    dataset = _header(volume, attributes, is_ct)
     for k, (pixels, name) in enumerate(zip(stored, names, strict=True)):
-        _slice(volume, attributes, k, pixels, is_ct).save_as(folder / f"{name:04d}.dcm", enforce_file_format=True)
+        _place(dataset, volume, k)
+        dataset.PixelData = pixels.tobytes()
+        dataset["PixelData"].VR = "OW"
+        dataset.save_as(folder / f"{name:04d}.dcm", enforce_file_format=True)
 
 
-def _slice(volume: Volume, attributes: Mapping[str, Any], k: int, pixels: np.ndarray, is_ct: bool) -> Any:
-    from pydicom.dataset import Dataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian
+def _decimals(values: NDArray[np.float64]) -> list[Any]:
     from pydicom.valuerep import DSfloat
 
-    def decimals(values: np.ndarray) -> list[DSfloat]:
-        return [DSfloat(float(value), auto_format=True) for value in values]
+    return [DSfloat(float(value), auto_format=True) for value in values]
+
+
+def _place(dataset: Any, volume: Volume, k: int) -> None:
+    """Set what differs between slices, but for the pixels."""
+    position = volume.affine[:3, 3] + k * volume.affine[:3, 2]
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid(dataset.SeriesInstanceUID, k)
+    dataset.InstanceNumber = k + 1
+    dataset.ImagePositionPatient = _decimals(position)
+    dataset.SliceLocation = _decimals(np.array([volume.direction[:, 2] @ position]))[0]
+
+
+def _header(volume: Volume, attributes: Mapping[str, Any], is_ct: bool) -> Any:
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
 
     column_mm, row_mm, slice_mm = volume.spacing_mm
-    axes = volume.direction
-    position = volume.affine[:3, 3] + k * volume.affine[:3, 2]
     dataset = Dataset()
     values: dict[str, Any] = {
         "SpecificCharacterSet": "ISO_IR 192",
         "SOPClassUID": "1.2.840.10008.5.1.4.1.1.2" if is_ct else "1.2.840.10008.5.1.4.1.1.4",
-        "SOPInstanceUID": uid(attributes["SeriesInstanceUID"], k),
         "Modality": "CT" if is_ct else "MR",
         **dict.fromkeys(("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"), FIXED_DATE),
         **dict.fromkeys(("StudyTime", "SeriesTime", "AcquisitionTime", "ContentTime"), "120000"),
         **dict.fromkeys(("AccessionNumber", "ReferringPhysicianName", "PatientBirthDate", "PatientSex"), ""),
         **(CT if is_ct else MR),
-        "InstanceNumber": k + 1,
-        "ImagePositionPatient": decimals(position),
-        "ImageOrientationPatient": decimals(axes[:, :2].T.ravel()),
-        "SliceLocation": decimals(axes[:, 2:].T @ position)[0],
-        "PixelSpacing": decimals(np.array([row_mm, column_mm])),
-        "SliceThickness": decimals(np.array([slice_mm]))[0],
-        "SpacingBetweenSlices": decimals(np.array([slice_mm]))[0],
+        "ImageOrientationPatient": _decimals(volume.direction[:, :2].T.ravel()),
+        "PixelSpacing": _decimals(np.array([row_mm, column_mm])),
+        "SliceThickness": _decimals(np.array([slice_mm]))[0],
+        "SpacingBetweenSlices": _decimals(np.array([slice_mm]))[0],
         "SamplesPerPixel": 1,
         "PhotometricInterpretation": "MONOCHROME2",
-        "Rows": pixels.shape[0],
-        "Columns": pixels.shape[1],
+        "Rows": volume.voxels.shape[1],
+        "Columns": volume.voxels.shape[2],
         "BitsAllocated": 16,
         "BitsStored": 12,
         "HighBit": 11,
@@ -89,11 +99,8 @@ def _slice(volume: Volume, attributes: Mapping[str, Any], k: int, pixels: np.nda
         del values["SpacingBetweenSlices"]  # not an attribute of the CT image
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
-    dataset.PixelData = pixels.tobytes()
-    dataset["PixelData"].VR = "OW"
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
-    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     dataset.file_meta.ImplementationClassUID = IMPLEMENTATION_UID
     dataset.file_meta.ImplementationVersionName = "MEDSTYLE"
