@@ -1,0 +1,251 @@
+"""The anatomy of the phantom: tissue fractions of one subject's head, drawn from the MNI152 atlas."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import UserError
+from medstyle.imaging.volume import read_volume
+
+Array = NDArray[np.float32]
+
+TISSUES = ("air", "csf", "gm", "wm", "fat", "muscle", "bone", "lesion")  # index = label value
+AIR, CSF, GM, WM, FAT, MUSCLE, BONE, LESION = range(len(TISSUES))
+
+COARSE_MM = 2.0  # the shells around the brain are smooth: half the atlas's resolution is enough
+NODE_MM = 5.0  # spacing of the deformation's nodes
+LOW, HIGH = np.array([-110.0, -125.0, -90.0]), np.array([110.0, 145.0, 120.0])  # box of the head, mm, LPS
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """An axis-aligned grid: index (column, row, slice) = (x, y, z) in mm * ``per_mm`` + ``offset``."""
+
+    per_mm: Array
+    offset: Array
+
+    def points(self, shape: tuple[int, ...]) -> Array:
+        """Return the ``(3, D * H * W)`` positions of a grid of ``shape (D, H, W)``, mm."""
+        index = np.indices(shape, np.float32)[::-1].reshape(3, -1)
+        return (index - self.offset[:, None]) / self.per_mm[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Atlas:
+    """MNI152 (2009a, nonlinear, symmetric; Fonov 2011) and the distances that the shells around it are made of.
+
+    Attributes:
+        gm, wm: ``(D, H, W)`` uint8, probability x 255.
+        grid: of ``gm`` and ``wm``.
+        cavity: signed distance to the surface of the fluid around the brain, mm, negative inside, coarse grid.
+        hull: signed distance to the brain's convex-like hull, which skull and scalp follow.
+        ventricle: distance to the lateral ventricles, mm.
+        coarse: grid of the three distances.
+    """
+
+    gm: NDArray[np.uint8]
+    wm: NDArray[np.uint8]
+    grid: Grid
+    cavity: Array
+    hull: Array
+    ventricle: Array
+    coarse: Grid
+
+    def at(self, field: NDArray, points: NDArray) -> Array:
+        """Sample ``field`` linearly at ``(3, N)`` atlas points (LPS, mm); the border value goes on outside."""
+        return sample(field, self.grid if field.shape == self.gm.shape else self.coarse, points)
+
+
+def sample(field: NDArray, grid: Grid, points: NDArray) -> Array:
+    """Sample ``field (D, H, W)`` linearly at ``points (3, N)``, given as x, y, z in mm."""
+    from scipy.ndimage import map_coordinates
+
+    index = points * grid.per_mm[:, None] + grid.offset[:, None]
+    return map_coordinates(field, index[::-1], np.float32, order=1, mode="nearest")
+
+
+def atlas_files() -> dict[str, Path]:
+    """Find the maps that nilearn's wheel ships, without importing nilearn, which takes seconds."""
+    spec = importlib.util.find_spec("nilearn")
+    folder = Path(spec.origin).parent / "datasets" / "data" if spec and spec.origin else Path()
+    files = {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")}
+    if not all(file.is_file() for file in files.values()):
+        raise UserError("the brain phantom needs the atlas that nilearn ships: pip install medstyle[phantom]")
+    return files
+
+
+@lru_cache(maxsize=1)
+def load_atlas() -> Atlas:
+    """Read the atlas and measure it; about three seconds, once per process."""
+    import SimpleITK as sitk
+    from scipy.ndimage import binary_fill_holes, gaussian_filter, label
+
+    files = atlas_files()
+    volumes = {k: read_volume(file, "mr_t1") for k, file in files.items()}
+    t1, gm, wm = (volumes[k].voxels for k in ("t1", "gm", "wm"))
+
+    def distance(mask: NDArray[np.bool_]) -> Array:
+        image = sitk.GetImageFromArray(mask.astype(np.uint8))
+        image.SetSpacing((COARSE_MM,) * 3)
+        signed = sitk.SignedMaurerDistanceMap(image, squaredDistance=False, useImageSpacing=True)
+        return sitk.GetArrayFromImage(signed).astype(np.float32)
+
+    def closed(mask: NDArray[np.bool_], radius_mm: float, grow_mm: float = 0.0) -> Array:
+        dilated = distance(mask) <= radius_mm
+        return gaussian_filter(distance(distance(dilated) < grow_mm - radius_mm), 1.0)
+
+    pad = 20  # coarse voxels; the brain touches the atlas's lower border
+    brain = np.pad(t1[::2, ::2, ::2] > 0, pad)
+    brain = binary_fill_holes(brain)
+    cavity, hull = closed(brain, 7.0, 1.5), closed(brain, 28.0)
+    affine = volumes["t1"].affine.astype(np.float32)  # diagonal
+    grid = Grid(1 / affine.diagonal()[:3], -affine[:3, 3] / affine.diagonal()[:3])
+    coarse = Grid(grid.per_mm / 2, grid.offset / 2 + pad)
+
+    fluid = np.pad((gm + wm < 110)[::2, ::2, ::2], pad) & (cavity < -16)
+    x, _, z = coarse.points(fluid.shape).reshape(3, *fluid.shape)
+    fluid &= (np.abs(x) < 38) & (z > -15) & (z < 40)
+    parts, _ = label(fluid)
+    sizes = np.bincount(parts.ravel())
+    ventricles = np.isin(parts, np.flatnonzero(sizes > 60)[1:])
+    ventricle = np.maximum(distance(ventricles), 0)
+    return Atlas(gm.astype(np.uint8), wm.astype(np.uint8), grid, cavity, hull, ventricle, coarse)
+
+
+def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, ...] | float) -> Array:
+    """Draw a Gaussian field of zero mean and unit variance, smooth over ``sigma`` voxels."""
+    from scipy.ndimage import gaussian_filter
+
+    field = gaussian_filter(rng.standard_normal(shape, np.float32), sigma, mode="wrap", truncate=3)
+    return (field - field.mean()) / field.std()
+
+
+def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
+    """Draw a diffeomorphism of the head: displacement ``(3, D, H, W)`` in mm (x, y, z), and its grid.
+
+    It is the exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006), so that
+    it cannot fold. Velocity: the shape of the head (3.5 mm over 45 mm), of the folds (2 mm over 11 mm), and the size
+    of the ventricles.
+    """
+    shape = tuple(np.ceil((HIGH - LOW) / NODE_MM).astype(int)[::-1] + 1)
+    grid = Grid(np.full(3, 1 / NODE_MM, np.float32), (-LOW / NODE_MM).astype(np.float32))
+    nodes = grid.points(shape)
+    folds = 2.0 * np.clip(-atlas.at(atlas.cavity, nodes).reshape(shape) / 15, 0.05, 1)  # skull and scalp have none
+    velocity = np.stack(
+        [
+            3.5 * smooth_noise(rng, shape, 45 / NODE_MM) + folds * smooth_noise(rng, shape, 11 / NODE_MM)
+            for _ in range(3)
+        ]
+    )
+    mirrored = velocity[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
+    velocity = 0.86 * velocity + 0.5 * mirrored  # left and right vary together
+    # Looking up nearer to the ventricles makes them larger.
+    distance = atlas.at(atlas.ventricle, nodes).reshape(shape)
+    toward = np.stack(np.gradient(-distance, NODE_MM)[::-1])
+    velocity += rng.uniform(-1.5, 5.0) * toward * np.exp(-0.5 * (distance / 12) ** 2) * np.clip(distance / 4, 0, 1)
+    displacement = velocity.reshape(3, -1) / 64
+    for _ in range(6):
+        moved = nodes + displacement
+        displacement = displacement + np.stack([sample(d.reshape(shape), grid, moved) for d in displacement])
+    return displacement.reshape(3, *shape).astype(np.float32), grid
+
+
+def _ball(points: NDArray, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
+    """Signed distance (approximate) to an ellipsoid in mm; ``points`` has ``|x|``, so that there are two of each."""
+    scaled = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip(points, centre, radii, strict=True)))
+    return ((scaled - 1) * min(radii)).astype(np.float32)
+
+
+def tissue_fractions(
+    points: Array, atlas: Atlas, folds: Array, thickness: Array, blur_mm: float, habitus: NDArray[np.float64]
+) -> Array:
+    """Find what each point is made of.
+
+    Args:
+        points: ``(3, N)`` in atlas space, LPS mm.
+        folds: ``(2, N)`` unit noise that widens or narrows sulci and the cortex.
+        thickness: ``(N,)`` unit noise for skull and scalp.
+        blur_mm: width of the edges between tissues, about one voxel.
+        habitus: ``(4,)`` mean skull, scalp fat and muscle thickness in mm, and width of the fluid around the brain.
+
+    Returns:
+        ``(len(TISSUES), N)``, summing to one.
+    """
+    skull_mm, fat_mm, muscle_mm, fluid = habitus
+    x, y, z = np.abs(points[0]), points[1], points[2]
+    sym = np.stack([x, y, z])
+
+    def inside(distance: NDArray) -> Array:
+        return np.clip(0.5 - distance / blur_mm, 0, 1).astype(np.float32)
+
+    # Brain: the probabilities of many brains, sharpened to those of one.
+    gm, wm = atlas.at(atlas.gm, points) / 255, atlas.at(atlas.wm, points) / 255
+    cavity, hull = atlas.at(atlas.cavity, points), atlas.at(atlas.hull, points)
+    csf = np.clip(1 - gm - wm, 0, 1)
+    gm, wm, csf = (p**2 for p in (gm, wm, csf))
+    gm *= np.exp(0.35 * folds[0])
+    csf *= np.exp(0.5 * folds[1] + fluid)
+    scale = inside(cavity) / np.maximum(gm + wm + csf, 1e-6)
+    gm, wm = gm * scale, wm * scale
+
+    # Shells: skull with marrow, temporal muscle, fat, skin.
+    skull = (2.5 + skull_mm * (1 + 0.12 * thickness)) - 0.04 * np.clip(-z - 5, 0, 50)
+    temporal = muscle_mm * np.exp(-(((y + 12) / 32) ** 2) - ((z + 12) / 30) ** 2) * np.clip(x / 40 - 0.5, 0, 1)
+    nape = 14 * np.clip((-z - 25) / 25, 0, 1) * np.clip((y - 10) / 40, 0, 1)
+    fat = fat_mm * (1 + 0.25 * thickness)
+    head = hull - skull - temporal - nape - fat - 1.8
+    face = 68 * (((x / 69) ** 2.5 + (np.abs(y + 16) / 72) ** 2.5) ** 0.4 - 1)
+    face = np.maximum(np.minimum(face, _ball(sym, (0, -86, -54), (14, 17, 24))), 0.8 * (z + 22))
+    head = np.minimum(head, face)
+    in_cavity, in_skull, in_head = inside(cavity), inside(hull - skull), inside(head)
+    in_skull = np.maximum(in_skull, in_cavity)
+    in_head = np.maximum(in_head, in_skull)
+    under_skin, under_fat = inside(head + 1.8), inside(head + 1.8 + fat)
+
+    f = np.zeros((len(TISSUES), x.size), np.float32)
+    bone = in_skull - in_cavity
+    scalp_fat = np.maximum(under_skin - np.maximum(under_fat, in_skull), 0)
+    depth = (hull - 2.5) / (skull - 2.5)  # 0 inner, 1 outer table
+    marrow = 0.55 * np.exp(-(((depth - 0.5) / 0.22) ** 2)) * np.clip(0.8 + 0.4 * thickness, 0, 1)
+    base = np.clip((cavity - 2) / 2, 0, 1) * np.clip(-hull / 3, 0, 1)  # thick bone of the skull base
+    marrow = np.maximum(marrow, base * np.clip(0.5 + 0.35 * folds[0], 0, 0.8))
+    f[GM], f[WM], f[CSF] = gm, wm, in_cavity - gm - wm
+    f[FAT] = scalp_fat + bone * marrow
+    f[BONE] = bone * (1 - marrow)
+    f[MUSCLE] = in_head - in_skull - scalp_fat
+
+    def put(tissue: int, distance: NDArray, amount: float | Array = 1.0) -> None:
+        mask = amount * inside(distance) * (1 - in_cavity) * in_head
+        f[:] *= 1 - mask
+        f[tissue] += mask
+
+    # Below the frontal lobes: orbits with eyes, nasal cavity, mastoid air cells.
+    low = np.flatnonzero(z < 0)
+    if low.size:
+        f_all, f = f, f[:, low]
+        sym, in_cavity, in_head, x, y, z = sym[:, low], in_cavity[low], in_head[low], x[low], y[low], z[low]
+        along = np.clip((y + 72) / 50, 0, 1)  # 0 at the eye, 1 at the apex of the orbit
+        orbit = np.hypot(x - (32 - 18 * along), z + 33) - 18.5 * np.sqrt(1 - 0.97 * along)
+        orbit = np.maximum(orbit, np.maximum(-78 - y, y + 24))
+        put(BONE, orbit - 1.5)
+        put(FAT, orbit)
+        put(MUSCLE, np.maximum(np.hypot(x - (32 - 18 * along), z + 33) - 2.2, np.maximum(-62 - y, y + 24)))
+        eye = _ball(sym, (32, -69, -33), (12.2, 12.2, 12.2))
+        put(MUSCLE, eye)
+        put(CSF, eye + 1.6)
+        put(MUSCLE, _ball(sym, (32, -78, -33), (4.5, 2.2, 4.5)))
+        nose = np.maximum(np.maximum(x - 11, np.abs(y + 48) - 26), z + 30)
+        put(BONE, nose - 1.5)
+        put(AIR, nose)
+        put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * folds[0][low], nose))
+        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * folds[0][low], 0, 1))
+        f_all[:, low] = f
+        f = f_all
+    f[AIR] += 1 - f.sum(axis=0)
+    return np.clip(f, 0, 1)

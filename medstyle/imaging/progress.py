@@ -1,0 +1,32 @@
+"""Show how far a long loop is: a bar on a terminal, a plain line now and then in a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+T = TypeVar("T")
+LINE_EVERY_S = 10.0
+
+
+def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """Yield ``items`` and report on stderr; ``total`` may be left out where ``items`` has a length."""
+    count = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track as bar
+
+        yield from bar(items, description, count, console=Console(stderr=True))
+        return
+    start = last = time.monotonic()
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        now = time.monotonic()
+        if done == count or now - last >= LINE_EVERY_S:
+            last = now
+            of = f"{done}/{count}" if count else f"{done}"
+            print(f"{description}: {of} after {now - start:.0f} s", file=sys.stderr, flush=True)
