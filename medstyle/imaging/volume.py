@@ -35,7 +35,9 @@ class Volume:
 
     def __post_init__(self) -> None:
         if self.voxels.ndim != 3 or self.affine.shape != (4, 4):
-            raise ValueError(f"expected voxels (D, H, W) and affine (4, 4), got {self.voxels.shape}, {self.affine.shape}")
+            raise ValueError(
+                f"expected voxels (D, H, W) and affine (4, 4), got {self.voxels.shape}, {self.affine.shape}"
+            )
 
     def with_voxels(self, voxels: NDArray[np.float32], domain: str | None = None) -> Volume:
         """Return new voxels on this volume's grid; the shape must be the same."""
@@ -72,7 +74,9 @@ class Volume:
         import SimpleITK as sitk
 
         if self.is_sheared:
-            raise Refusal("E_TILT_NEEDS_RESAMPLE", "the slice axis is tilted against the image plane; resample it first")
+            raise Refusal(
+                "E_TILT_NEEDS_RESAMPLE", "the slice axis is tilted against the image plane; resample it first"
+            )
         u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
         image = sitk.GetImageFromArray(self.voxels)
         image.SetSpacing(self.spacing_mm)

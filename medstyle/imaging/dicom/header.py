@@ -62,18 +62,18 @@ class Damaged(Refusal):
         self.series_uid = series_uid
 
 
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
 # Free text in these may name a person: they serve matching rules and are never printed or stored.
-ATTRIBUTES = _words(
+ATTRIBUTES = words(
     "Modality SeriesDescription ProtocolName SequenceName ScanningSequence SequenceVariant ScanOptions "
     "MRAcquisitionType EchoTime RepetitionTime InversionTime FlipAngle EchoTrainLength ImageType Manufacturer "
     "ManufacturerModelName MagneticFieldStrength StationName BodyPartExamined ContrastBolusAgent KVP ConvolutionKernel "
     "PatientPosition SliceThickness SpacingBetweenSlices"
 )
-_FACTS = _words(
+_FACTS = words(
     "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
     "ConcatenationUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit "
     "PixelRepresentation NumberOfFrames PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence RescaleSlope "
@@ -81,7 +81,7 @@ _FACTS = _words(
     "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
     "DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
-_GROUPS = _words(
+_GROUPS = words(
     "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
     "FrameContentSequence MRImageFrameTypeSequence CTImageFrameTypeSequence PETFrameTypeSequence MREchoSequence "
     "MRDiffusionSequence MRModifierSequence MRTimingAndRelatedParametersSequence FrameType EffectiveEchoTime "
@@ -96,15 +96,16 @@ _BINARY = {  # value representations that are not text
 _READ = [_TAG[name] for name in {*ATTRIBUTES, *_FACTS}]
 
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
-TOMOGRAPHIC = frozenset(_STORAGE + s for s in _words("2 2.1 2.2 4 4.1 4.4 128 128.1 130"))  # CT, MR, PET
-SECONDARY = frozenset(_STORAGE + s for s in _words("7 7.1 7.2 7.3 7.4"))
-ULTRASOUND = frozenset(_STORAGE + s for s in _words("6.1 6.2 3.1"))
-_PLANAR = frozenset(_STORAGE + s for s in _words("1 1.1 1.1.1 1.2 1.2.1 77.1.1 77.1.2 77.1.4 77.1.5.1"))  # CR DX MG VL
-_CINE = frozenset(_STORAGE + s for s in _words("12.1 12.1.1 12.2 12.2.1 77.1.1.1 77.1.2.1 77.1.4.1"))  # XA RF video
+TOMOGRAPHIC = frozenset(_STORAGE + s for s in words("2 2.1 2.2 4 4.1 4.4 128 128.1 130"))  # CT, MR, PET
+SECONDARY = frozenset(_STORAGE + s for s in words("7 7.1 7.2 7.3 7.4"))
+ULTRASOUND = frozenset(_STORAGE + s for s in words("6.1 6.2 3.1"))
+_PLANAR = frozenset(_STORAGE + s for s in words("1 1.1 1.1.1 1.2 1.2.1 77.1.1 77.1.2 77.1.4 77.1.5.1"))  # CR DX MG VL
+_CINE = frozenset(_STORAGE + s for s in words("12.1 12.1.1 12.2 12.2.1 77.1.1.1 77.1.2.1 77.1.4.1"))  # XA RF video
 IMAGES = TOMOGRAPHIC | SECONDARY | ULTRASOUND | _PLANAR | _CINE
 _DIRECTORY = "1.2.840.10008.1.3.10"
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
+_ALWAYS_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81))  # JPEG baseline, extended; JPEG-LS near
 NATIVE = frozenset((IMPLICIT, EXPLICIT, DEFLATED, BIG))
 _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _UNDEFINED = 0xFFFFFFFF
@@ -347,7 +348,7 @@ def _instance(path: Path, size: int, dataset: Dataset, syntax: str, offset: int)
         "SYNTHETIC": text("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
         "MOSAIC": "MOSAIC" in image_type,
-        "LOSSY": text("LossyImageCompression") == "01",
+        "LOSSY": text("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": text("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": burned != "NO" and (sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type),
     }
