@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -58,7 +57,7 @@ class Item:
     files: tuple[Path, ...] = field(repr=False)
     shape: tuple[int, int, int] = (0, 0, 0)
     affine: NDArray[np.float64] | None = None
-    attributes: Mapping[str, str] = field(default=MappingProxyType({}), repr=False)
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
     series: Series | None = field(default=None, repr=False)
 
     @property
