@@ -1,0 +1,212 @@
+"""Series -> voxels: stored values to modality values (PS3.3 C.11.1), decoded by pydicom's plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.uid import UID
+
+from medstyle.errors import Refusal
+from medstyle.imaging.dicom.header import (
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    LIMITS,
+    BoundedFile,
+    Frame,
+    Instance,
+    inflate,
+    quiet,
+)
+from medstyle.imaging.dicom.scan import Series
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+
+
+def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
+    """Read a ``volume`` series as float32 in modality units (HU for CT; display values for MR).
+
+    Rescale slope and intercept or the modality LUT are applied for each slice; padding becomes the air value of
+    ``domain``; MONOCHROME1 is inverted within the stored range, except where the values are quantities (CT, PET).
+    ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
+
+    Raises:
+        Refusal: the series' own code, or ``E_DECODE``, ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
+    """
+    if series.kind == "4d":
+        raise Refusal(series.code, series.reason)
+    return _read(series, "volume", domain, allow)
+
+
+def read_image(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
+    """Read a single plane as a volume with D = 1.
+
+    A plane with a position keeps it; the slice axis is the normal with the slice thickness. One without gets the
+    identity affine: index space, in which a millimetre means nothing (``series.affine`` is None).
+    """
+    return _read(series, "image", domain, allow)
+
+
+def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Volume:
+    if not series.usable and series.code not in allow:
+        raise Refusal(series.code, series.reason)
+    if series.kind != kind:
+        raise Refusal("E_SOPCLASS", f"a {kind} is expected, this is a {series.kind}")
+    if "COLOUR" in series.flags:
+        raise Refusal("E_COLOR", "the pixels are colours; read them with read_colour")
+    voxels = np.empty(series.shape, np.float32)
+    air = DOMAINS[domain].air
+    with quiet():
+        reader = _Reader()
+        for k, frame in enumerate(series.frames):
+            reader.values(frame, air, voxels[k])
+    if not np.isfinite(voxels).all():
+        raise Refusal("E_NOT_FINITE", "the rescaled values are not finite; export the original images")
+    affine = np.eye(4) if series.affine is None else series.affine
+    return Volume(voxels, affine, domain)
+
+
+def read_stored(series: Series) -> Iterator[NDArray[Any]]:
+    """Yield the stored values of each frame as integers, masked to BitsStored and sign-extended, before any rescale."""
+    with quiet():
+        reader = _Reader()
+        for frame in series.frames:
+            yield reader.stored(frame)
+
+
+def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB; YBR is converted, a palette applied.
+
+    Raises:
+        Refusal: the series' own code unless it is ``E_COLOR`` or in ``allow``; ``E_DECODE``.
+    """
+    if series.kind == "refused" or series.code not in ("", "E_COLOR", *allow):
+        raise Refusal(series.code, series.reason)
+    with quiet():
+        reader = _Reader()
+        for frame in series.frames:
+            yield reader.colour(frame)
+
+
+class _Reader:
+    """Decodes frames and keeps the last file, since a multi-frame file is read once for all its frames."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.dataset = Dataset()
+        self.inflated = b""
+
+    def values(self, frame: Frame, air: float, out: NDArray[np.float32]) -> None:
+        """Write the modality values of ``frame`` to ``out`` ``(H, W)``."""
+        instance = frame.instance
+        stored = self.stored(frame)
+        padded = None
+        if instance.padding is not None:
+            low, high = instance.padding
+            padded = (stored >= low) & (stored <= high)
+        quantity = instance.attributes.get("Modality") in ("CT", "PT")
+        if "MONOCHROME1" in instance.flags and not quantity:
+            top = -1 if instance.signed else (1 << instance.bits_stored) - 1
+            stored = top - stored.astype(np.int64)
+        if instance.lut:
+            out[:] = apply_modality_lut(stored, self._open(instance))
+        elif frame.slope == 1 and instance.bits_stored <= 16:
+            np.add(stored, np.float32(frame.intercept), out=out, casting="unsafe")
+        else:  # float64, because a slope of 6e-8 or 32 bits would lose digits
+            out[:] = stored * np.float64(frame.slope) + frame.intercept
+        if padded is not None:
+            out[padded] = air
+
+    def stored(self, frame: Frame) -> NDArray[Any]:
+        """Return stored values ``(H, W)``."""
+        instance = frame.instance
+        if instance.transfer_syntax in (IMPLICIT, EXPLICIT, DEFLATED) and instance.samples == 1:
+            return _mask(self._native(frame), instance)
+        return _mask(self._decode(frame, raw=True), instance)
+
+    def colour(self, frame: Frame) -> NDArray[np.uint8]:
+        """Return RGB ``(H, W, 3)``, 8 bits."""
+        pixels = self._decode(frame, raw=False)
+        if frame.instance.photometric == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, self._open(frame.instance))
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        if pixels.dtype != np.uint8:
+            bits = 16 if frame.instance.photometric == "PALETTE COLOR" else frame.instance.bits_stored
+            pixels = pixels >> max(bits - 8, 0)
+        return pixels[..., :3].astype(np.uint8)
+
+    def _native(self, frame: Frame) -> NDArray[Any]:
+        """Read little-endian pixels straight from where the header said they are."""
+        i = frame.instance
+        kind = np.dtype(f"<{'i' if i.signed else 'u'}{i.bits_allocated // 8}")
+        start = i.offset + frame.number * i.frame_bytes
+        if i.transfer_syntax == DEFLATED:
+            if self.path != i.path:
+                self.inflated, self.path = inflate(i.path, LIMITS.inflated_bytes), i.path
+            data = self.inflated[start : start + i.frame_bytes]
+        else:
+            with _unchanged(i) as file:
+                file.seek(start)
+                data = file.read(i.frame_bytes)
+        if len(data) != i.frame_bytes:
+            raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {len(data)}; copy it again")
+        return np.frombuffer(data, kind).reshape(i.rows, i.columns)
+
+    def _decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
+        i = frame.instance
+        try:
+            dataset = self._open(i)
+            decoder = get_decoder(UID(i.transfer_syntax))
+            pixels, _ = decoder.as_array(dataset, index=frame.number, raw=raw, decoding_plugin=_plugin(decoder))
+        except Refusal:
+            raise
+        except NotImplementedError:
+            raise Refusal(
+                "E_DECODE", f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
+            ) from None
+        except Exception as error:  # codecs raise anything, and their text may quote values
+            cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
+            raise Refusal("E_DECODE", f"{cause}; export it uncompressed") from None
+        return pixels
+
+    def _open(self, instance: Instance) -> Dataset:
+        if self.path != instance.path:
+            with _unchanged(instance) as file:
+                self.dataset, self.path = dcmread(file, force=True), instance.path
+        return self.dataset
+
+
+def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
+    """Keep BitsStored bits below HighBit and extend the sign (PS3.5 8.1.1): unused bits may hold anything."""
+    i = instance
+    if i.bits_stored == i.bits_allocated and i.signed == (pixels.dtype.kind == "i"):
+        return pixels
+    shift = max(i.high_bit + 1 - i.bits_stored, 0)
+    wide = (pixels.astype(np.int64) >> shift) & ((1 << i.bits_stored) - 1)
+    if i.signed:
+        sign = 1 << (i.bits_stored - 1)
+        wide = (wide ^ sign) - sign
+    return wide.astype(np.int32 if i.bits_stored <= 16 or i.signed else np.int64)
+
+
+def _plugin(decoder: Any) -> str:
+    """Prefer the plug-ins that keep 16 signed bits in JPEG 2000 over Pillow, which does not."""
+    return "pylibjpeg" if {"pillow", "pylibjpeg"} <= set(decoder.available_plugins) else ""
+
+
+def _unchanged(instance: Instance) -> BoundedFile:
+    file = BoundedFile(instance.path)
+    if file.bytes != instance.size:
+        file.close()
+        raise Refusal(
+            "E_DECODE", f"the file had {instance.size} bytes when scanned and has {file.bytes} now; scan again"
+        )
+    return file

@@ -1,0 +1,390 @@
+"""Derived series -> files: built from a whitelist of the source header, never a copy of it (PS3.3 A.3, A.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from medstyle.errors import Refusal
+from medstyle.imaging.dicom.header import Frame, quiet, words
+from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, Series
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+
+IMPLEMENTATION_UID = "2.25.131797183890386993657555570534283336269"  # uuid5(NAMESPACE_URL, "medstyle")
+_STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2"}
+_KEEP = words(
+    "PatientName PatientID PatientBirthDate PatientSex PatientWeight PatientIdentityRemoved DeidentificationMethod "
+    "DeidentificationMethodCodeSequence LongitudinalTemporalInformationModified StudyInstanceUID StudyDate StudyTime "
+    "ReferringPhysicianName StudyID AccessionNumber StudyDescription FrameOfReferenceUID PositionReferenceIndicator "
+    "PatientPosition BodyPartExamined Laterality AcquisitionDate AcquisitionTime SeriesNumber Manufacturer "
+    "ManufacturerModelName LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
+)
+_GRID = words(
+    "PixelSpacing ImageOrientationPatient ImagePositionPatient SliceThickness SpacingBetweenSlices SliceLocation"
+)
+_EMPTY = words(  # type 2: present, may be empty
+    "PatientName PatientID PatientBirthDate PatientSex ReferringPhysicianName StudyID AccessionNumber StudyDate "
+    "StudyTime PositionReferenceIndicator SliceThickness PatientPosition"
+)
+_PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest legal value
+    "MR": dict.fromkeys(["ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"])
+    | {"ScanningSequence": "RM", "SequenceVariant": "NONE"},
+    "CT": dict.fromkeys(["KVP", "AcquisitionNumber"]),
+}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model made an image.
+
+    Attributes:
+        name, version: for people; at most 64 characters together.
+        sha256: of the weights, 64 hexadecimal digits.
+        details: facts for machines (out-of-distribution score, configuration hash…), kept as JSON in the private block.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_derived(
+    volume: Volume,
+    source: Series,
+    out_dir: Path,
+    model: ModelIdentity,
+    *,
+    now: datetime | None = None,
+    kind: Literal["synthetic", "uncertainty"] = "synthetic",
+    source_domain: str | None = None,
+) -> list[Path]:
+    """Write ``volume`` as a series of MR or CT images derived from ``source``, one file for each slice.
+
+    The files go to a new folder below ``out_dir``, which appears complete or not at all. On the source's grid the
+    geometry is copied as it was written; on another grid it is computed from the affine. UIDs follow from the source,
+    the weights, the domain and ``kind``: the same call makes the same UIDs.
+
+    Raises:
+        Refusal: ``E_EXISTS`` the folder is there already, ``E_SOPCLASS`` the domain has no DICOM modality,
+            ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds several volumes,
+            ``E_NOT_FINITE`` NaN or infinity among the voxels.
+    """
+    modality = DOMAINS[volume.domain].dicom
+    if modality not in _STORAGE:
+        raise Refusal("E_SOPCLASS", f"domain {volume.domain} is not an MR or CT image; write pictures instead")
+    if source.kind == "4d":
+        raise Refusal("E_4D", f"the source holds {source.volumes} volumes; choose one")
+    if source.affine is None:
+        raise Refusal("E_NO_GEOMETRY", "the source has no position in the patient, which MR and CT images must have")
+    stored, pixel_module, facts = _quantise(volume, modality, kind)
+    first = source.frames[0].instance
+    series_uid = _uid(source.series_uid, first.sop_uid, str(source.frames[0].number), model.sha256, volume.domain, kind)
+    label = DOMAINS[source_domain].label if source_domain else source.attributes.get("Modality", "")
+    arrow = f"{label}->{DOMAINS[volume.domain].label}"
+    title = f"SYNTHETIC AI {arrow}" if kind == "synthetic" else f"UNCERTAINTY MAP AI {arrow}"
+    details = json.dumps({**model.details, **facts}, sort_keys=True, allow_nan=False)
+    common = _common(modality, model, now or datetime.now(), details) | {
+        "SeriesInstanceUID": series_uid,
+        "SeriesDescription": f"{title[:44]} NOT FOR DIAGNOSIS",
+        **pixel_module,
+    }
+    same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
+    final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
+    if final.exists():
+        raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
+    scratch = final.with_name(f".part-{os.getpid()}-{final.name}")
+    try:
+        scratch.mkdir(parents=True)
+        with quiet():
+            reader = _Headers()
+            for k, pixels in enumerate(stored):
+                frames = [source.frames[k]] if same_grid else list(source.frames)
+                header, grid = reader.read(frames[0])
+                if not same_grid:
+                    grid = _computed_grid(volume, k)
+                dataset = _slice(header, grid, frames, common, same_grid)
+                dataset.InstanceNumber = k + 1
+                dataset.SeriesNumber = _number(header, "SeriesNumber") + (9000 if kind == "synthetic" else 9500)
+                dataset.SOPInstanceUID = _uid(series_uid, str(k))
+                if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
+                    dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
+                _add_pixels(dataset, pixels)
+                _save(dataset, scratch / f"{k + 1:04d}.dcm")
+        scratch.rename(final)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return sorted(final.iterdir())
+
+
+def _quantise(
+    volume: Volume, modality: str, kind: str
+) -> tuple[NDArray[np.uint16], dict[str, Any], dict[str, float | int]]:
+    """Return stored values ``(D, H, W)``, the elements that explain them and facts for the private block."""
+    values = volume.voxels
+    if not np.isfinite(values).all():
+        raise Refusal("E_NOT_FINITE", "the volume holds NaN or infinite voxels; nothing was written")
+    slope, intercept, (low, high) = 1.0, 0.0, DOMAINS[volume.domain].range
+    if kind == "uncertainty":
+        low, high = 0.0, max(float(values.max()), 1e-6)
+        slope = float(f"{high / 4095:.8e}") if high < 1000 else 1.0
+    elif modality == "CT":
+        intercept = low
+    elif 0 < (peak := float(values.max())) < 1000 and not np.array_equal(values, np.rint(values)):
+        slope = peak / 4095  # MR has no unit: spread a small range, or rounding would eat it
+    clipped = np.clip(values, low, high)
+    stored = np.rint((clipped - intercept) / slope).clip(0, 65535).astype(np.uint16)
+    bits = 12 if stored.max() <= 4095 else 16
+    body = stored[stored > stored.min()]
+    bottom, top = np.percentile(body, (1, 99)) if body.size else (0, 1)
+    elements: dict[str, Any] = {
+        "BitsAllocated": 16,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": 0,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "WindowCenter": f"{(bottom + top) / 2:.6g}",
+        "WindowWidth": f"{max(top - bottom, 1):.6g}",
+    }
+    if modality == "CT":
+        elements |= {"RescaleIntercept": f"{intercept:.6g}", "RescaleSlope": f"{slope:.8e}", "RescaleType": "HU"}
+        if kind == "synthetic":
+            elements |= {"RescaleSlope": "1", "WindowCenter": "40", "WindowWidth": "400"}
+    return stored, elements, {"clipped_voxels": int((clipped != values).sum()), "unit_per_stored_value": slope}
+
+
+def _common(modality: str, model: ModelIdentity, now: datetime, details: str) -> dict[str, Any]:
+    """Return the elements that are the same in every slice."""
+    day, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    described = f"Synthetic image made by a neural network ({model.name} {model.version}, weights {model.sha256[:16]})"
+    return {
+        **_PHYSICS[modality],
+        "SpecificCharacterSet": "ISO_IR 192",
+        "SOPClassUID": _STORAGE[modality],
+        "Modality": modality,
+        "SeriesDate": day,
+        "ContentDate": day,
+        "InstanceCreationDate": day,
+        "SeriesTime": time,
+        "ContentTime": time,
+        "InstanceCreationTime": time,
+        "ImageType": ["DERIVED", "SECONDARY", "AXIAL" if modality == "CT" else "OTHER", "SYNTHETIC"],
+        "SyntheticData": "YES",
+        "ImageComments": "AI SYNTHETIC - NOT FOR DIAGNOSTIC USE",
+        "Manufacturer": "medstyle project",
+        "ManufacturerModelName": "medstyle",
+        "DeviceSerialNumber": "0",
+        "SoftwareVersions": [model.version[:64], f"model sha256:{model.sha256[:16]}"],
+        "BurnedInAnnotation": "NO",
+        "RecognizableVisualFeatures": "YES",
+        "DerivationDescription": f"{described}. Not acquired. Not for diagnostic use.",
+        "DerivationCodeSequence": [_code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
+        "CodingSchemeIdentificationSequence": [
+            _item(CodingSchemeDesignator="99MEDSTYLE", CodingSchemeName="medstyle codes")
+        ],
+        "_equipment": _item(
+            Manufacturer="medstyle project",
+            ManufacturerModelName=model.name[:64],
+            SoftwareVersions=model.version[:64],
+            ContributionDateTime=day + time,
+            ContributionDescription="AI synthesis",
+            PurposeOfReferenceCodeSequence=[_code("109100", "DCM", "Synthesizing Equipment")],
+        ),
+        "_private": (f"{model.name} {model.version}"[:64], model.sha256[:64], details),
+    }
+
+
+def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[str, Any], same_grid: bool) -> Dataset:
+    """Build one slice without its pixels and its own identifiers."""
+    dataset = Dataset()
+    dataset.update(grid)
+    for name in _KEEP:
+        if name in header and name not in ("SeriesNumber", "Manufacturer", "ManufacturerModelName"):
+            _copy(dataset, header, name)
+    for name in _EMPTY:
+        if name not in dataset:
+            setattr(dataset, name, None)
+    if not dataset.get("BodyPartExamined") and "Laterality" not in dataset:
+        dataset.Laterality = None  # type 2C without a body part
+    for name, value in common.items():
+        if not name.startswith("_"):
+            setattr(dataset, name, value)
+    lossy = any("LOSSY" in frame.instance.flags for frame in frames)
+    dataset.LossyImageCompression = "01" if lossy else "00"
+    references = [
+        (f.instance.sop_class, f.instance.sop_uid, f.number + 1 if f.instance.frames > 1 else 0) for f in frames
+    ]
+    instances = {uid: _item(ReferencedSOPClassUID=cls, ReferencedSOPInstanceUID=uid) for cls, uid, _ in references}
+    dataset.ReferencedSeriesSequence = [
+        _item(
+            SeriesInstanceUID=frames[0].instance.series_uid,
+            ReferencedInstanceSequence=list(instances.values()),
+        )
+    ]
+    dataset.SourceImageSequence = [_source(*reference, same_grid) for reference in references]
+    dataset.ContributingEquipmentSequence = [
+        _item(
+            Manufacturer=str(header.get("Manufacturer") or "UNKNOWN")[:64],
+            PurposeOfReferenceCodeSequence=[_code("109101", "DCM", "Acquisition Equipment")],
+        ),
+        common["_equipment"],
+    ]
+    private = dataset.private_block(0x0099, "MEDSTYLE AI 1.0", create=True)
+    for element, (vr, value) in enumerate(zip(("LO", "LO", "UT"), common["_private"], strict=True), start=1):
+        private.add_new(element, vr, value)
+    return dataset
+
+
+def _source(sop_class: str, sop_uid: str, frame: int, same_grid: bool) -> Dataset:
+    item = _item(
+        ReferencedSOPClassUID=sop_class,
+        ReferencedSOPInstanceUID=sop_uid,
+        SpatialLocationsPreserved="YES" if same_grid else "NO",
+        PurposeOfReferenceCodeSequence=[_code("121322", "DCM", "Source image for image processing operation")],
+    )
+    if frame:
+        item.ReferencedFrameNumber = frame
+    return item
+
+
+class _Headers:
+    """Reads source headers, a multi-frame file once."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.dataset = Dataset()
+
+    def read(self, frame: Frame) -> tuple[Dataset, Dataset]:
+        """Return the header and the elements that place this frame, as they were written."""
+        path = frame.instance.path
+        if path != self.path:
+            tags = [*_KEEP, *_GRID, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+            self.dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(tags))
+            self.path = path
+        grid = Dataset()
+        holders = [self.dataset]
+        for name, k in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame.number)):
+            if name in self.dataset and len(self.dataset[name].value) > k:
+                group = self.dataset[name].value[k]
+                planes = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
+                holders += [group[plane].value[0] for plane in planes if group.get(plane)]
+        for holder in holders:  # the frame's own functional groups come last and win
+            for name in _GRID:
+                if name in holder and not holder[name].is_empty:
+                    grid[name] = holder[name]
+        return self.dataset, grid
+
+
+def _computed_grid(volume: Volume, k: int) -> Dataset:
+    """Return the elements that place slice ``k`` of a resampled volume."""
+    axes = volume.direction
+    column_mm, row_mm, _ = volume.spacing_mm
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    distance = abs(float(volume.affine[:3, 2] @ normal))
+    position = volume.affine @ np.array([0, 0, k, 1])
+    return _item(
+        PixelSpacing=[_decimal(row_mm), _decimal(column_mm)],
+        ImageOrientationPatient=[_decimal(v) for v in axes[:, :2].T.ravel()],
+        ImagePositionPatient=[_decimal(v) for v in position[:3]],
+        SliceThickness=_decimal(distance),
+        SpacingBetweenSlices=_decimal(distance),
+    )
+
+
+def _same_grid(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]) -> bool:
+    depth, rows, columns = shape
+    corners = np.array([[0, 0, 0, 1], [columns, 0, 0, 1], [0, rows, 0, 1], [0, 0, depth, 1]]).T
+    moved = np.abs((one - other) @ corners)  # mm
+    return bool(moved.max() <= POSITION_TOLERANCE_MM)
+
+
+def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = int(pixels.min()), int(pixels.max())
+    for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
+        dataset[name].VR = "US"
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+
+
+def _save(dataset: Dataset, path: Path) -> None:
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    dataset.file_meta.ImplementationVersionName = "MEDSTYLE_010"
+    with path.open("xb") as file:
+        dataset.save_as(file, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy(target: Dataset, source: Dataset, name: str) -> None:
+    """Copy one element; text is decoded by the source's character set, since the copy is written in UTF-8."""
+    element = source[name]
+    value = element.value
+    if element.VR == "SQ":
+        value = Sequence([_copied_code(item) for item in value])
+    elif element.VR == "PN":
+        value = str(value)
+    target.add_new(tag_for_keyword(name), element.VR, value)
+
+
+def _copied_code(item: Dataset) -> Dataset:
+    code = _code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
+    if not code.CodeValue or len(code.CodeValue) > 16:  # VR SH holds 16 characters
+        code.LongCodeValue = code.CodeValue or str(item.get("LongCodeValue", ""))
+        del code.CodeValue
+    return code
+
+
+def _item(**elements: Any) -> Dataset:
+    dataset = Dataset()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def _code(value: str, scheme: str, meaning: str) -> Dataset:
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _uid(*parts: str) -> str:
+    """Return the UID ``2.25.<UUID>`` (PS3.5 B.2) that follows from ``parts``."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return f"2.25.{UUID(bytes=digest[:16], version=5).int}"
+
+
+def _decimal(value: float) -> str:
+    """Write a number in the 16 characters of a decimal string (PS3.5 6.2)."""
+    for digits in range(16, 0, -1):
+        if len(text := f"{value:.{digits}g}") <= 16:
+            return text
+    return "0"
+
+
+def _number(dataset: Dataset, name: str) -> int:
+    try:
+        return int(dataset.get(name) or 0)
+    except (TypeError, ValueError):
+        return 0

@@ -1,0 +1,248 @@
+"""What is below some paths, of every kind that medstyle reads: one engine for ``medstyle inspect`` and ``ingest``."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import Refusal
+from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, read_volume
+
+if TYPE_CHECKING:
+    from medstyle.imaging.dicom.scan import Series
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+PICTURE_PIXELS = 1 << 26
+VOLUME_VOXELS = 1 << 31
+
+Kind = Literal["volume", "4d", "image", "video", "refused"]
+
+
+@dataclass(frozen=True)
+class File:
+    """What became of one file; ``reason`` holds no patient data, ``path`` may."""
+
+    path: Path = field(repr=False)
+    verdict: Literal["used", "skipped", "refused"]
+    code: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One thing that can be loaded: a DICOM series, a volume file, a picture or a video.
+
+    Attributes:
+        source: ``dicom``, ``volume``, ``picture`` or ``video``.
+        kind, code, reason: as in :class:`medstyle.imaging.dicom.scan.Series`.
+        files: its files; for DICOM in spatial order.
+        shape: ``(D, H, W)``; D counts the frames of a video (0 where unknown).
+        affine: ``(4, 4)`` LPS, mm; None where the geometry is unknown.
+        attributes: what domain rules may match. Free text from headers: never print or store it.
+        series: the DICOM series behind it.
+    """
+
+    source: Literal["dicom", "volume", "picture", "video"]
+    kind: Kind
+    code: str
+    reason: str
+    files: tuple[Path, ...] = field(repr=False)
+    shape: tuple[int, int, int] = (0, 0, 0)
+    affine: NDArray[np.float64] | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    series: Series | None = field(default=None, repr=False)
+
+    @property
+    def key(self) -> str:
+        """12 hexadecimal digits that name this item from run to run and tell nothing about it."""
+        if self.series is None:
+            return hashlib.sha256(str(self.path).encode(errors="surrogateescape")).hexdigest()[:12]
+        frame = self.series.frames[0]
+        identity = "\0".join((*frame.instance.identity, str(frame.number)))
+        return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:12]
+
+    @property
+    def path(self) -> Path:
+        """The only, or the first, file."""
+        return self.files[0]
+
+    @property
+    def usable(self) -> bool:
+        """True where it may be loaded without a person's word."""
+        return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Distance between voxel centres along (column, row, slice) axes, mm."""
+        if self.affine is None:
+            return None
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def load(self, domain: str) -> Volume:
+        """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
+
+        Raises:
+            Refusal: the item's own code, or one that only the voxels reveal.
+        """
+        if not self.usable:
+            raise Refusal(self.code, self.reason)
+        if self.series is not None:
+            from medstyle.imaging.dicom.read import read_image, read_series
+
+            return (read_image if self.kind == "image" else read_series)(self.series, domain)
+        if self.source != "volume":
+            raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
+        return read_volume(self.path, domain)
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """Every file's verdict and everything that can be loaded, in a stable order."""
+
+    files: tuple[File, ...]
+    volumes: tuple[Item, ...]
+
+    def to_json(
+        self, domain: Callable[[Item], str | None] | None = None, *, values: bool = False
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Return the contract of ``medstyle inspect --json``. Paths are given as they were found.
+
+        ``domain`` names an item's domain; the rules belong to its caller. ``values`` reads the voxels of usable
+        items for their range, which takes time.
+        """
+        return {
+            "files": [
+                {"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in self.files
+            ],
+            "volumes": [_row(item, domain, values) for item in self.volumes],
+        }
+
+
+def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) -> dict[str, Any]:
+    name = domain(item) if domain else None
+    code, reason, value_range = item.code, item.reason, None
+    if values and item.usable and item.source in ("dicom", "volume"):
+        try:
+            voxels = item.load(name or "mr_t1").voxels
+            value_range = [float(voxels.min()), float(voxels.max())]
+        except Refusal as refusal:
+            code, reason = refusal.code, refusal.reason
+    return {
+        "series": item.key,
+        "domain": name,
+        "kind": item.kind,
+        "code": code,
+        "reason": reason,
+        "shape": list(item.shape),
+        "spacing_mm": item.spacing_mm and list(item.spacing_mm),
+        "affine": None if item.affine is None else item.affine.tolist(),
+        "value_range": value_range,
+        "files": [str(path) for path in item.files],
+    }
+
+
+def inventory(paths: Iterable[Path]) -> Inventory:
+    """Judge every file below ``paths`` by its header: DICOM by content, everything else by its suffix.
+
+    Bad input becomes a verdict, never an exception; no pixel is decoded.
+    """
+    from medstyle.imaging.dicom.scan import find_files, scan
+
+    dicom: list[Path] = []
+    files: list[File] = []
+    items: list[Item] = []
+    for path in dict.fromkeys(find_files(paths)):
+        name = path.name.lower()
+        reader = next((read for suffixes, read in _READERS if name.endswith(suffixes)), None)
+        if reader is None or not path.is_file():
+            dicom.append(path)
+            continue
+        try:
+            item = reader(path)
+        except Refusal as refusal:
+            item = Item("volume", "refused", refusal.code, refusal.reason, (path,))
+        items.append(item)
+        files.append(File(path, "used" if item.usable else "refused", item.code, item.reason))
+    found = scan(dicom)
+    files += [File(f.path, f.verdict, f.code, f.reason) for f in found.files]
+    items += [
+        Item("dicom", s.kind, s.code, s.reason, s.files, s.shape, s.affine, s.attributes, s) for s in found.series
+    ]
+    return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
+
+
+def _volume(path: Path) -> Item:
+    """Check a volume file's header through SimpleITK, which is also what will read it."""
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        raise Refusal("E_DECODE", "not a readable volume file; it may be damaged or cut short") from None
+    size = [*reader.GetSize(), 1, 1][: max(3, reader.GetDimension())]
+    spacing, direction = np.array(reader.GetSpacing()), np.array(reader.GetDirection())
+    n = reader.GetDimension()
+    shape = (size[2], size[1], size[0])
+    if any(extent > 1 for extent in size[3:]) or n < 3:
+        return Item("volume", "4d", "E_4D", f"has size {tuple(size)}; split it into volumes", (path,), shape)
+    if reader.GetNumberOfComponents() != 1:
+        raise Refusal("E_COLOR", f"has {reader.GetNumberOfComponents()} values at each voxel; one is expected")
+    if np.prod(size, dtype=object) > VOLUME_VOXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {tuple(size)} voxels; the limit is {VOLUME_VOXELS}")
+    axes = direction.reshape(n, n)[:3, :3]
+    if not (np.isfinite(spacing).all() and (spacing[:3] > 0).all()):
+        raise Refusal("E_ZERO_SPACING", "the voxel spacing is not positive; write the file again with its spacing")
+    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
+        raise Refusal("E_TILT_NEEDS_RESAMPLE", "the axes are not orthogonal; resample it to a regular grid first")
+    affine = np.eye(4)
+    affine[:3, :3] = axes * spacing[:3]
+    affine[:3, 3] = reader.GetOrigin()[:3]
+    return Item("volume", "volume", "", "", (path,), shape, affine, {"Name": path.name})
+
+
+def _picture(path: Path) -> Item:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            width, height = image.size
+            frames = getattr(image, "n_frames", 1)
+    except Image.DecompressionBombError:
+        raise Refusal("E_TOO_LARGE", f"claims more than {PICTURE_PIXELS} pixels; scale it down first") from None
+    except Exception as error:  # damaged pictures raise many types, with paths in their text
+        raise Refusal("E_DECODE", f"not a readable picture ({type(error).__name__})") from None
+    if width * height > PICTURE_PIXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {PICTURE_PIXELS}")
+    return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name})
+
+
+def _video(path: Path) -> Item:
+    try:
+        import av
+    except ImportError:
+        return Item("video", "video", "", "", (path,), attributes={"Name": path.name})
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            shape = (int(stream.frames), int(stream.height), int(stream.width))
+    except Exception as error:
+        raise Refusal("E_DECODE", f"not a readable video ({type(error).__name__})") from None
+    return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
+
+
+_READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Item]], ...] = (
+    (VOLUME_SUFFIXES, _volume),
+    (PICTURE_SUFFIXES, _picture),
+    (VIDEO_SUFFIXES, _video),
+)
