@@ -1,0 +1,254 @@
+"""``medstyle …``: thin; every command calls a function of the package. Heavy imports wait inside the commands."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from medstyle.errors import UserError
+
+app = typer.Typer(
+    help="From a folder of scans or pictures to a trained, measured, registered and served style-transfer model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ParamsFile = Annotated[Path, typer.Option("--params", help="File whose section of the stage's name is read.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+Model = Annotated[str, typer.Option("--model", help="Translator folder, or a model such as models:/medstyle@champion.")]
+DEFAULT_MODEL = "models:/medstyle@champion"
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one clear line and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"medstyle: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("medstyle: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _stage(name: str, file: Path) -> tuple[Any, Any]:
+    from medstyle.params import load
+
+    module = importlib.import_module(f"medstyle.stages.{name}")
+    return module.run, load(module.Params, name, file)
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Argument(help="New folder for studies/ and truth/.")],
+    subjects: Annotated[int, typer.Option(help="Number of studies.")] = 24,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    domains: Annotated[str, typer.Option(help="Contrasts, separated by commas.")] = "mr_t1,mr_t2",
+) -> None:
+    """Write DICOM studies of the digital brain phantom.
+
+    Example: medstyle phantom /tmp/studies --subjects 2 --domains mr_t1,mr_t2,ct
+    """
+    from medstyle.params import parse
+    from medstyle.stages.acquire import Params, run
+
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new folder")
+    run(parse(Params, {"subjects": subjects, "seed": seed, "domains": domains.split(",")}, "phantom"), out, print)
+
+
+@app.command()
+def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders.")], json_: Json = False) -> None:
+    """Show what would be used and what refused, and why. Writes nothing.
+
+    Example: medstyle inspect data/raw --json
+    """
+    from medstyle.imaging.inventory import inventory
+
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder")
+    document = inventory(paths).to_json(_domain_by_params(), values=json_)
+    if json_:
+        print(json.dumps(document, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
+    for row in document["volumes"]:
+        spacing = " ".join(f"{value:.2f}" for value in row["spacing_mm"] or [])
+        verdict = f"{row['code']}: {row['reason']}" if row["code"] else "used"
+        shape = " x ".join(map(str, row["shape"]))
+        table.add_row(row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict)
+    console = Console()
+    console.print(table)
+    unused = [file for file in document["files"] if file["verdict"] != "used"]
+    for file in unused:
+        console.print(f"{file['verdict']}: {file['path']}: {file['code']}: {file['reason']}", markup=False)
+    console.print(f"{len(document['files']) - len(unused)} files used, {len(unused)} not")
+
+
+def _domain_by_params() -> Any:
+    """Name domains by the rules of ./params.yaml, where there is one."""
+    if not Path("params.yaml").is_file():
+        return None
+    from medstyle.imaging.rules import domain_of
+    from medstyle.params import load
+    from medstyle.stages.ingest import Params
+
+    rules = load(Params, "ingest").rules
+    return lambda item: domain_of({**item.attributes, "path": item.path.as_posix()}, rules)
+
+
+@app.command()
+def acquire(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: make the raw data (the phantom by default) in data/raw."""
+    run, params = _stage("acquire", file)
+    run(params, Path("data/raw"), print)
+
+
+@app.command()
+def ingest(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: raw files -> de-identified volumes and pictures in data/scans, and reports/ingest.json."""
+    run, params = _stage("ingest", file)
+    run(params, Path("data/scans"), Path("reports/ingest.json"))
+
+
+@app.command()
+def denoise(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: data/scans -> the slice store data/slices."""
+    run, params = _stage("denoise", file)
+    run(params, Path("data/scans"), Path("data/slices"))
+
+
+@app.command()
+def train(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: data/slices -> models/translator. Run it again after a crash: it goes on where it stopped."""
+    from medstyle.registry.tracking import training_run
+
+    run, params = _stage("train", file)
+    with training_run(params) as log:
+        run(params, Path("data/slices"), Path("models/translator"), Path("reports/training.csv"), log=log)
+
+
+@app.command()
+def evaluate(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: measure the translator beside its baselines on unseen subjects; writes reports/."""
+    from medstyle.params import load
+    from medstyle.stages.ingest import Params as IngestParams
+
+    run, params = _stage("evaluate", file)
+    truth = Path(load(IngestParams, "ingest", file).source) / "truth"
+    run(params, Path("data/scans"), Path("data/slices"), Path("models/translator"), truth, Path("reports"))
+
+
+@app.command()
+def register(file: ParamsFile = Path("params.yaml")) -> None:
+    """Stage: register the translator in MLflow, alias candidate, and champion if it passes the gate."""
+    run, params = _stage("register", file)
+    run(params, Path("models/translator"), Path("reports"), file)
+
+
+@app.command()
+def translate(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder or file, volume file, or picture.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder (DICOM) or file of the same kind.")],
+    model: Model = DEFAULT_MODEL,
+    to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, where rules cannot tell.")] = None,
+    style: Annotated[Path | None, typer.Option(help="Exemplar picture of the style.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
+    uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
+    json_: Json = False,
+) -> None:
+    """Translate a scan or picture: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture.
+
+    Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
+    """
+    from medstyle.inference.translate import translate_path
+
+    if style is not None or seed is not None:
+        raise UserError("this translator has one style per domain; --style and --seed need another style source")
+    translator = _translator(model)
+    results = translate_path(source, out, translator, target=to, source_domain=from_, uncertainty=uncertainty)
+    if json_:
+        print(json.dumps(results, indent=1))
+        return
+    for result in results:
+        print(
+            f"{result['out']}: {result['domain']}, {result['shape']}, out-of-distribution {result['ood_verdict']} "
+            f"(score {result['ood_score']:.2f})"
+        )
+
+
+def _translator(reference: str) -> Any:
+    from medstyle.networks.translator import Translator
+
+    if not reference.startswith("models:/"):
+        return Translator.load(reference)
+    from medstyle.registry.models import fetch
+
+    return Translator.load(fetch(reference))
+
+
+@app.command()
+def models(json_: Json = False) -> None:
+    """List the registered versions with their aliases, verdicts and metrics."""
+    from medstyle.registry.models import versions
+
+    rows = versions()
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("version", "aliases", "gate", "PSNR", "SSIM", "MAE", "weights", "git")
+    for row in rows:
+        table.add_row(*(str(row[key]) for key in ("version", "aliases", "gate", "psnr", "ssim", "mae", "weights", "git")))
+    Console().print(table)
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(help="Version to make champion.")],
+    because: Annotated[str | None, typer.Option(help="Reason to overrule a failed gate; recorded.")] = None,
+) -> None:
+    """Make VERSION the champion; the old champion becomes `previous`.
+
+    Example: medstyle promote 3
+    """
+    from medstyle.registry.models import promote as make_champion
+
+    print(make_champion(version, because))
+
+
+@app.command()
+def rollback() -> None:
+    """Make `previous` the champion again."""
+    from medstyle.registry.models import rollback as back
+
+    print(back())
+
+
+@app.command()
+def serve(
+    model: Annotated[str, typer.Option(help="Registered model to serve.")] = DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 5101,
+    workers: Annotated[int, typer.Option(help="Server processes.")] = 1,
+) -> None:
+    """Serve a registered model over HTTP (`mlflow models serve`).
+
+    Example: medstyle serve --port 5101
+    """
+    from medstyle.registry.models import serve as start
+
+    sys.exit(start(model, host, port, workers))

@@ -1,0 +1,151 @@
+"""Files as they come -> canonical, de-identified volumes and pictures, a manifest, and a report of what was refused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from medstyle.errors import Refusal, UserError
+from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.inventory import Inventory, Item, inventory
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import read_picture, write_picture
+from medstyle.imaging.progress import track
+from medstyle.imaging.rules import Rule, domain_of
+from medstyle.imaging.volume import write_volume
+from medstyle.params import params
+
+TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
+
+
+@params
+class Params:
+    """Where scans or pictures come from and which domain each belongs to."""
+
+    source: str = "data/raw"
+    """Folder with DICOM studies, volume files or pictures, in any arrangement; its folder `truth` is left alone."""
+    rules: tuple[Rule, ...] = ()
+    """First rule that matches names the domain; what matches none is reported and left out."""
+    subject: str | None = None
+    """Regular expression that finds the subject in a file's path; default: PatientID, folder, or the picture itself."""
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise UserError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
+        try:
+            re.compile(self.subject or "")
+        except re.error as error:
+            raise UserError(f"ingest.subject: not a regular expression: {error}") from None
+
+
+def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = print) -> None:
+    """Fill the new folder ``out`` with ``<subject>/<domain>.nii.gz`` or ``.png`` and ``manifest.json``.
+
+    One bad input is refused and reported; the rest goes on.
+
+    Raises:
+        UserError: the source is absent or holds nothing that a rule accepts.
+    """
+    source = Path(params.source)
+    if not source.is_dir():
+        raise UserError(f"ingest.source: {source}: no such folder; `dvc add` or `dvc import-url` your data there")
+    found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
+    scratch = out.with_name(f".part-{out.name}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    manifest: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    for item in track(found.volumes, "ingest"):
+        try:
+            manifest.append(_take(item, params, source, scratch))
+        except Refusal as refusal:
+            shape = list(item.shape)
+            refused.append(
+                {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
+            )
+    if not manifest:
+        causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items()) or "it is empty"
+        raise UserError(f"ingest.source: {source}: nothing could be used ({causes}); see `medstyle inspect {source}`")
+    manifest.sort(key=lambda entry: str(entry["path"]))
+    document = {"rules": [asdict(rule) for rule in params.rules], "items": manifest}
+    (scratch / "manifest.json").write_text(json.dumps(document, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    scratch.replace(out)
+    _write_report(report, found, manifest, refused, source)
+    subjects = len({entry["subject"] for entry in manifest})
+    log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
+
+
+def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, object]:
+    """Write one item in canonical form and return its manifest entry."""
+    path = item.path.relative_to(source).as_posix()
+    if not item.usable:
+        raise Refusal(item.code, item.reason)
+    domain = domain_of({**item.attributes, "path": path}, params.rules)
+    if domain is None:
+        raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
+    modality = DOMAINS[domain]
+    if (item.source == "picture") != (modality.dicom is None):
+        raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
+    if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
+        raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
+    subject = subject_key(_subject(item, params, path))
+    name = f"{subject}/{domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
+    if (out / name).exists():
+        raise Refusal("E_DUPLICATE_DOMAIN", f"another image of this subject is already {domain}; make the rules narrower")
+    (out / name).parent.mkdir(exist_ok=True)
+    entry: dict[str, object] = {"subject": subject, "domain": domain, "path": name, "source": item.source}
+    if item.source == "picture":
+        pixels = read_picture(item.path, "picture")
+        write_picture(out / name, pixels)
+        return {**entry, "shape": [1, *pixels.shape[:2]]}
+    volume = item.load(domain)
+    write_volume(out / name, volume)
+    return {
+        **entry,
+        "shape": list(volume.voxels.shape),
+        "spacing_mm": [round(spacing, 4) for spacing in volume.spacing_mm],
+        "scanner": {
+            key: item.attributes[key]
+            for key in ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
+            if item.attributes.get(key)
+        },
+    }
+
+
+def _subject(item: Item, params: Params, path: str) -> str:
+    if params.subject is not None:
+        match = re.search(params.subject, path)
+        if match is None:
+            raise Refusal("E_SUBJECT", "ingest.subject does not match its path; correct the expression")
+        return match.group(match.lastindex or 0)
+    if item.series is not None:
+        if not item.series.patient_id:
+            raise Refusal("E_SUBJECT", "PatientID is empty; set ingest.subject to find the subject in the path")
+        return item.series.patient_id
+    return path if item.source == "picture" else str(Path(path).parent)
+
+
+def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path) -> None:
+    """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
+    files = [
+        {
+            "file": hashlib.sha256(str(file.path.relative_to(source)).encode(errors="surrogateescape")).hexdigest()[:12],
+            "code": file.code,
+            "reason": file.reason,
+        }
+        for file in found.files
+        if file.verdict != "used"
+    ]
+    used = Counter(entry["domain"] for entry in manifest)
+    report.parent.mkdir(parents=True, exist_ok=True)
+    scratch = report.with_name(f".part-{report.name}")
+    document = {"used": dict(sorted(used.items())), "refused": refused, "files": files}
+    scratch.write_text(json.dumps(document, indent=1) + "\n")
+    scratch.replace(report)
