@@ -234,7 +234,7 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     scale = rng.uniform(0.89, 0.97) * rng.uniform(0.97, 1.03, 3)  # MNI152 is larger than most heads
     pose = rotation(rng.uniform(-3, 3, 3)) / scale[:, None]
     top = 100 - size[2] / 2 / scale[2]  # a slab too thin for the head is put at the ventricles
-    centre = np.array([0.0, 14.0, min(top, 22.0)]) + rng.uniform(-2, 2, 3)
+    centre = np.array([0.0, 14.0, min(top, 24.0)]) + rng.uniform(-2, 2, 3)
 
     # Points in atlas space, several per voxel along the slice axis, whose partial volume is the largest.
     sub = max(1, round(spacing[2] / spacing[0] * 1.5))
