@@ -104,9 +104,10 @@ def load_atlas() -> Atlas:
     brain = np.pad(t1[::2, ::2, ::2] > 0, pad)
     brain = binary_fill_holes(brain)
     cavity, hull = closed(brain, 7.0, 1.5), closed(brain, 28.0)
-    affine = volumes["t1"].affine.astype(np.float32)  # diagonal
-    grid = Grid(1 / affine.diagonal()[:3], -affine[:3, 3] / affine.diagonal()[:3])
-    coarse = Grid(grid.per_mm / 2, grid.offset / 2 + pad)
+    affine: Array = volumes["t1"].affine.astype(np.float32)  # diagonal
+    per_mm: Array = (1 / affine.diagonal()[:3]).astype(np.float32)
+    grid = Grid(per_mm, (-affine[:3, 3] * per_mm).astype(np.float32))
+    coarse = Grid((per_mm / 2).astype(np.float32), (grid.offset / 2 + pad).astype(np.float32))
 
     fluid = np.pad((gm + wm < 110)[::2, ::2, ::2], pad) & (cavity < -16)
     x, _, z = coarse.points(fluid.shape).reshape(3, *fluid.shape)
@@ -116,6 +117,16 @@ def load_atlas() -> Atlas:
     ventricles = np.isin(parts, np.flatnonzero(sizes > 60)[1:])
     ventricle = np.maximum(distance(ventricles), 0)
     return Atlas(gm.astype(np.uint8), wm.astype(np.uint8), grid, cavity, hull, ventricle, coarse)
+
+
+def rotation(degrees: NDArray) -> NDArray[np.float64]:
+    """Return the rotation matrix of three Euler angles."""
+    (a, b, c), (d, e, f) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    rx = np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
+    ry = np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
+    rz = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
+    matrix: NDArray[np.float64] = rz @ ry @ rx
+    return matrix
 
 
 def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[float, ...] | float) -> Array:
@@ -147,7 +158,7 @@ def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
     velocity = 0.86 * velocity + 0.5 * mirrored  # left and right vary together
     # Looking up nearer to the ventricles makes them larger.
     distance = atlas.at(atlas.ventricle, nodes).reshape(shape)
-    toward = np.stack(np.gradient(-distance, NODE_MM)[::-1])
+    toward: Array = np.stack(list(np.gradient(-distance, NODE_MM))[::-1])
     velocity += rng.uniform(-1.5, 5.0) * toward * np.exp(-0.5 * (distance / 12) ** 2) * np.clip(distance / 4, 0, 1)
     displacement = velocity.reshape(3, -1) / 64
     for _ in range(6):
@@ -162,22 +173,20 @@ def _ball(points: NDArray, centre: tuple[float, float, float], radii: tuple[floa
     return ((scaled - 1) * min(radii)).astype(np.float32)
 
 
-def tissue_fractions(
-    points: Array, atlas: Atlas, folds: Array, thickness: Array, blur_mm: float, habitus: NDArray[np.float64]
-) -> Array:
+def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, habitus: NDArray[np.float64]) -> Array:
     """Find what each point is made of.
 
     Args:
         points: ``(3, N)`` in atlas space, LPS mm.
-        folds: ``(2, N)`` unit noise that widens or narrows sulci and the cortex.
-        thickness: ``(N,)`` unit noise for skull and scalp.
+        noise: ``(3, N)`` smooth unit noise that varies the cortex, the sulci, and the thickness of skull and scalp.
         blur_mm: width of the edges between tissues, about one voxel.
         habitus: ``(4,)`` mean skull, scalp fat and muscle thickness in mm, and width of the fluid around the brain.
 
     Returns:
         ``(len(TISSUES), N)``, summing to one.
     """
-    skull_mm, fat_mm, muscle_mm, fluid = habitus
+    cortex, sulci, thickness = noise
+    skull_mm, fat_mm, muscle_mm, fluid = habitus.tolist()  # float64 scalars would widen the arrays
     x, y, z = np.abs(points[0]), points[1], points[2]
     sym = np.stack([x, y, z])
 
@@ -189,8 +198,8 @@ def tissue_fractions(
     cavity, hull = atlas.at(atlas.cavity, points), atlas.at(atlas.hull, points)
     csf = np.clip(1 - gm - wm, 0, 1)
     gm, wm, csf = (p**2 for p in (gm, wm, csf))
-    gm *= np.exp(0.35 * folds[0])
-    csf *= np.exp(0.5 * folds[1] + fluid)
+    gm *= np.exp(0.35 * cortex)
+    csf *= np.exp(0.5 * sulci + fluid)
     scale = inside(cavity) / np.maximum(gm + wm + csf, 1e-6)
     gm, wm = gm * scale, wm * scale
 
@@ -201,7 +210,7 @@ def tissue_fractions(
     fat = fat_mm * (1 + 0.25 * thickness)
     head = hull - skull - temporal - nape - fat - 1.8
     face = 68 * (((x / 69) ** 2.5 + (np.abs(y + 16) / 72) ** 2.5) ** 0.4 - 1)
-    face = np.maximum(np.minimum(face, _ball(sym, (0, -86, -54), (14, 17, 24))), 0.8 * (z + 22))
+    face = np.maximum(np.minimum(face, _ball(sym, (0, -84, -56), (19, 19, 30))), 0.8 * (z + 22))
     head = np.minimum(head, face)
     in_cavity, in_skull, in_head = inside(cavity), inside(hull - skull), inside(head)
     in_skull = np.maximum(in_skull, in_cavity)
@@ -213,8 +222,8 @@ def tissue_fractions(
     scalp_fat = np.maximum(under_skin - np.maximum(under_fat, in_skull), 0)
     depth = (hull - 2.5) / (skull - 2.5)  # 0 inner, 1 outer table
     marrow = 0.55 * np.exp(-(((depth - 0.5) / 0.22) ** 2)) * np.clip(0.8 + 0.4 * thickness, 0, 1)
-    base = np.clip((cavity - 2) / 2, 0, 1) * np.clip(-hull / 3, 0, 1)  # thick bone of the skull base
-    marrow = np.maximum(marrow, base * np.clip(0.5 + 0.35 * folds[0], 0, 0.8))
+    base = np.clip((cavity - 1.5) / 1.5, 0, 1) * np.clip((skull - hull - 4) / 2, 0, 1) * np.clip((-z - 10) / 8, 0, 1)
+    marrow = np.maximum(marrow, base * np.clip(0.45 + 0.25 * cortex, 0, 0.8))
     f[GM], f[WM], f[CSF] = gm, wm, in_cavity - gm - wm
     f[FAT] = scalp_fat + bone * marrow
     f[BONE] = bone * (1 - marrow)
@@ -234,7 +243,8 @@ def tissue_fractions(
         orbit = np.hypot(x - (32 - 18 * along), z + 33) - 18.5 * np.sqrt(1 - 0.97 * along)
         orbit = np.maximum(orbit, np.maximum(-78 - y, y + 24))
         put(BONE, orbit - 1.5)
-        put(FAT, orbit)
+        put(MUSCLE, orbit)
+        put(FAT, orbit, 0.75)
         put(MUSCLE, np.maximum(np.hypot(x - (32 - 18 * along), z + 33) - 2.2, np.maximum(-62 - y, y + 24)))
         eye = _ball(sym, (32, -69, -33), (12.2, 12.2, 12.2))
         put(MUSCLE, eye)
@@ -243,9 +253,81 @@ def tissue_fractions(
         nose = np.maximum(np.maximum(x - 11, np.abs(y + 48) - 26), z + 30)
         put(BONE, nose - 1.5)
         put(AIR, nose)
-        put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * folds[0][low], nose))
-        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * folds[0][low], 0, 1))
+        put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * cortex[low], nose))
+        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * cortex[low], 0, 1))
         f_all[:, low] = f
         f = f_all
     f[AIR] += 1 - f.sum(axis=0)
     return np.clip(f, 0, 1)
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """An ellipsoid in white matter: mean radius in mm, centre in patient space (LPS, mm)."""
+
+    radius_mm: float
+    centre_mm: tuple[float, float, float]
+
+
+def add_lesions(
+    rng: np.random.Generator, most: int, fractions: Array, affine: NDArray[np.float64], distance: Array
+) -> tuple[tuple[Lesion, ...], NDArray[np.uint8]]:
+    """Replace white (and bordering grey) matter by up to ``most`` lesions, in a quarter of the heads by none.
+
+    Args:
+        fractions: ``(len(TISSUES), D, H, W)``, changed in place.
+        distance: ``(D, H, W)`` to the ventricles in mm, infinite where no lesion may begin. Most begin near them, as
+            those of multiple sclerosis do.
+
+    Returns:
+        the lesions, and their numbers (from 1) in the voxels that they fill, ``(D, H, W)``.
+    """
+    ids = np.zeros(distance.shape, np.uint8)
+    white = np.argwhere(np.isfinite(distance))
+    count = int(rng.integers(1, most + 1)) if most and rng.random() > 0.25 and len(white) else 0
+    found: list[Lesion] = []
+    if not count:
+        return (), ids
+    near = 0.03 + np.exp(-np.abs(distance[tuple(white.T)] - 4) / 8)
+    weights = np.cumsum(near / near.sum(dtype=np.float64), dtype=np.float64)
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    for _ in range(40 * count):
+        if len(found) == count:
+            break
+        radius = float(2 * 4 ** rng.random() ** 1.2)  # 2 to 8 mm, small ones more often
+        voxel = white[min(int(np.searchsorted(weights, rng.random())), len(white) - 1)]
+        centre = voxel[::-1] + rng.uniform(-0.5, 0.5, 3)
+        axes = rng.uniform(0.75, 1.3, 3)
+        axes *= radius / np.cbrt(axes.prod())
+        turn = rotation(rng.uniform(0, 180, 3))
+        lobes = turn @ rng.standard_normal((3, 3))
+        severity = rng.uniform(0.75, 1.0)
+        place = affine[:3, :3] @ centre + affine[:3, 3]
+        if any(np.hypot.reduce(np.subtract(place, other.centre_mm)) < radius + other.radius_mm + 3 for other in found):
+            continue
+
+        reach = np.ceil(1.8 * radius / spacing).astype(int) + 1
+        low = np.maximum(voxel[::-1] - reach, 0)
+        high = np.minimum(voxel[::-1] + reach + 1, ids.shape[::-1])
+        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+        steps = [(np.arange(3 * (b - a)) + 0.5) / 3 - 0.5 + a - c for a, b, c in zip(low, high, centre, strict=True)]
+        z, y, x = np.meshgrid(*[s * mm for s, mm in zip(steps, spacing, strict=True)][::-1], indexing="ij")
+        points = np.stack([x, y, z])
+        unit = points / np.maximum(np.sqrt((points**2).sum(axis=0)), 1e-6)
+        bumps = 1 + 0.12 * np.tanh(np.prod([np.tensordot(lobe, unit, 1) for lobe in lobes], axis=0))
+        reach_mm = np.sqrt((np.tensordot((turn / axes).T, points, 1) ** 2).sum(axis=0)) / bumps
+        soft = np.clip(0.5 - (reach_mm - 1) * radius / 1.2, 0, 1)
+        d, h, w = ids[box].shape
+        shape = soft.reshape(d, 3, h, 3, w, 3).mean(axis=(1, 3, 5)).astype(np.float32)
+        local = fractions[(slice(None), *box)]
+        brain = local[GM] + local[WM]
+        if (shape * local[WM]).sum() < 0.7 * shape.sum():
+            continue  # mostly outside white matter
+        core = ((shape >= 0.5) & (brain >= 0.5)) | (shape * brain == (shape * brain).max())
+        found.append(Lesion(radius, (float(place[0]), float(place[1]), float(place[2]))))
+        ids[box][core] = len(found)
+        for tissue in (GM, WM):
+            moved = local[tissue] * shape * np.float32(severity)
+            local[tissue] -= moved
+            local[LESION] += moved
+    return tuple(found), ids

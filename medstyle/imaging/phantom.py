@@ -22,14 +22,16 @@ from medstyle.errors import UserError
 from medstyle.imaging.anatomy import (
     AIR,
     CSF,
-    GM,
     LESION,
     TISSUES,
     WM,
     Array,
+    Lesion,
+    add_lesions,
     atlas_files,
     deformation,
     load_atlas,
+    rotation,
     sample,
     smooth_noise,
     tissue_fractions,
@@ -41,8 +43,8 @@ from medstyle.params import params
 # 1.5 T: BrainWeb (Kwan et al., IEEE TMI 18:1085, 1999; brainweb tissue_mr_parameters.txt), MS lesion included.
 # CSF: T1 4.3 s at either field (Rooney et al., MRM 57:308, 2007); BrainWeb's 2569 ms would not be nulled by a clinical
 # TI. Fat T2: 90 ms, within the 41-143 ms of Pai et al., MRI 26:1215, 2008.
-# 3 T: grey and white matter of Wansapura et al., JMRI 9:531, 1999; muscle and fat scaled by the ratio of 3 T to 1.5 T of
-# Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004; lesion scaled as white matter.
+# 3 T: grey and white matter of Wansapura et al., JMRI 9:531, 1999; muscle and fat scaled by the ratio of 3 T to 1.5 T
+# of Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004; lesion scaled as white matter.
 # CT numbers: Bushberg, The Essential Physics of Medical Imaging; bone is compact bone, marrow mixes it with fat.
 TISSUE_VALUES = {
     "air": (1.0, 1.0, 1.0, 0.0, -1000.0),
@@ -54,13 +56,13 @@ TISSUE_VALUES = {
     "bone": (1.0, 1.0, 1.0, 0.0, 1150.0),
     "lesion": (752.0, 1250.0, 237.0, 0.76, 22.0),
 }
-SPREAD = 0.04  # coefficient of variation of T1, T2 and PD between subjects
-TEXTURE = 0.02  # and within a tissue of one subject
+# Coefficients of variation of T1, T2 and PD: between subjects (all tissues together, each tissue), within a tissue.
+SPREAD, SPREAD_EACH, TEXTURE = 0.03, 0.015, 0.02
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A pulse sequence, times in ms: inversion recovery if it has a TI, spoiled gradient echo if it has a flip angle."""
+    """A pulse sequence, times in ms: inversion recovery if it has a TI, spoiled gradient echo if a flip angle."""
 
     description: str
     tr: float
@@ -112,8 +114,8 @@ SITES = (
         {
             "mr_t1": Sequence("T1 GRE", 12, 3, flip_deg=20),
             "mr_t2": Sequence("T2 TSE", 6000, 85),
-            "mr_pd": Sequence("PD SE", 2600, 14),
-            "mr_flair": Sequence("FLAIR", 11000, 95, 2590),
+            "mr_pd": Sequence("PD SE", 3500, 22),
+            "mr_flair": Sequence("FLAIR", 11000, 125, 2590),
         },
     ),
 )  # fmt: skip
@@ -137,7 +139,7 @@ class PhantomParams:
     spacing_mm: tuple[float, float, float] = (1.8, 1.8, 3.0)
     """Distance of columns, rows and slices in mm; a head needs 230 mm in the plane."""
     noise: float = 0.03
-    """Standard deviation of the noise in each channel relative to the signal of white matter; in CT 150 HU times this."""
+    """Standard deviation of each channel's noise relative to the signal of white matter; in CT, 150 HU times this."""
     bias: float = 0.3
     """Range of the coil's multiplicative field over the image: 0.3 is 0.85 to 1.15 (BrainWeb's INU of 30 %)."""
     lesions: int = 8
@@ -157,14 +159,6 @@ class PhantomParams:
             raise UserError(f"domains: expected different ones of {', '.join(DOMAINS)}, got {list(self.domains)}")
         if len(self.spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in self.spacing_mm):
             raise UserError(f"spacing_mm: expected three distances of 0.2 to 20, got {list(self.spacing_mm)}")
-
-
-@dataclass(frozen=True)
-class Lesion:
-    """An ellipsoid in white matter: mean radius in mm, centre in patient space (LPS, mm)."""
-
-    radius_mm: float
-    centre_mm: tuple[float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +189,7 @@ class Subject:
         """Return T1 (ms), T2 (ms) and PD of a tissue of this subject at a site's field strength."""
         low, high, t2, pd, _ = TISSUE_VALUES[TISSUES[tissue]]
         t1 = low if (site or self.site).field_t < 2 else high
-        a, b, c = self.scale[tissue]
+        a, b, c = self.scale[tissue].tolist()
         return t1 * a, t2 * b, pd * c
 
     def image(self, domain: str, site: Site | None = None) -> Volume:
@@ -224,16 +218,6 @@ def _rng(*stream: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(stream)))
 
 
-def _rotation(degrees: NDArray) -> NDArray[np.float64]:
-    """Return the rotation matrix of three Euler angles."""
-    (a, b, c), (d, e, f) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
-    rx = np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
-    ry = np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
-    rz = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
-    matrix: NDArray[np.float64] = rz @ ry @ rx
-    return matrix
-
-
 def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Subject:
     """Draw subject ``index``; without ``lesions`` it is the same head before it fell ill."""
     atlas = load_atlas()
@@ -243,14 +227,14 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     size = spacing * shape[::-1]
 
     # The technician tilts the slices to the head, almost: the header carries one rotation, the image the rest.
-    tilt = _rotation(rng.uniform(-6, 6, 3))
+    tilt = rotation(rng.uniform(-6, 6, 3))
     affine = np.eye(4)
     affine[:3, :3] = tilt * spacing
     affine[:3, 3] = rng.uniform(-10, 10, 3) - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
     scale = rng.uniform(0.89, 0.97) * rng.uniform(0.97, 1.03, 3)  # MNI152 is larger than most heads
-    pose = _rotation(rng.uniform(-3, 3, 3)) / scale[:, None]
+    pose = rotation(rng.uniform(-3, 3, 3)) / scale[:, None]
     top = 100 - size[2] / 2 / scale[2]  # a slab too thin for the head is put at the ventricles
-    centre = np.array([0.0, 14.0, min(top, 22.0)]) + rng.uniform(-2, 2, 3)
+    centre = np.array([0.0, 14.0, min(top, 24.0)]) + rng.uniform(-2, 2, 3)
 
     # Points in atlas space, several per voxel along the slice axis, whose partial volume is the largest.
     sub = max(1, round(spacing[2] / spacing[0] * 1.5))
@@ -259,95 +243,29 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     along = [np.outer(pose[:, axis], steps[axis]).astype(np.float32) for axis in range(3)]
     grid_points = along[0][:, None, None, :] + along[1][:, None, :, None] + along[2][:, :, None, None]
     points = grid_points.reshape(3, -1) + centre[:, None].astype(np.float32)
-    away = (points - np.float32([[0], [14], [15]])) / np.float32([[112], [132], [120]])
+    away = (points - np.array([[0], [14], [15]], np.float32)) / np.array([[112], [132], [120]], np.float32)
     head = np.flatnonzero((away**2).sum(axis=0) < 1)  # the rest is air, however it is deformed
     displacement, grid = deformation(rng, atlas)
     points = points[:, head] + np.stack([sample(d, grid, points[:, head]) for d in displacement])
 
-    near = tuple(6.0 / spacing[::-1])
-    fields = np.stack([smooth_noise(rng, shape, near), smooth_noise(rng, shape, near),
-                       smooth_noise(rng, shape, tuple(14.0 / spacing[::-1]))])  # fmt: skip
+    def noise(sigma_mm: float) -> Array:
+        return smooth_noise(rng, shape, tuple(sigma_mm / spacing[::-1]))
+
     habitus = np.array([rng.uniform(3.5, 5.5), rng.uniform(2.5, 6), rng.uniform(6, 11), rng.uniform(-0.4, 0.6)])
-    fractions = np.zeros((len(TISSUES), shape[0] * sub * shape[1] * shape[2]), np.float32)
-    fractions[AIR] = 1
-    repeated = np.repeat(fields, sub, axis=1).reshape(3, -1)[:, head]
-    blur = 0.8 * float(spacing[:2].mean())
-    fractions[:, head] = tissue_fractions(points, atlas, repeated[:2], repeated[2], blur, habitus)
-    fractions = fractions.reshape(len(TISSUES), shape[0], sub, *shape[1:]).mean(axis=2)
-    texture = np.stack([0.6 * smooth_noise(rng, shape, tuple(2.5 / spacing[::-1])) + 0.8 * f for f in (
-        smooth_noise(rng, shape, tuple(15.0 / spacing[::-1])) for _ in range(3))])  # fmt: skip
-    texture = np.clip(texture * TEXTURE, -3 * TEXTURE, 3 * TEXTURE)
-    relative = 1 + SPREAD * np.clip(rng.standard_normal((len(TISSUES), 3)), -2.5, 2.5)
-    ids = np.zeros(shape, np.uint8)
-    found: tuple[Lesion, ...] = ()
-    if lesions:
-        white = np.argwhere(fractions[WM] > 0.9)
-        middle = np.ravel_multi_index((white * (sub, 1, 1) + (sub // 2, 0, 0)).T, (shape[0] * sub, *shape[1:]))
-        distance = atlas.at(atlas.ventricle, points[:, np.searchsorted(head, middle)])
-        found = _add_lesions(_rng(params.seed, index, 1), params.lesions, fractions, ids, affine, white, distance)
+    repeated = np.repeat([noise(6), noise(6), noise(14)], sub, axis=1).reshape(3, -1)[:, head]
+    fine = np.zeros((len(TISSUES), shape[0] * sub * shape[1] * shape[2]), np.float32)
+    fine[AIR] = 1
+    fine[:, head] = tissue_fractions(points, atlas, repeated, 0.8 * float(spacing[:2].mean()), habitus)
+    fractions = fine.reshape(len(TISSUES), shape[0], sub, *shape[1:]).mean(axis=2)
+    texture = np.clip([0.6 * noise(2.5) + 0.8 * noise(15) for _ in range(3)], -3, 3) * np.float32(TEXTURE)
+    together, each = np.clip(rng.standard_normal(3), -2, 2), np.clip(rng.standard_normal((len(TISSUES), 3)), -2, 2)
+    relative = 1 + SPREAD * together + SPREAD_EACH * each
+    distance = np.full(shape, np.inf, np.float32)
+    white = np.argwhere(fractions[WM] > 0.9)
+    middle = np.ravel_multi_index((white * (sub, 1, 1) + (sub // 2, 0, 0)).T, (shape[0] * sub, *shape[1:]))
+    distance[tuple(white.T)] = atlas.at(atlas.ventricle, points[:, np.searchsorted(head, middle)])
+    found, ids = add_lesions(_rng(params.seed, index, 1), params.lesions if lesions else 0, fractions, affine, distance)
     return Subject(index, SITES[index % params.sites], affine, fractions, texture, relative, found, ids)
-
-
-def _add_lesions(
-    rng: np.random.Generator,
-    most: int,
-    fractions: Array,
-    ids: NDArray,
-    affine: NDArray,
-    white: NDArray,
-    distance: NDArray,
-) -> tuple[Lesion, ...]:
-    """Replace white (and bordering grey) matter by lesions; changes ``fractions`` and ``ids``.
-
-    Centres are drawn from the voxels ``white (N, 3)``, mostly those with a small ``distance (N,)`` to the ventricles.
-    """
-    count = 0 if rng.random() < 0.25 else int(rng.integers(1, most + 1)) if most else 0
-    found: list[Lesion] = []
-    if not count or not len(white):
-        return ()
-    near = 0.03 + np.exp(-np.abs(distance - 4) / 8)
-    weights = np.cumsum(near / near.sum(dtype=np.float64), dtype=np.float64)
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    for _ in range(40 * count):
-        if len(found) == count:
-            break
-        radius = float(2 * 4 ** rng.random() ** 1.2)  # 2 to 8 mm, small ones more often
-        voxel = white[min(np.searchsorted(weights, rng.random()), len(white) - 1)]
-        centre = voxel[::-1] + rng.uniform(-0.5, 0.5, 3)
-        axes = rng.uniform(0.75, 1.3, 3)
-        axes *= radius / np.cbrt(axes.prod())
-        turn = _rotation(rng.uniform(0, 180, 3))
-        lobes = turn @ rng.standard_normal((3, 3))
-        severity = rng.uniform(0.75, 1.0)
-        place = tuple(float(v) for v in affine[:3, :3] @ centre + affine[:3, 3])
-        if any(np.hypot.reduce(np.subtract(place, other.centre_mm)) < radius + other.radius_mm + 3 for other in found):
-            continue
-
-        reach = np.ceil(1.8 * radius / spacing).astype(int) + 1
-        low = np.maximum(voxel[::-1] - reach, 0)
-        high = np.minimum(voxel[::-1] + reach + 1, ids.shape[::-1])
-        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-        steps = [(np.arange(3 * (b - a)) + 0.5) / 3 - 0.5 + a - c for a, b, c in zip(low, high, centre, strict=True)]
-        z, y, x = np.meshgrid(*[s * mm for s, mm in zip(steps, spacing, strict=True)][::-1], indexing="ij")
-        points = np.stack([x, y, z])
-        unit = points / np.maximum(np.sqrt((points**2).sum(axis=0)), 1e-6)
-        bumps = 1 + 0.12 * np.tanh(np.prod([np.tensordot(lobe, unit, 1) for lobe in lobes], axis=0))
-        reach_mm = np.sqrt((np.tensordot((turn / axes).T, points, 1) ** 2).sum(axis=0)) / bumps
-        soft = np.clip(0.5 - (reach_mm - 1) * radius / 1.2, 0, 1)
-        d, h, w = ids[box].shape
-        shape = soft.reshape(d, 3, h, 3, w, 3).mean(axis=(1, 3, 5)).astype(np.float32)
-        local = fractions[(slice(None), *box)]
-        brain = local[GM] + local[WM]
-        if (shape * local[WM]).sum() < 0.7 * shape.sum():
-            continue  # mostly outside white matter
-        core = ((shape >= 0.5) & (brain >= 0.5)) | (shape * brain == (shape * brain).max())
-        found.append(Lesion(radius, place))
-        ids[box][core] = len(found)
-        for tissue in (GM, WM):
-            moved = local[tissue] * shape * np.float32(severity)
-            local[tissue] -= moved
-            local[LESION] += moved
-    return tuple(found)
 
 
 def _coil(rng: np.random.Generator, own: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -13,7 +13,7 @@ LINE_EVERY_S = 10.0
 
 def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
     """Yield ``items`` and report on stderr; ``total`` may be left out where ``items`` has a length."""
-    count = total if total is not None else len(items) if hasattr(items, "__len__") else None
+    count = total if total is not None else len(items) if isinstance(items, Sized) else None
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar
@@ -21,12 +21,13 @@ def track(items: Iterable[T], description: str, total: int | None = None) -> Ite
         yield from bar(items, description, count, console=Console(stderr=True))
         return
     start = last = time.monotonic()
-    done = 0
-    for item in items:
+    for done, item in enumerate(items, 1):
         yield item
-        done += 1
         now = time.monotonic()
         if done == count or now - last >= LINE_EVERY_S:
             last = now
-            of = f"{done}/{count}" if count else f"{done}"
-            print(f"{description}: {of} after {now - start:.0f} s", file=sys.stderr, flush=True)
+            print(
+                f"{description}: {done}{f'/{count}' if count else ''} after {now - start:.0f} s",
+                file=sys.stderr,
+                flush=True,
+            )
