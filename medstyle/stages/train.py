@@ -1,0 +1,219 @@
+"""Slice store -> translator: train the generator against its discriminator, resumable at any moment."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medstyle.errors import UserError
+from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.store import SliceStore
+from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig, model_card
+from medstyle.params import params
+from medstyle.training.checkpoint import run_key
+from medstyle.training.loop import Log, Training, fit
+from medstyle.training.objectives import Objective
+from medstyle.transforms.augment import Augmentation
+
+SCRATCH = Path(".medstyle/train")  # git-ignored, never an output: DVC would delete it before each run
+
+
+@params
+class Params:
+    """What to translate into what, and how to learn it."""
+
+    source: str
+    """Domain of the content images."""
+    target: str
+    """Domain whose style is learned."""
+    training: Training = Training()
+    """Length, speed, seed, device."""
+    objective: Objective = Objective()
+    """Losses."""
+    network: Architecture = Architecture()
+    """Size of the generator."""
+    augmentation: Augmentation = Augmentation()
+    """Random changes of training images."""
+
+    def __post_init__(self) -> None:
+        for role, name in (("source", self.source), ("target", self.target)):
+            if name not in DOMAINS:
+                raise UserError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
+
+
+def run(params: Params, slices: Path, out: Path, curve_file: Path, log: Log = lambda step, values: None) -> None:
+    """Train on the store ``slices``; write the translator folder ``out`` and the curve ``curve_file`` (CSV).
+
+    Killed and run again with the same params, data and code, it goes on where it stopped and ends in the same bits.
+    """
+    store = SliceStore.open(slices)
+    key = run_key(asdict(params), _fingerprint(slices), _code())
+    scratch = SCRATCH / key
+    with _progress(params.training) as show:
+        networks, curve = fit(
+            store,
+            params.source,
+            params.target,
+            settings=params.training,
+            objective=params.objective,
+            architecture=params.network,
+            augmentation=params.augmentation,
+            scratch=scratch,
+            log=log,
+            show=show,
+        )
+    translator = Translator(_config(params, store), networks)
+    part = out.with_name(f".part-{out.name}")
+    shutil.rmtree(part, ignore_errors=True)
+    translator.save(part)
+    sha256 = hashlib.sha256((part / "weights.safetensors").read_bytes()).hexdigest()
+    (part / "MODEL_CARD.md").write_text(model_card(translator.config, sha256))
+    shutil.rmtree(out, ignore_errors=True)
+    part.replace(out)
+    _write_curve(curve_file, curve)
+    shutil.rmtree(scratch, ignore_errors=True)
+    print(f"{params.training.steps} steps, weights sha256 {sha256[:16]}, translator in {out}")
+
+
+def _config(params: Params, store: SliceStore) -> TranslatorConfig:
+    prints = store.index["fingerprints"]["train"]
+    medians = {
+        domain: Fingerprint(*np.median(np.array(prints[domain]), axis=0).tolist())
+        for domain in (params.source, params.target)
+    }
+    return TranslatorConfig(
+        architecture=params.network,
+        domains=[params.source, params.target],
+        source=params.source,
+        target=params.target,
+        preparation=store.index["preparation"],
+        fingerprints=medians,
+        rules=store.index["rules"],
+        reference=reference_statistics(store, params.source),
+        facts={
+            "training subjects": len(store.subjects("train")),
+            "validation subjects": len(store.subjects("validation")),
+            "unseen test subjects": len(store.subjects("test")),
+            "split": "by subject",
+            "slices": f"{store.index['size'][0]} x {store.index['size'][1]}",
+            "objective": params.objective.kind,
+            "steps": params.training.steps,
+            "seed": params.training.seed,
+        },
+    )
+
+
+def reference_statistics(store: SliceStore, domain: str) -> dict[str, Any]:
+    """Describe the training sources for the out-of-distribution gate: mean and spread of image features."""
+    from medstyle.networks.features import image_features
+
+    array, rows = store.array(domain, "train"), store.rows(domain, "train")
+    subjects: dict[str, list[int]] = {}
+    for i, row in enumerate(rows):
+        subjects.setdefault(row.subject, []).append(i)
+    features = np.stack([image_features(array[where].astype(np.float32)) for where in subjects.values()])
+    centre = np.median(features, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.02)
+    scores = np.sqrt((((features - centre) / spread) ** 2).mean(axis=1))
+    return {
+        "centre": centre.round(6).tolist(),
+        "spread": spread.round(6).tolist(),
+        "largest": float(scores.max().round(4)),
+    }
+
+
+def _fingerprint(slices: Path) -> dict[str, str]:
+    """Hash every file of the store."""
+    found = {}
+    for path in sorted(p for p in slices.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[path.relative_to(slices).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _code() -> str:
+    """Hash the modules that decide the result, so that a state of other code is not resumed."""
+    import medstyle
+    from medstyle.networks import discriminator, generator, style, translator
+    from medstyle.training import checkpoint, loop, losses, objectives
+    from medstyle.transforms import augment
+
+    modules = (discriminator, generator, style, translator, checkpoint, loop, losses, objectives, augment)
+    digest = hashlib.sha256(medstyle.__version__.encode())
+    for module in modules:
+        digest.update(Path(module.__file__ or "").read_bytes())
+    return digest.hexdigest()
+
+
+def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = list(dict.fromkeys(name for row in curve for name in row))
+    part = path.with_name(f".part-{path.name}")
+    with part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({name: f"{value:.6g}" for name, value in row.items()} for row in curve)
+    part.replace(path)
+
+
+class _progress:  # noqa: N801 - used as a function
+    """A bar with images/s and time left on a terminal, a plain line every ten seconds in a log."""
+
+    def __init__(self, settings: Training) -> None:
+        self.settings = settings
+
+    def __enter__(self) -> Callable[[int, dict[str, float]], None]:
+        import time
+
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self.bar = Progress(
+                TextColumn("train"),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total} steps"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self.bar.start()
+            task = self.bar.add_task("train", total=self.settings.steps, note="")
+        start, first, last, note = time.monotonic(), -1, time.monotonic(), ""
+
+        def show(step: int, values: dict[str, float]) -> None:
+            nonlocal first, last, note
+            if first < 0:
+                first = step
+                if "resumed" in values:
+                    print(f"resumed at step {step}", file=sys.stderr, flush=True)
+            if values and "resumed" not in values:
+                note = " ".join(f"{k.split('/')[-1]} {v:.3f}" for k, v in values.items() if not k.endswith("norm"))
+            now = time.monotonic()
+            rate = (step - first) * self.settings.batch / max(now - start, 1e-9)
+            if self.bar is not None:
+                self.bar.update(task, completed=step, note=f"{rate:.0f} images/s {note}")
+            elif now - last >= 10 or step == self.settings.steps:
+                last = now
+                left = (self.settings.steps - step) * self.settings.batch / max(rate, 1e-9)
+                print(
+                    f"train: {step}/{self.settings.steps} steps, {rate:.0f} images/s, {left:.0f} s left, {note}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+        return show
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
