@@ -166,18 +166,21 @@ def translate(
     style: Annotated[Path | None, typer.Option(help="Exemplar picture of the style.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
+    force: Annotated[bool, typer.Option(help="Translate even what is unlike the training images.")] = False,
     json_: Json = False,
 ) -> None:
     """Translate a scan or picture: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture.
 
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
-    from medstyle.inference.translate import translate_path
+    from medstyle.inference.files import translate_path
 
     if style is not None or seed is not None:
         raise UserError("this translator has one style per domain; --style and --seed need another style source")
     translator = _translator(model)
-    results = translate_path(source, out, translator, target=to, source_domain=from_, uncertainty=uncertainty)
+    results = translate_path(
+        source, out, translator, target=to, source_domain=from_, uncertainty=uncertainty, force=force
+    )
     if json_:
         print(json.dumps(results, indent=1))
         return

@@ -308,7 +308,7 @@ def fit(
                 loss, terms = phase.loss(batch, fake, progress)
             norm = players.turn(phase.player, loss, progress, guard, phase.name)
             if step % settings.log_every == 0:
-                values |= {f"{phase.name}/norm": norm} | {f"{phase.name}/{k}": float(v) for k, v in terms.items()}
+                values |= {f"{phase.name}/norm": norm} | {f"{phase.name}/{k}": float(v.detach()) for k, v in terms.items()}
         players.follow(step)
         done = step + 1
         if step % settings.log_every == 0:

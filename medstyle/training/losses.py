@@ -59,10 +59,13 @@ def r1_penalty(images: Tensor, logits: list[Tensor]) -> Tensor:
 
 
 def structure_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Return ``1 - SSIM`` (Wang 2004) in [0, 2], Gaussian window 11/1.5, for images in network units."""
+    """Return ``1 - SSIM`` (Wang 2004) in [0, 2] for images in network units.
+
+    The Gaussian window (sigma 1.5) is cut to 7 pixels: a third of the cost of 11 in training, where it is only a guide.
+    """
     from monai.losses import SSIMLoss
 
-    loss: Tensor = SSIMLoss(spatial_dims=output.ndim - 2, data_range=2.0)(output.float(), target.float())
+    loss: Tensor = SSIMLoss(spatial_dims=output.ndim - 2, data_range=2.0, win_size=7)(output.float(), target.float())
     return loss
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from medstyle.imaging.volume import Volume
 
 
-def onto_grid(moving: Volume, fixed: Volume, rigid: bool = False) -> Volume:
-    """Resample ``moving`` onto the grid of ``fixed`` (linear), which is returned with the domain of ``moving``.
+def onto_grid(moving: Volume, fixed: Volume, rigid: bool = False, nearest: bool = False) -> Volume:
+    """Resample ``moving`` onto the grid of ``fixed``, linearly, or by ``nearest`` neighbour for labels.
 
     Positions agree by the headers; with ``rigid`` a rotation and translation that maximise Mattes mutual information
     (Mattes 2003) correct what the headers do not know. Nothing is done where the grids are equal and ``rigid`` is off.
@@ -37,5 +37,6 @@ def onto_grid(moving: Volume, fixed: Volume, rigid: bool = False) -> Volume:
         method.SetNumberOfThreads(1)  # same bits on every machine
         method.SetInitialTransform(start, inPlace=False)
         transform = method.Execute(fixed_image, moving_image)
-    out = sitk.Resample(moving_image, fixed_image, transform, sitk.sitkLinear, float(moving.voxels.min()))
+    how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
+    out = sitk.Resample(moving_image, fixed_image, transform, how, float(moving.voxels.min()))
     return fixed.with_voxels(sitk.GetArrayFromImage(out), moving.domain)

@@ -1,0 +1,76 @@
+"""Figures and the one-page report."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def figure(path: Path, columns: Mapping[str, NDArray], rows: Sequence[str], error: str | None = None) -> None:
+    """Write a grid of pictures as PNG: one column per entry, each ``(n, H, W)`` or ``(n, H, W, 3)`` in [0, 1].
+
+    The column named ``error`` is drawn in a heat map from 0 to 0.3 with its scale; no other value is stretched.
+    """
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    n = len(rows)
+    height, width = next(iter(columns.values())).shape[1:3]
+    plot, axes = plt.subplots(
+        n, len(columns), figsize=(2.2 * len(columns), 2.2 * n * height / width + 0.4), squeeze=False, layout="constrained"
+    )
+    for j, (title, pictures) in enumerate(columns.items()):
+        for i in range(n):
+            axis = axes[i][j]
+            style: dict[str, Any] = {"cmap": "inferno", "vmax": 0.3} if title == error else {"cmap": "gray", "vmax": 1}
+            drawn = axis.imshow(np.clip(pictures[i], 0, 1), vmin=0, interpolation="nearest", **style)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if i == 0:
+                axis.set_title(title, fontsize=10)
+            if j == 0:
+                axis.set_ylabel(rows[i], fontsize=8)
+        if title == error:
+            plot.colorbar(drawn, ax=[row[j] for row in axes], fraction=0.06, pad=0.02)
+    plot.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(plot)
+
+
+def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
+    """Write one panel per measure with a point per subject and method, a line joining each subject's points."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
+    subjects = list(dict.fromkeys(str(row["subject"]) for row in rows))
+    value = {(row["subject"], row["method"]): row for row in rows}
+    plot, axes = plt.subplots(1, len(measures), figsize=(3.2 * len(measures), 3), squeeze=False, layout="constrained")
+    for axis, measure in zip(axes[0], measures, strict=True):
+        for subject in subjects:
+            axis.plot(methods, [value[subject, m][measure] for m in methods], "o-", ms=4, lw=0.7, color="0.4", alpha=0.7)
+        axis.set_title(measure)
+        axis.tick_params(axis="x", rotation=20)
+    plot.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(plot)
+
+
+def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any) -> None:
+    """Render a self-contained HTML page (no network) with the figures inside."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("medstyle", "evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    pictures = {f.stem: f"data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}" for f in figures}
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(environment.get_template(template).render(pictures=pictures, **facts), encoding="utf-8")
+    part.replace(path)

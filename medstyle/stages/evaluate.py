@@ -1,0 +1,262 @@
+"""Measure the translator beside its baselines on unseen subjects, and look at what it made."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import UserError
+from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.protocols import PROTOCOLS
+from medstyle.evaluation.report import distribution, figure, write_page
+from medstyle.evaluation.safety import Lesion, lesions, survival
+from medstyle.evaluation.statistics import paired_test, summary
+from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.picture import read_picture
+from medstyle.imaging.progress import track
+from medstyle.imaging.store import SliceStore
+from medstyle.imaging.volume import Volume, read_volume
+from medstyle.inference.translate import translate_picture, translate_volume
+from medstyle.networks.translator import Translator, model_card
+from medstyle.params import params, parse
+from medstyle.transforms.intensity import foreground_mask
+from medstyle.transforms.prepare import Preparation, prepare
+from medstyle.transforms.register import onto_grid
+
+Array = NDArray[np.float32]
+
+
+@params
+class Params:
+    """What is measured."""
+
+    protocol: str = "plain"
+    """Metric definition, a key of PROTOCOLS: plain needs paired scans, unpaired is for pictures."""
+    figures: int = 6
+    """Most subjects to draw."""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise UserError(f"evaluate.protocol: {self.protocol!r} is none of {', '.join(PROTOCOLS)}")
+
+
+def run(
+    params: Params, scans: Path, slices: Path, model: Path, truth: Path, out: Path, log: Callable[[str], None] = print
+) -> None:
+    """Write ``metrics.json``, ``subjects.csv``, ``figures/*.png`` and ``report.html`` below ``out``.
+
+    Args:
+        params: the stage's section.
+        scans, slices, model: outputs of ingest, denoise and train.
+        truth: folder of noise-free images and lesion masks by PatientID; may be absent.
+        out: folder of reports.
+    """
+    store, translator = SliceStore.open(slices), Translator.load(model)
+    items = json.loads((scans / "manifest.json").read_text())["items"]
+    images: dict[str, dict[str, Path]] = {}
+    for item in items:
+        images.setdefault(item["subject"], {})[item["domain"]] = scans / item["path"]
+    subjects = [s for s in store.subjects("test") if translator.config.source in images[s]]
+    protocol = PROTOCOLS[params.protocol]
+    if protocol.paired:
+        subjects = [s for s in subjects if translator.config.target in images[s]]
+    if not subjects:
+        raise UserError("evaluate: no test subject has the images that the protocol needs; raise denoise.test")
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for old in (out / "figures").glob("*.png"):
+        old.unlink()
+    measure = _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+    rows: list[dict[str, Any]] = []
+    found: list[Lesion] = []
+    for number, subject in enumerate(track(subjects, "evaluate")):
+        result = measure(subject, images[subject])
+        rows += result["rows"]
+        found += result["lesions"]
+        if number < params.figures:
+            figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
+    metrics = _summarise(rows, found, params, translator)
+    _write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    with (out / "subjects.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    first = [row for row in rows if row["reference"] == rows[0]["reference"]]
+    distribution(out / "figures" / "distribution.png", first, list(protocol.measures))
+    write_page(
+        out / "report.html",
+        "report.html",
+        sorted((out / "figures").glob("*.png")),
+        source=translator.config.source,
+        target=translator.config.target,
+        metrics=metrics,
+        tables=metrics["tables"],
+        measures=protocol.measures,
+        card=model_card(translator.config, translator.sha256),
+    )
+    log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
+
+
+def _write(path: Path, text: str) -> None:
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(text)
+    part.replace(path)
+
+
+def _summarise(rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator) -> dict[str, Any]:
+    protocol = PROTOCOLS[params.protocol]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    references = list(dict.fromkeys(row["reference"] for row in rows))
+
+    def values(reference: str, method: str, name: str) -> list[float]:
+        return [row[name] for row in rows if row["reference"] == reference and row["method"] == method]
+
+    main = references[0]
+    wins = {}
+    for name in protocol.headline:
+        sign = 1 if protocol.measures[name] == "higher" else -1
+        ours = np.array(values(main, "model", name)) * sign
+        best = np.max([np.array(values(main, method, name)) * sign for method in methods if method != "model"], axis=0)
+        wins[name] = int((ours > best).sum())
+    count = len(values(main, "model", protocol.headline[0]))
+    p_values = {
+        method: paired_test(values(main, "model", protocol.headline[0]), values(main, method, protocol.headline[0]))
+        for method in methods
+        if method != "model"
+    }
+    return {
+        "protocol": params.protocol,
+        "reference": main,
+        "subjects": count,
+        "weights_sha256": translator.sha256,
+        "headline": list(protocol.headline),
+        "better_on_subjects": wins,
+        "better_everywhere": all(won == count for won in wins.values()),
+        "p_values": {method: p for method, p in p_values.items() if p is not None},
+        "tables": {
+            reference: {
+                method: {name: summary(values(reference, method, name), params.seed) for name in protocol.measures}
+                for method in methods
+            }
+            for reference in references
+        },
+        "lesions": survival(found) if found else {},
+    }
+
+
+class _Scans:
+    """Measure a scan against the noise-free truth, where there is one, and against the acquired target."""
+
+    def __init__(self, translator: Translator, store: SliceStore, truth: Path) -> None:
+        self.translator = translator
+        self.rigid = store.index["registration"] == "rigid"
+        self.settings = parse(Preparation, translator.config.preparation, "translator preparation")
+        # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
+        self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
+        stored = np.asarray(store.array(translator.config.target, "train"), np.float32)
+        body = stored[stored > -0.999]
+        self.targets = _unit(body[:: max(1, body.size // 200_000)])[:, None]
+
+    def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
+        config = self.translator.config
+        modality = DOMAINS[config.target]
+        source = read_volume(images[config.source], config.source)
+        made = translate_volume(source, self.translator).image
+        assert isinstance(made, Volume)
+        outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}
+        prepared = prepare(source, self.settings)
+        clean = _unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0))
+        body = prepared.to_source_grid(prepared.foreground.astype(np.float32)) > 0.5
+        for name, method in BASELINES.items():
+            image = np.zeros_like(clean)
+            image[body] = method(clean[body][:, None], self.targets)[:, 0]
+            outputs[name] = image
+        references = self._references(subject, images[config.target], source)
+        rows = []
+        for kind, reference in references.items():
+            mask = foreground_mask(reference.voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+            fingerprint = modality.fingerprint(reference.voxels, mask)
+            real = _unit(modality.normalise(reference.voxels, fingerprint))
+            for name, image in outputs.items():
+                measures = PROTOCOLS["plain"].measure(image, real, mask)
+                rows.append({"subject": subject, "reference": kind, "method": name, **measures})
+            if kind == next(iter(references)):
+                shown, found = real, self._lesions(subject, source, outputs["model"], real, fingerprint)
+        where = _slices_to_show(body)
+        return {
+            "rows": rows,
+            "lesions": found,
+            "labels": [f"slice {z}" for z in where],
+            "columns": {
+                f"source ({DOMAINS[config.source].label})": clean[where],
+                f"synthetic {modality.label}": outputs["model"][where],
+                f"real {modality.label}": shown[where],
+                "error": np.abs(outputs["model"] - shown)[where],
+            },
+        }
+
+    def _references(self, subject: str, acquired: Path, grid: Volume) -> dict[str, Volume]:
+        target = self.translator.config.target
+        references = {}
+        folder = self.truth.get(subject)
+        if folder is not None and (folder / f"{target}.nii.gz").is_file():
+            references["truth"] = onto_grid(read_volume(folder / f"{target}.nii.gz", target), grid)
+        references["acquired"] = onto_grid(read_volume(acquired, target), grid, rigid=self.rigid)
+        return references
+
+    def _lesions(
+        self, subject: str, grid: Volume, output: Array, real: Array, fingerprint: Fingerprint
+    ) -> list[Lesion]:
+        path = self.truth.get(subject, Path()) / "lesions.nii.gz"
+        if subject not in self.truth or not path.is_file():
+            return []
+        ids = onto_grid(read_volume(path, grid.domain), grid, nearest=True).voxels.astype(int)
+        return lesions(output, real, ids, float(np.prod(grid.spacing_mm)))
+
+
+class _Pictures:
+    """Measure a picture against the set of unseen target pictures and its own content."""
+
+    def __init__(
+        self, translator: Translator, store: SliceStore, images: dict[str, dict[str, Path]], measure: Callable[..., dict[str, float]]
+    ) -> None:
+        self.translator, self.measure = translator, measure
+        target = translator.config.target
+        self.unseen = _unit(np.asarray(store.array(target, "test"), np.float32)).transpose(0, 2, 3, 1)
+        training = _unit(np.asarray(store.array(target, "train"), np.float32)).transpose(0, 2, 3, 1).reshape(-1, 3)
+        self.targets = training[:: max(1, len(training) // 200_000)]
+
+    def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
+        pixels = read_picture(images[self.translator.config.source])
+        made = translate_picture(pixels, self.translator).image
+        assert isinstance(made, np.ndarray)
+        source = pixels.astype(np.float32) / 255
+        outputs = {"model": made.astype(np.float32) / 255}
+        for name, method in BASELINES.items():
+            outputs[name] = method(source.reshape(-1, 3), self.targets).reshape(source.shape)
+        rows = [
+            {"subject": subject, "reference": "unseen targets", "method": name, **self.measure(image, source, self.unseen)}
+            for name, image in outputs.items()
+        ]
+        columns = {"source": source[None], "synthetic": outputs["model"][None]}
+        columns["histogram matching"] = outputs["histogram_matching"][None]
+        return {"rows": rows, "lesions": [], "labels": [subject], "columns": columns}
+
+
+def _unit(scaled: NDArray) -> Array:
+    """Network units to [0, 1]."""
+    return ((np.clip(scaled, -1, 1) + 1) / 2).astype(np.float32)
+
+
+def _slices_to_show(body: NDArray[np.bool_]) -> list[int]:
+    """Choose three slices at 35, 55 and 75 % of the body's extent."""
+    depths = np.flatnonzero(body.any(axis=(1, 2)))
+    return [int(depths[min(len(depths) - 1, int(share * len(depths)))]) for share in (0.35, 0.55, 0.75)]
