@@ -23,11 +23,10 @@ from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.volume import Volume, read_volume
-from medstyle.inference.translate import translate_picture, translate_volume
+from medstyle.inference.translate import prepare_source, translate_picture, translate_prepared
 from medstyle.networks.translator import Translator, model_card
-from medstyle.params import params, parse
+from medstyle.params import params
 from medstyle.transforms.intensity import foreground_mask
-from medstyle.transforms.prepare import Preparation, prepare
 from medstyle.transforms.register import onto_grid
 
 Array = NDArray[np.float32]
@@ -158,7 +157,6 @@ class _Scans:
     def __init__(self, translator: Translator, store: SliceStore, truth: Path) -> None:
         self.translator = translator
         self.rigid = store.index["registration"] == "rigid"
-        self.settings = parse(Preparation, translator.config.preparation, "translator preparation")
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
         stored = np.asarray(store.array(translator.config.target, "train"), np.float32)
@@ -169,10 +167,10 @@ class _Scans:
         config = self.translator.config
         modality = DOMAINS[config.target]
         source = read_volume(images[config.source], config.source)
-        made = translate_volume(source, self.translator).image
+        prepared = prepare_source(source, self.translator)
+        made = translate_prepared(prepared, self.translator).image
         assert isinstance(made, Volume)
         outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}
-        prepared = prepare(source, self.settings)
         clean = _unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0))
         body = prepared.to_source_grid(prepared.foreground.astype(np.float32)) > 0.5
         for name, method in BASELINES.items():

@@ -43,7 +43,7 @@ class Training:
     """Slices per step."""
     learning_rate: float = 5e-4
     """Peak learning rate of the generator (AdamW): 5 % warm-up, then cosine to zero."""
-    discriminator_learning_rate: float = 2e-4
+    discriminator_learning_rate: float = 5e-4
     """Peak learning rate of the discriminator."""
     ema: float = 0.995
     """Decay per step of the moving average of the weights, which is what is exported."""
@@ -302,7 +302,7 @@ def fit(
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             fake = recipe.play(batch)
         for phase in recipe.phases:
-            if step % phase.every or progress < phase.start:
+            if step % phase.every:
                 continue
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and phase.name != "r1"):
                 loss, terms = phase.loss(batch, fake, progress)
