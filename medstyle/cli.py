@@ -37,6 +37,12 @@ def main() -> None:
         sys.exit(130)
 
 
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width of its own
+
+
 def _stage(name: str, file: Path) -> tuple[Any, Any]:
     from medstyle.params import load
 
@@ -78,7 +84,6 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     if json_:
         print(json.dumps(document, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
@@ -87,7 +92,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
         verdict = f"{row['code']}: {row['reason']}" if row["code"] else "used"
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict)
-    console = Console()
+    console = _console()
     console.print(table)
     unused = [file for file in document["files"] if file["verdict"] != "used"]
     for file in unused:
@@ -210,13 +215,12 @@ def models(json_: Json = False) -> None:
     if json_:
         print(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("version", "aliases", "gate", "PSNR", "SSIM", "MAE", "weights", "git")
     for row in rows:
         table.add_row(*(str(row[key]) for key in ("version", "aliases", "gate", "psnr", "ssim", "mae", "weights", "git")))
-    Console().print(table)
+    _console().print(table)
 
 
 @app.command()

@@ -89,8 +89,8 @@ def _translate_item(
     if result.ood.verdict == "refuse" and not force:
         raise Refusal(
             "E_OUT_OF_DISTRIBUTION",
-            f"{item.path.name} is unlike the training images (score {result.ood.score:.1f}, largest in training "
-            f"{config.reference['largest']:.1f}); check its domain, or insist with --force",
+            f"{item.path.name} is unlike the training images (score {result.ood.score:.1f}, a typical one has 1); check "
+            "its domain, or insist with --force",
         )
     written = place
     if isinstance(result.image, Volume):

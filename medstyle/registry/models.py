@@ -81,7 +81,7 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
             code_paths=[str(package)],
             pip_requirements=_requirements(),
             signature=SIGNATURE,
-            input_example=None,  # a clinical image must not travel with the model; README shows a request
+            input_example=example(),
             registered_model_name=NAME,
         )
     number = str(info.registered_model_version)
@@ -96,6 +96,20 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
 def _main_table(metrics: dict[str, Any]) -> dict[str, Any]:
     table: dict[str, Any] = metrics["tables"][metrics["reference"]]
     return table
+
+
+def example() -> Any:
+    """Return a request's table: a drawn head of 96 x 96 voxels as NPY bytes, because no real image may travel along."""
+    import io
+
+    import numpy as np
+    import pandas as pd
+
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    head = sum(value * ((x / a) ** 2 + (y / b) ** 2 < 1) for value, a, b in ((300, 0.7, 0.85), (500, 0.6, 0.75), (-400, 0.15, 0.3)))
+    file = io.BytesIO()
+    np.save(file, np.asarray(head, np.float32))
+    return pd.DataFrame({"image": [file.getvalue()]})
 
 
 def _requirements() -> list[str]:
@@ -246,7 +260,8 @@ def serve(reference: str, host: str, port: int, workers: int) -> int:
     """Run ``mlflow models serve`` in the foreground; returns its exit code."""
     mlflow = connect()
     fetch(reference)  # a clear error now instead of a traceback from the server
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # mlflow starts uvicorn by name
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", reference, "--env-manager", "local"]
     command += ["-h", host, "-p", str(port), "-w", str(workers)]
     try:
