@@ -1,0 +1,1 @@
+"""Prefect flows: when and where the stages run. The only place that imports prefect."""
