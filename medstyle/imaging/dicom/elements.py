@@ -19,6 +19,7 @@ from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
+from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, AllTransferSyntaxes
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
@@ -71,6 +72,7 @@ _BINARY = {  # value representations that are not text
     "PixelRepresentation": "H", "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
     "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
 }  # fmt: skip
+_NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
 _NAME = {tag: name for name, tag in _TAG.items()}
 _SEQUENCES = frozenset(tag for tag in _TAG.values() if dictionary_VR(tag) == "SQ")
 _CHARSET, _SYNTAX, _CLASS = 0x00080005, 0x00020010, 0x00020002
@@ -286,17 +288,20 @@ def _syntax(dataset: Dataset, head: bytes) -> str:
 def _elements(dataset: Dataset) -> Header:
     """Return the wanted elements of a parsed data set or sequence item: raw little-endian bytes, or items."""
     header: Header = {}
-    for tag in _WANTED & dataset.keys():
-        element = dataset.get_item(tag)
+    for tag in sorted(_WANTED & dataset.keys(), key=_SEQUENCES.__contains__):  # parsing a sequence converts others
+        element, code = dataset.get_item(tag), _BINARY.get(_NAME.get(tag, ""), "")
+        value = element.value
         if tag in _SEQUENCES:
             value = dataset[tag].value
             header[tag] = list(value) if isinstance(value, Sequence) else []
-        elif not isinstance(element.value, bytes):
-            header[tag] = str(element.value or "").encode()
-        elif element.is_little_endian or _NAME[tag] not in _BINARY:
-            header[tag] = element.value
-        else:
-            header[tag] = np.frombuffer(element.value, f"u{struct.calcsize(_BINARY[_NAME[tag]])}").byteswap().tobytes()
+        elif isinstance(value, bytes):
+            swap = code and not element.is_little_endian
+            header[tag] = np.frombuffer(value, f">{_NUMPY[code]}").astype(_NUMPY[code]).tobytes() if swap else value
+        elif value is not None:
+            values = value if isinstance(value, MultiValue) else [value]
+            header[tag] = (
+                struct.pack(f"<{len(values)}{code}", *values) if code else "\\".join(map(str, values)).encode()
+            )
     return header
 
 

@@ -153,7 +153,7 @@ class _Reader:
         else:
             with _unchanged(i) as file:
                 file.seek(start)
-                found = file.readinto(self.buffer)
+                found = file.readinto(self.buffer.data)
         if found != i.frame_bytes:
             raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
         return self.buffer.view(f"<u{i.bits_allocated // 8}").reshape(i.rows, i.columns)
