@@ -89,15 +89,17 @@ UNDEFINED = 0xFFFFFFFF
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom: its warnings and log lines quote values, which are patient data."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
+    """Silence pydicom and its codecs: their warnings and log lines quote values, which are patient data."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")]
+    levels = [logger.level for logger in loggers]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)  # holds for their children too, which "disabled" would not
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        logger.disabled = before
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 class BoundedFile(io.BufferedReader):

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
+from stat import S_ISREG
 from sys import intern
 from types import MappingProxyType
 from typing import Any, BinaryIO
@@ -152,6 +153,8 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
             ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
     """
     try:
+        if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+            raise Skip("E_NOT_DICOM", "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
     except Refusal:
