@@ -58,7 +58,7 @@ def damage(rng: np.random.Generator, files: list[bytes]) -> bytes:
         match int(rng.integers(5)):
             case 0:
                 for position in rng.integers(0, min(len(data), 1500) or 1, int(rng.integers(1, 30))):
-                    if len(data):
+                    if data:
                         data[position] = int(rng.integers(256))
             case 1:
                 del data[where:]
