@@ -164,13 +164,13 @@ class _Reader:
             dataset = self._open(i)
             decoder = get_decoder(UID(i.transfer_syntax))
             pixels, _ = decoder.as_array(dataset, index=frame.number, raw=raw, decoding_plugin=_plugin(decoder))
-        except Refusal:
+        except (Refusal, KeyboardInterrupt, SystemExit):
             raise
         except NotImplementedError:
             raise Refusal(
                 "E_DECODE", f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
             ) from None
-        except Exception as error:  # codecs raise anything, and their text may quote values
+        except BaseException as error:  # codecs raise anything (a Rust panic is no Exception) and may quote values
             cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
             raise Refusal("E_DECODE", f"{cause}; export it uncompressed") from None
         return pixels
