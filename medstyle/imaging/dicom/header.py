@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 from stat import S_ISREG
-from sys import intern
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pydicom.uid import UID, AllTransferSyntaxes, UID_dictionary
 
@@ -57,6 +56,7 @@ class Limits:
 
 
 LIMITS = Limits()
+T = TypeVar("T")
 
 
 class Damaged(Refusal):
@@ -231,35 +231,41 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     return Instance(
         path=path,
         size=size,
-        sop_class=sop_class,
+        sop_class=shared(sop_class),
         sop_uid=said("SOPInstanceUID"),
-        patient_id=said("PatientID"),
-        study_uid=intern(said("StudyInstanceUID")),
-        series_uid=intern(said("SeriesInstanceUID")),
-        frame_of_reference_uid=intern(said("FrameOfReferenceUID")),
-        series_number=said("SeriesNumber"),
+        patient_id=shared(said("PatientID")),
+        study_uid=shared(said("StudyInstanceUID")),
+        series_uid=shared(said("SeriesInstanceUID")),
+        frame_of_reference_uid=shared(said("FrameOfReferenceUID")),
+        series_number=shared(said("SeriesNumber")),
         concatenation=said("ConcatenationUID"),
         rows=count("Rows"),
         columns=count("Columns"),
         frames=count("NumberOfFrames", 1),
         samples=count("SamplesPerPixel", 1),
-        photometric=said("PhotometricInterpretation"),
+        photometric=shared(said("PhotometricInterpretation")),
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=count("HighBit", stored - 1),
         signed=signed,
-        transfer_syntax=syntax,
+        transfer_syntax=shared(syntax),
         offset=offset,
         padding=padding,
         lut=has(header, "ModalityLUTSequence"),
         attributes=_attributes(tuple(map(said, ATTRIBUTES))),
-        flags=frozenset(name for name, present in flags.items() if present),
+        flags=shared(frozenset(name for name, present in flags.items() if present)),
     )
 
 
 @lru_cache(4096)
+def shared(value: T) -> T:
+    """Return the first equal value: what slices have in common is kept once, so that a big study stays small."""
+    return value
+
+
+@lru_cache(4096)
 def _attributes(values: tuple[str, ...]) -> Mapping[str, str]:
-    """Share one mapping between the slices of a series: a study of thousands of files must stay small."""
+    """Make a read-only mapping, one for all slices that agree."""
     return MappingProxyType({name: value for name, value in zip(ATTRIBUTES, values, strict=True) if value})
 
 
@@ -332,7 +338,7 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
         "",
     )
     plane = _plane(header, header, header)
-    return [Frame(instance, k, *plane, *_rescale(header), contrast, (*time, k)) for k in range(instance.frames)]
+    return [Frame(instance, k, *plane, *_rescale(header), shared(contrast), (*time, k)) for k in range(instance.frames)]
 
 
 def _enhanced(
@@ -371,7 +377,7 @@ def _enhanced(
             text(content, "FrameReferenceDateTime"),
             k,
         )
-        result.append(Frame(instance, k, *plane, *_rescale(value), contrast, (*time, *moment)))
+        result.append(Frame(instance, k, *plane, *_rescale(value), shared(contrast), (*time, *moment)))
     return result
 
 
@@ -401,7 +407,7 @@ def _plane(
         iop = None
     if spacing is not None and (len(spacing) != 2 or not all(math.isfinite(v) and v > 0 for v in spacing)):
         spacing = None
-    return ipp, iop, spacing
+    return ipp, shared(iop), shared(spacing)
 
 
 def _uid(value: str) -> str:
