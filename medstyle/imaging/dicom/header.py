@@ -231,34 +231,34 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     return Instance(
         path=path,
         size=size,
-        sop_class=shared(sop_class),
+        sop_class=_same(sop_class),
         sop_uid=said("SOPInstanceUID"),
-        patient_id=shared(said("PatientID")),
-        study_uid=shared(said("StudyInstanceUID")),
-        series_uid=shared(said("SeriesInstanceUID")),
-        frame_of_reference_uid=shared(said("FrameOfReferenceUID")),
-        series_number=shared(said("SeriesNumber")),
+        patient_id=_same(said("PatientID")),
+        study_uid=_same(said("StudyInstanceUID")),
+        series_uid=_same(said("SeriesInstanceUID")),
+        frame_of_reference_uid=_same(said("FrameOfReferenceUID")),
+        series_number=_same(said("SeriesNumber")),
         concatenation=said("ConcatenationUID"),
         rows=count("Rows"),
         columns=count("Columns"),
         frames=count("NumberOfFrames", 1),
         samples=count("SamplesPerPixel", 1),
-        photometric=shared(said("PhotometricInterpretation")),
+        photometric=_same(said("PhotometricInterpretation")),
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=count("HighBit", stored - 1),
         signed=signed,
-        transfer_syntax=shared(syntax),
+        transfer_syntax=_same(syntax),
         offset=offset,
         padding=padding,
         lut=has(header, "ModalityLUTSequence"),
         attributes=_attributes(tuple(map(said, ATTRIBUTES))),
-        flags=shared(frozenset(name for name, present in flags.items() if present)),
+        flags=_same(frozenset(name for name, present in flags.items() if present)),
     )
 
 
 @lru_cache(4096)
-def shared(value: T) -> T:
+def _same(value: T) -> T:
     """Return the first equal value: what slices have in common is kept once, so that a big study stays small."""
     return value
 
@@ -338,7 +338,7 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
         "",
     )
     plane = _plane(header, header, header)
-    return [Frame(instance, k, *plane, *_rescale(header), shared(contrast), (*time, k)) for k in range(instance.frames)]
+    return [Frame(instance, k, *plane, *_rescale(header), _same(contrast), (*time, k)) for k in range(instance.frames)]
 
 
 def _enhanced(
@@ -377,7 +377,7 @@ def _enhanced(
             text(content, "FrameReferenceDateTime"),
             k,
         )
-        result.append(Frame(instance, k, *plane, *_rescale(value), shared(contrast), (*time, *moment)))
+        result.append(Frame(instance, k, *plane, *_rescale(value), _same(contrast), (*time, *moment)))
     return result
 
 
@@ -407,7 +407,7 @@ def _plane(
         iop = None
     if spacing is not None and (len(spacing) != 2 or not all(math.isfinite(v) and v > 0 for v in spacing)):
         spacing = None
-    return ipp, shared(iop), shared(spacing)
+    return ipp, _same(iop), _same(spacing)
 
 
 def _uid(value: str) -> str:
