@@ -22,7 +22,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.header import Frame, quiet, words
+from medstyle.imaging.dicom.elements import quiet, words
+from medstyle.imaging.dicom.header import Frame
 from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
