@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
+from medstyle.imaging.picture import PICTURE_SUFFIXES
 from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, read_volume
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 PICTURE_PIXELS = 1 << 26
 VOLUME_VOXELS = 1 << 31

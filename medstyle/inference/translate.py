@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.errors import Refusal
-from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge
 from medstyle.inference.uncertainty import spread
@@ -70,7 +69,10 @@ def translate_prepared(
     extra = None
     if uncertainty:
         deviation = torch.cat(
-            [spread(translator, x, target, y) for x, y in zip(_chunks(inside, translator), _chunks(made, translator), strict=True)]
+            [
+                spread(translator, x, target, y)
+                for x, y in zip(_chunks(inside, translator), _chunks(made, translator), strict=True)
+            ]
         )
         unit = (fingerprint.high - fingerprint.low) / 2
         extra = prepared.source.with_voxels(prepared.to_source_grid(whole(deviation * unit, 0.0)[:, 0].numpy()), target)

@@ -68,7 +68,9 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
 
     from medstyle.registry.pyfunc import SIGNATURE
 
-    flat = {f"{method}/{name}": row["mean"] for method, table in _main_table(metrics).items() for name, row in table.items()}
+    flat = {
+        f"{method}/{name}": row["mean"] for method, table in _main_table(metrics).items() for name, row in table.items()
+    }
     with mlflow.start_run(run_id=runs[0].info.run_id if runs else None, run_name=None if runs else "import"):
         mlflow.log_metrics({f"test/{key}": value for key, value in flat.items()})
         for file in files:
@@ -106,7 +108,10 @@ def example() -> Any:
     import pandas as pd
 
     y, x = np.mgrid[-1:1:96j, -1:1:96j]
-    head = sum(value * ((x / a) ** 2 + (y / b) ** 2 < 1) for value, a, b in ((300, 0.7, 0.85), (500, 0.6, 0.75), (-400, 0.15, 0.3)))
+    head = sum(
+        value * ((x / a) ** 2 + (y / b) ** 2 < 1)
+        for value, a, b in ((300, 0.7, 0.85), (500, 0.6, 0.75), (-400, 0.15, 0.3))
+    )
     file = io.BytesIO()
     np.save(file, np.asarray(head, np.float32))
     return pd.DataFrame({"image": [file.getvalue()]})
@@ -122,7 +127,9 @@ def _requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
-def gate(metrics: dict[str, Any], version: str, *, floors: dict[str, float], regression: float, survival: float) -> list[str]:
+def gate(
+    metrics: dict[str, Any], version: str, *, floors: dict[str, float], regression: float, survival: float
+) -> list[str]:
     """Return the reasons why a version may not become champion; an empty list lets it pass.
 
     Args:
@@ -132,9 +139,7 @@ def gate(metrics: dict[str, Any], version: str, *, floors: dict[str, float], reg
         regression: largest relative loss against the champion's mean in a headline measure.
         survival: least share of lesions that must survive, where lesions were measured.
     """
-    from medstyle.evaluation.protocols import PROTOCOLS
-
-    measures = PROTOCOLS[metrics["protocol"]].measures
+    measures = metrics["measures"]
     table = _main_table(metrics)
     reasons = []
 
@@ -253,14 +258,18 @@ def fetch(reference: str) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(f"{reference.rstrip('/')}")) / "artifacts" / "translator"
     except (MlflowException, OSError):
-        raise UserError(f"{reference}: no such registered model; see `medstyle models`, or train with `dvc repro`") from None
+        raise UserError(
+            f"{reference}: no such registered model; see `medstyle models`, or train with `dvc repro`"
+        ) from None
 
 
 def serve(reference: str, host: str, port: int, workers: int) -> int:
     """Run ``mlflow models serve`` in the foreground; returns its exit code."""
     mlflow = connect()
     fetch(reference)  # a clear error now instead of a traceback from the server
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # mlflow starts uvicorn by name
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # mlflow starts uvicorn by name
     environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", reference, "--env-manager", "local"]
     command += ["-h", host, "-p", str(port), "-w", str(workers)]

@@ -63,7 +63,12 @@ def container_of(data: bytes) -> str:
 
     if data[128:132] == b"DICM" or data[:2] == b"\x08\x00":
         return "dicom"
-    for magic, name in ((b"PK\x03\x04", "zip"), (b"\x1f\x8b", "nifti.gz"), (b"\x89PNG", "png"), (b"\xff\xd8\xff", "jpeg")):
+    for magic, name in (
+        (b"PK\x03\x04", "zip"),
+        (b"\x1f\x8b", "nifti.gz"),
+        (b"\x89PNG", "png"),
+        (b"\xff\xd8\xff", "jpeg"),
+    ):
         if data.startswith(magic):
             return name
     if data.startswith(b"\x93NUMPY"):
@@ -180,7 +185,9 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise Refusal("E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.dtype} {array.shape}")
         voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
-        result = translate_volume(Volume(voxels, np.eye(4), self.translator.config.source), self.translator, target, uncertainty)
+        result = translate_volume(
+            Volume(voxels, np.eye(4), self.translator.config.source), self.translator, target, uncertainty
+        )
         assert isinstance(result.image, Volume)
         return {
             "image": _npy(result.image.voxels.reshape(array.shape)),

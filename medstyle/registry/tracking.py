@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -81,7 +82,7 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             for name, value in values.items():
                 if isinstance(value, np.ndarray):
                     key = name.replace("/", "_")
-                    attempt(lambda value=value, key=key: mlflow.log_image(value, key=key, step=step))
+                    attempt(functools.partial(mlflow.log_image, value, key=key, step=step))
                 else:
                     waiting.append(Metric(name, float(value), now, step))
             if len(waiting) >= SEND_EVERY:

@@ -73,7 +73,9 @@ def run(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
-    measure = _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+    measure = (
+        _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+    )
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
@@ -110,7 +112,9 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _summarise(rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator) -> dict[str, Any]:
+def _summarise(
+    rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator
+) -> dict[str, Any]:
     protocol = PROTOCOLS[params.protocol]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     references = list(dict.fromkeys(row["reference"] for row in rows))
@@ -136,6 +140,7 @@ def _summarise(rows: list[dict[str, Any]], found: list[Lesion], params: Params, 
         "reference": main,
         "subjects": count,
         "weights_sha256": translator.sha256,
+        "measures": dict(protocol.measures),
         "headline": list(protocol.headline),
         "better_on_subjects": wins,
         "better_everywhere": all(won == count for won in wins.values()),
@@ -224,7 +229,11 @@ class _Pictures:
     """Measure a picture against the set of unseen target pictures and its own content."""
 
     def __init__(
-        self, translator: Translator, store: SliceStore, images: dict[str, dict[str, Path]], measure: Callable[..., dict[str, float]]
+        self,
+        translator: Translator,
+        store: SliceStore,
+        images: dict[str, dict[str, Path]],
+        measure: Callable[..., dict[str, float]],
     ) -> None:
         self.translator, self.measure = translator, measure
         target = translator.config.target
@@ -236,12 +245,17 @@ class _Pictures:
         pixels = read_picture(images[self.translator.config.source])
         made = translate_picture(pixels, self.translator).image
         assert isinstance(made, np.ndarray)
-        source = pixels.astype(np.float32) / 255
-        outputs = {"model": made.astype(np.float32) / 255}
+        source: Array = np.float32(1 / 255) * pixels.astype(np.float32)
+        outputs: dict[str, Array] = {"model": np.float32(1 / 255) * made.astype(np.float32)}
         for name, method in BASELINES.items():
             outputs[name] = method(source.reshape(-1, 3), self.targets).reshape(source.shape)
         rows = [
-            {"subject": subject, "reference": "unseen targets", "method": name, **self.measure(image, source, self.unseen)}
+            {
+                "subject": subject,
+                "reference": "unseen targets",
+                "method": name,
+                **self.measure(image, source, self.unseen),
+            }
             for name, image in outputs.items()
         ]
         columns = {"source": source[None], "synthetic": outputs["model"][None]}

@@ -16,7 +16,7 @@ import numpy as np
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig, model_card
+from medstyle.networks.translator import Architecture, Translator, TranslatorConfig, model_card
 from medstyle.params import params
 from medstyle.training.checkpoint import run_key
 from medstyle.training.loop import Log, Training, fit
@@ -145,13 +145,14 @@ def _fingerprint(slices: Path) -> dict[str, str]:
 
 def _code() -> str:
     """Hash the modules that decide the result, so that a state of other code is not resumed."""
-    import medstyle
+    from importlib.metadata import version
+
     from medstyle.networks import discriminator, generator, style, translator
     from medstyle.training import checkpoint, loop, losses, objectives
     from medstyle.transforms import augment
 
     modules = (discriminator, generator, style, translator, checkpoint, loop, losses, objectives, augment)
-    digest = hashlib.sha256(medstyle.__version__.encode())
+    digest = hashlib.sha256(version("medstyle").encode())
     for module in modules:
         digest.update(Path(module.__file__ or "").read_bytes())
     return digest.hexdigest()

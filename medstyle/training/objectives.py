@@ -155,7 +155,9 @@ class _Adversarial:
             return fake.new_zeros(()), {}
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(False)
-        loss = generator_loss(self.settings.adversarial, self.discriminator(self._shown(batch, fake), batch.target_index))
+        loss = generator_loss(
+            self.settings.adversarial, self.discriminator(self._shown(batch, fake), batch.target_index)
+        )
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(True)
         return ramp * self.settings.adversarial_weight * loss, {"adversarial": loss}
@@ -206,7 +208,9 @@ class UnpairedContrastive(_Adversarial):
     def __init__(self, networks: Networks, settings: Objective, channels: int, domains: int) -> None:
         super().__init__(networks, settings, channels, domains, paired=False)
         if self.discriminator is None:
-            raise UserError("objective: unpaired_contrastive needs adversarial_weight > 0: nothing else teaches the style")
+            raise UserError(
+                "objective: unpaired_contrastive needs adversarial_weight > 0: nothing else teaches the style"
+            )
         widths = tuple(level[0].conv.out_channels for level in networks.generator.encoder)  # type: ignore[index]
         self.projectors = Projectors(widths)
         self.players["projectors"] = self.projectors

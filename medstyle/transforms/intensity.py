@@ -24,7 +24,9 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)
     mask = clipped > low + (threshold_otsu(clipped) - low) / 2
-    mask = ndimage.binary_opening(mask, ndimage.generate_binary_structure(2, 1)[..., None])  # in-plane: one slice may come
+    mask = ndimage.binary_opening(
+        mask, ndimage.generate_binary_structure(2, 1)[..., None]
+    )  # in-plane: one slice may come
     labels, count = ndimage.label(mask)
     if count == 0:
         return np.zeros(values.shape, bool)

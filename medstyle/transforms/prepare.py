@@ -90,7 +90,9 @@ def prepare(volume: Volume, settings: Preparation, clean: bool = True) -> Prepar
     modality = DOMAINS[volume.domain]
     geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
     if settings.spacing_mm is not None:
-        geometry.append(Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True))
+        geometry.append(
+            Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True)
+        )
     chain = Compose(geometry)
     tensor = MetaTensor(
         torch.from_numpy(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))[None],
