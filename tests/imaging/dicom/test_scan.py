@@ -324,6 +324,15 @@ def test_monochrome1_is_inverted_within_the_stored_range(write_series: Write, tm
     np.testing.assert_array_equal(read_series(only(tmp_path / "ct"), "ct").voxels, stored)  # HU stays HU
 
 
+@pytest.mark.parametrize(("modality", "domain"), [("MR", "ct"), ("CT", "mr_t1")])
+def test_hounsfield_units_are_not_mixed_with_mr(
+    modality: str, domain: str, write_series: Write, tmp_path: Path
+) -> None:
+    write_series(tmp_path, stored_values(np.random.default_rng(0)), modality=modality)
+    with pytest.raises(Refusal, match="E_DOMAIN"):
+        read_series(only(tmp_path), domain)
+
+
 def test_a_single_slice_keeps_its_place(write_series: Write, tmp_path: Path) -> None:
     affine = np.diag([0.5, 0.7, 3.0, 1.0])
     affine[:3, 3] = (-10, 20, 30)
