@@ -282,6 +282,17 @@ def test_verdicts(elements: dict[str, Any], verdict: str, code: str, write_serie
     assert not any("ZZCANARY" in f.reason for f in found.files)
 
 
+def test_floating_point_pixels_are_not_read_as_integers(write_series: Write, tmp_path: Path) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        del dataset.PixelData
+        dataset.FloatPixelData = bytes(192)
+        dataset.BitsAllocated = dataset.BitsStored = 32
+        dataset.HighBit = 31
+
+    write_series(tmp_path, stored_values(np.random.default_rng(0)), change=change)
+    assert {f.code for f in scan([tmp_path]).files} == {"E_DECODE"}
+
+
 def test_an_allowed_code_can_be_read(write_series: Write, tmp_path: Path) -> None:
     stored = stored_values(np.random.default_rng(0))
     write_series(tmp_path, stored, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
