@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -91,18 +91,20 @@ class Item:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
-    def load(self, domain: str) -> Volume:
+    def load(self, domain: str, *, allow: Collection[str] = ()) -> Volume:
         """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
+
+        ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
 
         Raises:
             Refusal: the item's own code, or one that only the voxels reveal.
         """
-        if not self.usable:
+        if not self.usable and self.code not in allow:
             raise Refusal(self.code, self.reason)
         if self.series is not None:
             from medstyle.imaging.dicom.read import read_image, read_series
 
-            return (read_image if self.kind == "image" else read_series)(self.series, domain)
+            return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
         if self.source != "volume":
             raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
         return read_volume(self.path, domain)
@@ -136,7 +138,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     code, reason, value_range = item.code, item.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
-            voxels = item.load(name or "mr_t1").voxels
+            voxels = item.load(name or "mr_t1", allow=() if name else ("E_DOMAIN",)).voxels
             value_range = [float(voxels.min()), float(voxels.max())]
         except Refusal as refusal:
             code, reason = refusal.code, refusal.reason

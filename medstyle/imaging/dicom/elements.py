@@ -206,6 +206,7 @@ def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
         tag = group << 16 | element
         start, length = _value_at(data, position, explicit or group == 2)
         if tag in _PIXELS:
+            _integers_only(tag)
             return header, Pixels(start, length)
         if tag in _WANTED:
             if tag in _SEQUENCES or length == UNDEFINED:
@@ -259,9 +260,15 @@ def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pix
     else:
         dataset = read_partial(source, stop_when=pixels, force=True, specific_tags=wanted)
         syntax = _syntax(dataset, head)
+    _integers_only(pixels.tag)
     header = _elements(dataset) | {_SYNTAX: syntax.encode()}
     offset = source.tell() + (12 if pixels.long else 8)
     return header, Pixels(offset, pixels.length) if pixels.tag else None
+
+
+def _integers_only(tag: int) -> None:
+    if tag in _PIXELS and tag != 0x7FE00010:
+        raise Refusal("E_DECODE", "floating-point pixel data is not supported; export it with integer pixels")
 
 
 class _PixelElement:

@@ -20,6 +20,8 @@ from medstyle.imaging.dicom.scan import Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
+_MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
+
 
 def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
     """Read a ``volume`` series as float32 in modality units (HU for CT; display values for MR).
@@ -29,7 +31,8 @@ def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> 
     ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
 
     Raises:
-        Refusal: the series' own code, or ``E_DECODE``, ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
+        Refusal: the series' own code; ``E_DOMAIN`` where HU would be read as MR or the reverse; ``E_DECODE``,
+            ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
     """
     if series.kind == "4d":
         raise Refusal(series.code, series.reason)
@@ -52,6 +55,11 @@ def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Vol
         raise Refusal("E_SOPCLASS", f"a {kind} is expected, this is a {series.kind}")
     if "COLOUR" in series.flags:
         raise Refusal("E_COLOR", "the pixels are colours; read them with read_colour")
+    wanted, found = DOMAINS[domain].dicom, series.attributes.get("Modality", "")
+    if "E_DOMAIN" not in allow and (found in ("CT", "PT") or wanted == "CT") and wanted != found:
+        raise Refusal(
+            "E_DOMAIN", f"{_MODALITIES.get(found, 'another')} values cannot be read as {domain}; name its domain"
+        )
     voxels = np.empty(series.shape, np.float32)
     air = DOMAINS[domain].air
     with quiet():

@@ -107,7 +107,7 @@ RANGES: dict[str, tuple[float, float]] = {  # of the values that are read, measu
 def read(series: Series) -> np.ndarray:
     function = read_image if series.kind == "image" else read_series
     domain = "ct" if series.attributes.get("Modality") == "CT" else "mr_t1"
-    return function(series, domain, allow=("E_BURNED_IN",)).voxels
+    return function(series, domain, allow=("E_BURNED_IN", "E_DOMAIN")).voxels
 
 
 @pytest.fixture(scope="module")

@@ -282,6 +282,17 @@ def test_verdicts(elements: dict[str, Any], verdict: str, code: str, write_serie
     assert not any("ZZCANARY" in f.reason for f in found.files)
 
 
+def test_floating_point_pixels_are_not_read_as_integers(write_series: Write, tmp_path: Path) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        del dataset.PixelData
+        dataset.FloatPixelData = bytes(192)
+        dataset.BitsAllocated = dataset.BitsStored = 32
+        dataset.HighBit = 31
+
+    write_series(tmp_path, stored_values(np.random.default_rng(0)), change=change)
+    assert {f.code for f in scan([tmp_path]).files} == {"E_DECODE"}
+
+
 def test_an_allowed_code_can_be_read(write_series: Write, tmp_path: Path) -> None:
     stored = stored_values(np.random.default_rng(0))
     write_series(tmp_path, stored, SOPClassUID="1.2.840.10008.5.1.4.1.1.7")
@@ -322,6 +333,15 @@ def test_monochrome1_is_inverted_within_the_stored_range(write_series: Write, tm
     np.testing.assert_array_equal(read_series(only(tmp_path / "mr"), "mr_t1").voxels, 4095.0 - stored)
     write_series(tmp_path / "ct", stored, bits=12, modality="CT", PhotometricInterpretation="MONOCHROME1")
     np.testing.assert_array_equal(read_series(only(tmp_path / "ct"), "ct").voxels, stored)  # HU stays HU
+
+
+@pytest.mark.parametrize(("modality", "domain"), [("MR", "ct"), ("CT", "mr_t1")])
+def test_hounsfield_units_are_not_mixed_with_mr(
+    modality: str, domain: str, write_series: Write, tmp_path: Path
+) -> None:
+    write_series(tmp_path, stored_values(np.random.default_rng(0)), modality=modality)
+    with pytest.raises(Refusal, match="E_DOMAIN"):
+        read_series(only(tmp_path), domain)
 
 
 def test_a_single_slice_keeps_its_place(write_series: Write, tmp_path: Path) -> None:

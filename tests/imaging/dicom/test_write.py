@@ -37,7 +37,7 @@ def only(path: Path) -> Series:
 
 
 def read(series: Series, domain: str) -> Volume:
-    return (read_image if series.kind == "image" else read_series)(series, domain)
+    return (read_image if series.kind == "image" else read_series)(series, domain, allow=("E_DOMAIN",))
 
 
 def check(source: Path, out: Path, shared: Path) -> None:
@@ -230,6 +230,7 @@ def test_a_small_range_is_spread_and_recorded(write_series: Write, tmp_path: Pat
         "unit_per_stored_value"
     ]
     assert stored.max() == 4095
+    assert pydicom.dcmread(files[0]).LossyImageCompression == "00"
     np.testing.assert_allclose(stored * step, values, atol=step)
 
 
@@ -280,3 +281,22 @@ def test_what_cannot_be_written_is_refused(write_series: Write, tmp_path: Path) 
     with pytest.raises(Refusal, match="E_NOT_FINITE"):
         write_derived(volume.with_voxels(bad), source, tmp_path / "out", MODEL)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "elements",
+    [
+        {"Laterality": "", "BodyPartExamined": "HEAD"},
+        {"SpacingBetweenSlices": "-2.5"},
+        {"PatientIdentityRemoved": "YES"},
+        {"PatientBirthDate": "", "StudyID": None, "PatientID": ""},
+    ],
+    ids=lambda elements: next(iter(elements)),
+)
+def test_common_faults_of_the_source_are_not_carried_on(
+    elements: dict[str, str | None], write_series: Write, tmp_path: Path, shared: Path
+) -> None:
+    write_series(tmp_path / "in", brain(2), **elements)
+    source = only(tmp_path / "in")
+    write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL, now=NOW)
+    check(tmp_path / "in", tmp_path / "out", shared)
