@@ -15,12 +15,14 @@ def pixels(rng):
 def test_png_keeps_every_value_and_carries_the_note(tmp_path, pixels):
     write_picture(tmp_path / "a.png", pixels, "AI SYNTHETIC")
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
-    assert Image.open(tmp_path / "a.png").text["Comment"] == "AI SYNTHETIC"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text["Comment"] == "AI SYNTHETIC"
 
 
 def test_jpeg_carries_the_note(tmp_path, pixels):
     write_picture(tmp_path / "a.jpg", pixels, "AI SYNTHETIC")
-    assert Image.open(tmp_path / "a.jpg").getexif()[0x010E] == "AI SYNTHETIC"
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.getexif()[0x010E] == "AI SYNTHETIC"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1", "LA"])
