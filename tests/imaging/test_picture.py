@@ -27,7 +27,11 @@ def test_jpeg_carries_the_note(tmp_path, pixels):
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1", "LA"])
 def test_every_mode_becomes_rgb(mode, pixels):
-    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(pixels).convert(mode)
+    )
     file = io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
     file.seek(0)

@@ -17,7 +17,9 @@ def folder(run, tmp_path):
 def test_a_folder_loads_as_it_was_saved(run, tmp_path):
     translator = Translator.load(run.translator)
     translator.save(tmp_path / "again")
-    assert (tmp_path / "again/weights.safetensors").read_bytes() == (run.translator / "weights.safetensors").read_bytes()
+    assert (tmp_path / "again/weights.safetensors").read_bytes() == (
+        run.translator / "weights.safetensors"
+    ).read_bytes()
     assert (tmp_path / "again/translator.json").read_text() == (run.translator / "translator.json").read_text()
     x = torch.randn(2, 1, 24, 24)
     assert torch.equal(translator(x), Translator.load(tmp_path / "again")(x))

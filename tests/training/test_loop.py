@@ -53,6 +53,7 @@ def test_an_interrupted_run_ends_in_the_same_bits(kind, tmp_path, rng):
     resumed = []
 
     for stop in (3, 6):
+
         def show(step, values, stop=stop):
             resumed.extend([step] if "resumed" in values else [])
             if step == stop and "resumed" not in values:
