@@ -93,7 +93,7 @@ def _translate_item(
     if result.ood.verdict == "refuse" and not force:
         raise Refusal(
             "E_OUT_OF_DISTRIBUTION",
-            f"{item.path.name} is unlike the training images (score {result.ood.score:.1f}, a typical one has 1); "
+            f"{item.path.name} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
             "check its domain, or insist with --force",
         )
     written = place

@@ -14,7 +14,7 @@ WARN, REFUSE = 1.5, 3.0  # times the 99th percentile of the score among the trai
 
 
 class Verdict(NamedTuple):
-    """``score`` is the root mean square of robust z values; 1 is an average training subject."""
+    """``score`` is the largest absolute robust z value among the features of the image."""
 
     score: float
     verdict: Literal["ok", "warn", "refuse"]
@@ -25,6 +25,6 @@ def judge(slices: Tensor, translator: Translator) -> Verdict:
     reference = translator.config.reference["volume" if len(slices) > 1 else "slice"]
     features = image_features(slices.numpy())
     z = (features - np.array(reference["centre"])) / np.array(reference["spread"])
-    score = float(np.sqrt((z**2).mean()))
+    score = float(np.abs(z).max())
     ratio = score / max(float(reference["largest"]), 1e-6)
     return Verdict(round(score, 4), "refuse" if ratio > REFUSE else "warn" if ratio > WARN else "ok")

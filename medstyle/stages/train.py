@@ -124,8 +124,8 @@ def reference_statistics(store: SliceStore, domain: str) -> dict[str, dict[str, 
     for name, groups in (("volume", list(subjects.values())), ("slice", single or [[0]])):
         features = np.stack([image_features(array[where].astype(np.float32)) for where in groups])
         centre = np.median(features, axis=0)
-        spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.02)
-        scores = np.sqrt((((features - centre) / spread) ** 2).mean(axis=1))
+        spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.01)
+        scores = np.abs((features - centre) / spread).max(axis=1)
         reference[name] = {
             "centre": centre.round(6).tolist(),
             "spread": spread.round(6).tolist(),
