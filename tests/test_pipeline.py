@@ -1,0 +1,102 @@
+"""dvc.yaml, params.yaml and the code agree, and a run is reproducible bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from medstyle.params import load
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return grimp.build_graph("medstyle", cache_dir=None)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_code_a_stage_depends_on_is_its_import_graph(graph, stage):
+    root = f"medstyle.stages.{stage}"
+    modules = {root} | graph.find_upstream_modules(root)
+    files = {(ROOT / module.replace(".", "/")).with_suffix(".py") for module in modules}
+    needed = {path.relative_to(ROOT).as_posix() for path in files if path.is_file()}  # the others are packages
+    assert {dep for dep in STAGES[stage]["deps"] if dep.startswith("medstyle/")} == needed
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "medstyle").glob("*/**/__init__.py")), ids=lambda path: path.parent.name)
+def test_packages_hold_no_code_so_that_no_stage_depends_on_them(path):
+    (only,) = ast.parse(path.read_text()).body
+    assert isinstance(only, ast.Expr)
+    assert isinstance(only.value, ast.Constant)
+
+
+def test_a_stage_has_one_name_in_four_places():
+    def modules(folder: str, prefix: str = "") -> set[str]:
+        return {path.stem.removeprefix(prefix) for path in (ROOT / folder).glob(f"{prefix}*.py")} - {"__init__"}
+
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(STAGES) == set(sections) == modules("medstyle/stages") == modules("tests/stages", "test_")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_command_with_its_own_params(stage):
+    assert STAGES[stage]["cmd"] == f"medstyle {stage}"
+    assert STAGES[stage]["params"] == [stage]
+    load(importlib.import_module(f"medstyle.stages.{stage}").Params, stage, ROOT / "params.yaml")
+
+
+@pytest.fixture(scope="module")
+def done(copy_project):
+    """Return a copy in which the whole run has been made once."""
+    project = copy_project()
+    project.run("dvc", "repro", "evaluate")
+    return project
+
+
+def test_a_second_run_does_nothing(done):
+    lock, before = (done.folder / "dvc.lock").read_bytes(), _written(done.folder)
+    output = done.run("dvc", "repro", "evaluate")
+    assert output.count("didn't change, skipping") == sum("always_changed" not in stage for stage in STAGES.values())
+    assert (done.folder / "dvc.lock").read_bytes() == lock
+    assert _written(done.folder) == before
+
+
+def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(done, copy_project):
+    project = copy_project()
+    project.run("dvc", "repro", "denoise")
+    process = project.start("dvc", "repro", "train")
+    state = project.folder / ".medstyle/train"
+    while not list(state.glob("*/step-*.pt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.folder / "models/translator").exists()
+
+    assert "resumed at step" in project.run("dvc", "repro", "train")
+
+    assert project.weights == done.weights
+    assert not list(state.iterdir()), "a finished run leaves no state behind"
+    assert _outputs(project.folder).items() <= _outputs(done.folder).items()
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """Return when each result was last written."""
+    files = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    """Return the hash of every output in dvc.lock."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
