@@ -61,7 +61,8 @@ def reproduce(stage: str, force: bool) -> None:
     )
     try:
         for line in process.stdout or ():
-            log.info("%s", line.rstrip())
+            if line.strip():
+                log.info("%s", line.rstrip())
             error = line.strip() if line.startswith(("ERROR", "medstyle:")) else error
         code = process.wait()
     except BaseException:  # a cancel arrives as an exception; without this, training would go on as an orphan
