@@ -37,6 +37,12 @@ def main() -> None:
         sys.exit(130)
 
 
+def _console() -> Any:
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width of its own
+
+
 def _stage(name: str, file: Path) -> tuple[Any, Any]:
     from medstyle.params import load
 
@@ -78,7 +84,6 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     if json_:
         print(json.dumps(document, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
@@ -87,7 +92,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
         verdict = f"{row['code']}: {row['reason']}" if row["code"] else "used"
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict)
-    console = Console()
+    console = _console()
     console.print(table)
     unused = [file for file in document["files"] if file["verdict"] != "used"]
     for file in unused:
@@ -210,13 +215,14 @@ def models(json_: Json = False) -> None:
     if json_:
         print(json.dumps(rows, indent=1))
         return
-    from rich.console import Console
     from rich.table import Table
 
     table = Table("version", "aliases", "gate", "PSNR", "SSIM", "MAE", "weights", "git")
     for row in rows:
-        table.add_row(*(str(row[key]) for key in ("version", "aliases", "gate", "psnr", "ssim", "mae", "weights", "git")))
-    Console().print(table)
+        table.add_row(
+            *(str(row[key]) for key in ("version", "aliases", "gate", "psnr", "ssim", "mae", "weights", "git"))
+        )
+    _console().print(table)
 
 
 @app.command()
@@ -239,6 +245,51 @@ def rollback() -> None:
     from medstyle.registry.models import rollback as back
 
     print(back())
+
+
+@app.command()
+def summary() -> None:
+    """Show what the last run made and what to do next."""
+    from medstyle.registry.models import versions
+
+    path = Path("reports/metrics.json")
+    if not path.is_file():
+        raise UserError(f"{path}: absent; run `dvc repro` first")
+    metrics = json.loads(path.read_text())
+    from rich.table import Table
+
+    console = _console()
+    for reference, rows in metrics["tables"].items():
+        title = (
+            f"{metrics['subjects']} unseen subjects against {reference} (protocol {metrics['protocol']}), mean and SD"
+        )
+        table = Table("method", *next(iter(rows.values())), title=title, title_justify="left")
+        for method, row in rows.items():
+            table.add_row(
+                method,
+                *(f"{v['mean']:.3f} ± {v['sd']:.3f}" for v in row.values()),
+                style="bold" if method == "model" else "",
+            )
+        console.print(table)
+    if lesions := metrics["lesions"]:
+        console.print(
+            f"lesions: {lesions['survived']:.0%} of {lesions['count']:.0f} keep at least half of their contrast"
+        )
+    newest = next((v for v in versions() if metrics["weights_sha256"].startswith(v["weights"])), None)
+    if newest:
+        console.print(f"registered: medstyle version {newest['version']} ({newest['aliases']}; gate {newest['gate']})")
+    console.print(
+        f"""report: {Path("reports/report.html").resolve()}
+
+Next (after `source .venv/bin/activate`):
+  medstyle translate data/raw/studies/PHANTOM-0000 synthetic   your own DICOM folder, NIfTI file or picture works alike
+  make serve                                                   then see "Serve" in README.md for a request
+  mlflow server --backend-store-uri sqlite:///mlflow.db --port 5200      training curves, pictures, models
+  prefect server start & python -m flows.train                           the same run as a flow, http://127.0.0.1:4200""",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 @app.command()

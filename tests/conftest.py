@@ -1,33 +1,94 @@
-"""Fixtures that several folders share."""
+"""Small real data for every test: phantom studies, a translator trained on them for a few steps, a whole project."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-# A whole run in half a minute, nearly all of it start-up of programs. Training lasts long enough to be killed in the middle.
-SMALL = {
-    "acquire": {"subjects": 5, "matrix": 32, "slices": 8, "spacing_mm": [7.2, 7.2, 16.0]},
-    "denoise": {"size": [32, 32]},
-    "train": {
-        "training": {"steps": 120, "batch": 2, "threads": 1, "checkpoint_s": 0.2, "validate_every": 40, "device": "cpu"},
-        "objective": {"discriminator_width": 8, "discriminator_layers": 2},
-        "network": {"widths": [4, 8], "bottleneck_blocks": 1},
+
+TINY = {
+    "acquire": {"subjects": 5, "matrix": 48, "slices": 8, "spacing_mm": [4.8, 4.8, 12.0], "lesions": 4},
+    "ingest": {
+        "rules": [
+            {"domain": "mr_t1", "when": {"Modality": "MR", "SeriesDescription": "*T1*"}},
+            {"domain": "mr_t2", "when": {"Modality": "MR", "SeriesDescription": "*T2*"}},
+        ]
     },
-    "evaluate": {"figures": 1},
+    "denoise": {"size": [48, 40], "validation": 0.2, "test": 0.2},
+    "train": {
+        "source": "mr_t1",
+        "target": "mr_t2",
+        "training": {"steps": 12, "batch": 2, "threads": 1, "device": "cpu", "validate_every": 6, "log_every": 3},
+        "objective": {"discriminator_width": 8},
+        "network": {"widths": [4, 8, 8], "bottleneck_blocks": 2},
+    },
+    "evaluate": {},
+    "register": {},
 }
+
+# Long enough to be killed in the middle, with states that often.
+LONGER = {"train": {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 80, "checkpoint_s": 0.2}}}
+
+
+class Run(NamedTuple):
+    """A finished tiny run: the project folder and the parts that tests need."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        return self.root / "params.yaml"
+
+    @property
+    def translator(self) -> Path:
+        return self.root / "models/translator"
+
+    @property
+    def study(self) -> Path:
+        return self.root / "data/raw/studies/PHANTOM-0000"
+
+
+def write_params(folder: Path, changes: dict | None = None) -> Path:
+    """Write TINY, with sections replaced by ``changes``, as ``folder/params.yaml``."""
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump({**TINY, **(changes or {})}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Run acquire, ingest, denoise, train and evaluate once, through the stages' own functions."""
+    from medstyle import params
+    from medstyle.stages import acquire, denoise, evaluate, ingest, train
+
+    root = tmp_path_factory.mktemp("run")
+    file = write_params(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        data = Path("data")
+        acquire.run(params.load(acquire.Params, "acquire", file), data / "raw")
+        ingest.run(params.load(ingest.Params, "ingest", file), data / "scans", Path("reports/ingest.json"))
+        denoise.run(params.load(denoise.Params, "denoise", file), data / "scans", data / "slices")
+        model = Path("models/translator")
+        train.run(params.load(train.Params, "train", file), data / "slices", model, Path("reports/training.csv"))
+        settings = params.load(evaluate.Params, "evaluate", file)
+        evaluate.run(settings, data / "scans", data / "slices", model, data / "raw/truth", Path("reports"))
+    return Run(root)
 
 
 class Project:
-    """A copy of this checkout with small params and a cache of its own."""
+    """A copy of this checkout with LONGER params and a DVC cache, repository and registry of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,7 +100,7 @@ class Project:
             if (ROOT / name).is_file() and name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        self.set_params(SMALL)
+        write_params(folder, LONGER)
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
             self.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command)
 
@@ -67,19 +128,13 @@ class Project:
     def run(self, *command: str) -> str:
         """Run a command that must succeed and return what it printed."""
         process = self.start(*command)
-        output, _ = process.communicate(timeout=300)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
         assert process.returncode == 0, f"{' '.join(command)}\n{output}"
         return output
-
-    def set_params(self, changes: dict[str, dict]) -> None:
-        """Merge ``changes`` into the copy's params.yaml, two levels deep."""
-        path = self.folder / "params.yaml"
-        document = yaml.safe_load(path.read_text())
-        for section, values in changes.items():
-            for key, value in values.items():
-                old = document[section].get(key)
-                document[section][key] = {**old, **value} if isinstance(old, dict) else value
-        path.write_text(yaml.safe_dump(document, sort_keys=False))
 
     @property
     def weights(self) -> bytes:
@@ -91,3 +146,19 @@ class Project:
 def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
     """Return a function that makes a new small copy of the project."""
     return lambda: Project(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers that are the same in every run."""
+    return np.random.default_rng(0)
+
+
+def affine(spacing: tuple[float, float, float], degrees: tuple[float, float, float], origin=(-40.0, 30.0, 10.0)):
+    """Make an oblique LPS affine."""
+    from scipy.spatial.transform import Rotation
+
+    result = np.eye(4)
+    result[:3, :3] = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix() * spacing
+    result[:3, 3] = origin
+    return result

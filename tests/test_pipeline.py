@@ -33,7 +33,9 @@ def test_the_code_a_stage_depends_on_is_its_import_graph(graph, stage):
     assert {dep for dep in STAGES[stage]["deps"] if dep.startswith("medstyle/")} == needed
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "medstyle").glob("*/**/__init__.py")), ids=lambda path: path.parent.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "medstyle").glob("*/**/__init__.py")), ids=lambda path: path.parent.name
+)
 def test_packages_hold_no_code_so_that_no_stage_depends_on_them(path):
     (only,) = ast.parse(path.read_text()).body
     assert isinstance(only, ast.Expr)
@@ -59,13 +61,13 @@ def test_a_stage_runs_its_own_command_with_its_own_params(stage):
 def done(copy_project):
     """Return a copy in which the whole run has been made once."""
     project = copy_project()
-    project.run("dvc", "repro", "evaluate")
+    project.run("dvc", "repro")
     return project
 
 
 def test_a_second_run_does_nothing(done):
     lock, before = (done.folder / "dvc.lock").read_bytes(), _written(done.folder)
-    output = done.run("dvc", "repro", "evaluate")
+    output = done.run("dvc", "repro")
     assert output.count("didn't change, skipping") == sum("always_changed" not in stage for stage in STAGES.values())
     assert (done.folder / "dvc.lock").read_bytes() == lock
     assert _written(done.folder) == before

@@ -55,7 +55,7 @@ def plain(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str,
 
 
 def unpaired(output: Image, source: Image, targets: Image) -> dict[str, float]:
-    """Measure one picture ``(H, W, 3)`` in [0, 1] against its own content and a set of target pictures ``(N, H, W, 3)``.
+    """Measure one picture ``(H, W, 3)`` in [0, 1] against its own content and target pictures ``(N, H, W, 3)``.
 
     ``colour_distance``: mean over channels of the 1-D Wasserstein distance between pixel values of output and target
     set. ``texture_distance``: the same between gradient magnitudes of the luminance. ``structure``: SSIM of the

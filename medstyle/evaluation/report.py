@@ -24,7 +24,11 @@ def figure(path: Path, columns: Mapping[str, NDArray], rows: Sequence[str], erro
     n = len(rows)
     height, width = next(iter(columns.values())).shape[1:3]
     plot, axes = plt.subplots(
-        n, len(columns), figsize=(2.2 * len(columns), 2.2 * n * height / width + 0.4), squeeze=False, layout="constrained"
+        n,
+        len(columns),
+        figsize=(2.2 * len(columns), 2.2 * n * height / width + 0.4),
+        squeeze=False,
+        layout="constrained",
     )
     for j, (title, pictures) in enumerate(columns.items()):
         for i in range(n):
@@ -56,7 +60,9 @@ def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequen
     plot, axes = plt.subplots(1, len(measures), figsize=(3.2 * len(measures), 3), squeeze=False, layout="constrained")
     for axis, measure in zip(axes[0], measures, strict=True):
         for subject in subjects:
-            axis.plot(methods, [value[subject, m][measure] for m in methods], "o-", ms=4, lw=0.7, color="0.4", alpha=0.7)
+            axis.plot(
+                methods, [value[subject, m][measure] for m in methods], "o-", ms=4, lw=0.7, color="0.4", alpha=0.7
+            )
         axis.set_title(measure)
         axis.tick_params(axis="x", rotation=20)
     plot.savefig(path, dpi=110, metadata={"Software": None})

@@ -59,7 +59,11 @@ def lesions(
 def survival(found: list[Lesion]) -> dict[str, float]:
     """Summarise: number, share that kept half of their contrast, mean recovery, and both for small and large ones."""
     result: dict[str, float] = {"count": float(len(found))}
-    groups = {"": found, "_below_4mm": [x for x in found if x.radius_mm < 4], "_4mm_up": [x for x in found if x.radius_mm >= 4]}
+    groups = {
+        "": found,
+        "_below_4mm": [x for x in found if x.radius_mm < 4],
+        "_4mm_up": [x for x in found if x.radius_mm >= 4],
+    }
     for suffix, group in groups.items():
         if group:
             result[f"survived{suffix}"] = float(np.mean([lesion.recovery >= SURVIVED for lesion in group]))

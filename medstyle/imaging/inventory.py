@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import struct
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,17 +15,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
+from medstyle.imaging.picture import PICTURE_SUFFIXES
 from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, read_volume
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 PICTURE_PIXELS = 1 << 26
 VOLUME_VOXELS = 1 << 31
+ORIENTATION_TOLERANCE_MM = 0.5
 
 Kind = Literal["volume", "4d", "image", "video", "refused"]
+Source = Literal["dicom", "volume", "picture", "video"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Item:
         series: the DICOM series behind it.
     """
 
-    source: Literal["dicom", "volume", "picture", "video"]
+    source: Source
     kind: Kind
     code: str
     reason: str
@@ -87,18 +91,20 @@ class Item:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
-    def load(self, domain: str) -> Volume:
+    def load(self, domain: str, *, allow: Collection[str] = ()) -> Volume:
         """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
+
+        ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
 
         Raises:
             Refusal: the item's own code, or one that only the voxels reveal.
         """
-        if not self.usable:
+        if not self.usable and self.code not in allow:
             raise Refusal(self.code, self.reason)
         if self.series is not None:
             from medstyle.imaging.dicom.read import read_image, read_series
 
-            return (read_image if self.kind == "image" else read_series)(self.series, domain)
+            return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
         if self.source != "volume":
             raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
         return read_volume(self.path, domain)
@@ -132,7 +138,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     code, reason, value_range = item.code, item.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
-            voxels = item.load(name or "mr_t1").voxels
+            voxels = item.load(name or "mr_t1", allow=() if name else ("E_DOMAIN",)).voxels
             value_range = [float(voxels.min()), float(voxels.max())]
         except Refusal as refusal:
             code, reason = refusal.code, refusal.reason
@@ -162,14 +168,17 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     items: list[Item] = []
     for path in dict.fromkeys(find_files(paths)):
         name = path.name.lower()
-        reader = next((read for suffixes, read in _READERS if name.endswith(suffixes)), None)
+        source, reader = next(((s, read) for suffixes, s, read in _READERS if name.endswith(suffixes)), _DICOM)
         if reader is None or not path.is_file():
             dicom.append(path)
             continue
         try:
             item = reader(path)
         except Refusal as refusal:
-            item = Item("volume", "refused", refusal.code, refusal.reason, (path,))
+            item = Item(source, "refused", refusal.code, refusal.reason, (path,))
+        except Exception as error:  # a damaged file may raise anything, and the text would quote its path
+            reason = f"the header is damaged ({type(error).__name__}); export the file again"
+            item = Item(source, "refused", "E_DECODE", reason, (path,))
         items.append(item)
         files.append(File(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
@@ -205,10 +214,41 @@ def _volume(path: Path) -> Item:
         raise Refusal("E_ZERO_SPACING", "the voxel spacing is not positive; write the file again with its spacing")
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
         raise Refusal("E_TILT_NEEDS_RESAMPLE", "the axes are not orthogonal; resample it to a regular grid first")
+    if (apart := _orientations_apart(path, shape)) > ORIENTATION_TOLERANCE_MM:
+        reason = f"the two orientations of the header (qform, sform) lie {apart:.2f} mm apart; keep the right one"
+        raise Refusal("E_MIXED_ORIENTATION", reason)
     affine = np.eye(4)
     affine[:3, :3] = axes * spacing[:3]
     affine[:3, 3] = reader.GetOrigin()[:3]
     return Item("volume", "volume", "", "", (path,), shape, affine, {"Name": path.name})
+
+
+def _orientations_apart(path: Path, shape: tuple[int, int, int]) -> float:
+    """Return by how many mm at most qform and sform of a NIfTI-1 file place a corner differently, 0 if one rules."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return 0.0
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
+        header = file.read(348)
+    order = {b"\x5c\x01\0\0": "<", b"\0\0\x01\x5c": ">"}.get(header[:4])
+    if len(header) < 348 or order is None:
+        return 0.0  # NIfTI-2, which SimpleITK judges by itself
+    qform_code, sform_code = struct.unpack_from(f"{order}2h", header, 252)
+    if qform_code <= 0 or sform_code <= 0:
+        return 0.0
+    b, c, d, *offset = struct.unpack_from(f"{order}6f", header, 256)
+    handedness, *spacing = struct.unpack_from(f"{order}4f", header, 76)
+    a = max(0.0, 1 - b * b - c * c - d * d) ** 0.5
+    rotation = np.array(
+        [
+            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
+            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
+            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
+        ]
+    )
+    qform = np.column_stack([rotation * spacing * [1, 1, -1 if handedness < 0 else 1], offset])
+    sform = np.array(struct.unpack_from(f"{order}12f", header, 280)).reshape(3, 4)
+    corners = np.array([[i, j, k, 1] for i in (0, shape[2]) for j in (0, shape[1]) for k in (0, shape[0])]).T
+    return float(np.abs((qform - sform) @ corners).max())
 
 
 def _picture(path: Path) -> Item:
@@ -241,8 +281,9 @@ def _video(path: Path) -> Item:
     return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
 
 
-_READERS: tuple[tuple[tuple[str, ...], Callable[[Path], Item]], ...] = (
-    (VOLUME_SUFFIXES, _volume),
-    (PICTURE_SUFFIXES, _picture),
-    (VIDEO_SUFFIXES, _video),
+_DICOM: tuple[Source, None] = ("dicom", None)
+_READERS: tuple[tuple[tuple[str, ...], Source, Callable[[Path], Item]], ...] = (
+    (VOLUME_SUFFIXES, "volume", _volume),
+    (PICTURE_SUFFIXES, "picture", _picture),
+    (VIDEO_SUFFIXES, "video", _video),
 )

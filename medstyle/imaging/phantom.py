@@ -40,11 +40,14 @@ from medstyle.imaging.volume import Volume
 from medstyle.params import params
 
 # T1 at 1.5 T and at 3 T in ms, T2 in ms, proton density relative to water, CT number in HU.
-# 1.5 T: BrainWeb (Kwan et al., IEEE TMI 18:1085, 1999; brainweb tissue_mr_parameters.txt), MS lesion included.
+# 1.5 T: BrainWeb (Kwan et al., IEEE TMI 18:1085, 1999; brainweb tissue_mr_parameters.txt).
+# Lesion: T2 and PD of BrainWeb's MS lesion. Its T1 of 752 ms looks like cortex in a T1-weighted image; chronic lesions
+# are darker than cortex there ("black holes", Truyen et al., Neurology 47:1469, 1996), so T1 is chosen between grey
+# matter and CSF.
 # CSF: T1 4.3 s at either field (Rooney et al., MRM 57:308, 2007); BrainWeb's 2569 ms would not be nulled by a clinical
 # TI. Fat T2: 90 ms, within the 41-143 ms of Pai et al., MRI 26:1215, 2008.
 # 3 T: grey and white matter of Wansapura et al., JMRI 9:531, 1999; muscle and fat scaled by the ratio of 3 T to 1.5 T
-# of Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004; lesion scaled as white matter.
+# of Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004.
 # CT numbers: Bushberg, The Essential Physics of Medical Imaging; bone is compact bone, marrow mixes it with fat.
 TISSUE_VALUES = {
     "air": (1.0, 1.0, 1.0, 0.0, -1000.0),
@@ -54,7 +57,7 @@ TISSUE_VALUES = {
     "fat": (350.0, 450.0, 90.0, 1.00, -90.0),
     "muscle": (900.0, 1260.0, 47.0, 1.00, 55.0),
     "bone": (1.0, 1.0, 1.0, 0.0, 1150.0),
-    "lesion": (752.0, 1250.0, 237.0, 0.76, 22.0),
+    "lesion": (1200.0, 1700.0, 237.0, 0.76, 22.0),
 }
 # Coefficients of variation of T1, T2 and PD: between subjects (all tissues together, each tissue), within a tissue.
 SPREAD, SPREAD_EACH, TEXTURE = 0.03, 0.015, 0.02

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,11 @@ def read_picture(source: Path | str | IO[bytes], name: str | None = None) -> NDA
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            image = Image.open(source)
+            image: Image.Image = Image.open(source)
             if image.width * image.height > MAX_PIXELS:
-                raise Refusal("E_TOO_LARGE", f"{label}: {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}")
+                raise Refusal(
+                    "E_TOO_LARGE", f"{label}: {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}"
+                )
             image.load()
     except Refusal:
         raise
@@ -59,7 +61,7 @@ def write_picture(path: Path | str, pixels: NDArray[np.uint8], note: str = "") -
     from PIL import Image, PngImagePlugin
 
     path = Path(path)
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     if note and path.suffix.lower() == ".png":
         text = PngImagePlugin.PngInfo()
         text.add_text("Comment", note)

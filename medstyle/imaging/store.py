@@ -1,7 +1,8 @@
 """The slice store that training reads: one memory-mapped ``.npy`` per domain and split, and one index.
 
-Layout: ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, network units. Row ``i`` of a file
-is described by row ``i`` of the index. Half precision holds [-1, 3] to 1e-3, finer than 10-bit display, at half the size.
+Layout: ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, network units. Row ``i`` of a
+file is described by row ``i`` of the index. Half precision holds [-1, 3] to 1e-3, finer than a 10-bit display, at half
+the size.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def translate_path(
     for name in filter(None, (target, source_domain)):
         translator.index(name)
     wanted = source_domain or translator.config.source
-    items = [item for item in inventory([source]).volumes]
+    items = inventory([source]).volumes
     root = source if source.is_dir() else source.parent
     chosen = [
         item
@@ -68,7 +68,11 @@ def translate_path(
     ]
     if not chosen:
         causes = sorted({f"{i.code}: {i.reason}" for i in items if not i.usable})
-        why = causes[0] if causes else f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
+        why = (
+            causes[0]
+            if causes
+            else f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
+        )
         raise UserError(f"{source}: nothing to translate: {why}")
     return [_translate_item(item, source, out, translator, target, uncertainty, force) for item in chosen]
 
@@ -89,18 +93,19 @@ def _translate_item(
     if result.ood.verdict == "refuse" and not force:
         raise Refusal(
             "E_OUT_OF_DISTRIBUTION",
-            f"{item.path.name} is unlike the training images (score {result.ood.score:.1f}, largest in training "
-            f"{config.reference['largest']:.1f}); check its domain, or insist with --force",
+            f"{item.path.name} is unlike the training images (score {result.ood.score:.1f}, a typical one has 1); "
+            "check its domain, or insist with --force",
         )
     written = place
     if isinstance(result.image, Volume):
         if item.series is not None:
-            from medstyle import __version__
+            from importlib.metadata import version
+
             from medstyle.imaging.dicom.write import ModelIdentity, write_derived
 
             details = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
             name = f"medstyle {DOMAINS[config.source].label}->{DOMAINS[domain].label}"
-            model = ModelIdentity(name, __version__, translator.sha256, details)
+            model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
             written = write_derived(result.image, item.series, out, model, source_domain=config.source)[0].parent
             if result.uncertainty is not None:
                 write_derived(

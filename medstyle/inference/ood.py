@@ -10,7 +10,7 @@ from torch import Tensor
 from medstyle.networks.features import image_features
 from medstyle.networks.translator import Translator
 
-WARN, REFUSE = 1.5, 3.0  # times the largest score among the training subjects
+WARN, REFUSE = 1.5, 3.0  # times the 99th percentile of the score among the training images
 
 
 class Verdict(NamedTuple):
@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
 
 def judge(slices: Tensor, translator: Translator) -> Verdict:
     """Compare prepared slices ``(D, C, H, W)`` with the training reference of the translator."""
-    reference = translator.config.reference
+    reference = translator.config.reference["volume" if len(slices) > 1 else "slice"]
     features = image_features(slices.numpy())
     z = (features - np.array(reference["centre"])) / np.array(reference["spread"])
     score = float(np.sqrt((z**2).mean()))

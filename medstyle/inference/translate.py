@@ -10,13 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.errors import Refusal
-from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge
 from medstyle.inference.uncertainty import spread
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
-from medstyle.transforms.prepare import Preparation, picture_slices, prepare, slices_picture
+from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
 
 BATCH = {"cpu": 4, "cuda": 64}  # slices at once; small batches stay in a CPU's cache: docs/benchmarks.md
 MARGIN = 8  # pixels of air kept around the body
@@ -41,9 +40,19 @@ def translate_volume(
 
     The output lies on exactly the grid of the source; CT is in HU, MR in the units of the median training image.
     """
+    return translate_prepared(prepare_source(volume, translator), translator, target, uncertainty)
+
+
+def prepare_source(volume: Volume, translator: Translator) -> Prepared:
+    """Clean and grid ``volume`` as the translator's training images were."""
+    return prepare(volume, parse(Preparation, translator.config.preparation, "translator preparation"))
+
+
+def translate_prepared(
+    prepared: Prepared, translator: Translator, target: str | None = None, uncertainty: bool = False
+) -> Translation:
+    """Do as :func:`translate_volume` for a source that is prepared already."""
     target = target or translator.config.target
-    settings = parse(Preparation, translator.config.preparation, "translator preparation")
-    prepared = prepare(volume, settings)
     if not prepared.foreground.any():
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
@@ -60,10 +69,13 @@ def translate_volume(
     extra = None
     if uncertainty:
         deviation = torch.cat(
-            [spread(translator, x, target, y) for x, y in zip(_chunks(inside, translator), _chunks(made, translator), strict=True)]
+            [
+                spread(translator, x, target, y)
+                for x, y in zip(_chunks(inside, translator), _chunks(made, translator), strict=True)
+            ]
         )
         unit = (fingerprint.high - fingerprint.low) / 2
-        extra = volume.with_voxels(prepared.to_source_grid(whole(deviation * unit, 0.0)[:, 0].numpy()), target)
+        extra = prepared.source.with_voxels(prepared.to_source_grid(whole(deviation * unit, 0.0)[:, 0].numpy()), target)
     return Translation(image, judge(prepared.slices, translator), extra)
 
 

@@ -39,8 +39,9 @@ class Discriminator(nn.Module):
             "out_channels": domains, "num_layers_d": layers, "norm": None, "bias": True,
         }  # fmt: skip
         self.scales = nn.ModuleList(PatchDiscriminator(**arguments) for _ in range(scales))
-        for module in self.scales.modules():
-            if isinstance(module, nn.Conv2d | nn.Conv3d):
+        for network in self.scales:
+            # all but the last layer: normalised as well, it would hold the logits so near zero that nothing is judged
+            for module in [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][:-1]:
                 spectral_norm(module)
 
     def forward(self, y: Tensor, domain: Tensor) -> list[Tensor]:

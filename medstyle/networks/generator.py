@@ -135,17 +135,19 @@ class Generator(nn.Module):
         """Encode content ``(N, C_in, ...)``; one feature map per level, fine to coarse."""
         maps: list[Tensor] = []
         h = x
-        for level, (first, second) in enumerate(self.encoder):  # type: ignore[misc]
+        for level, block in enumerate(self.encoder):
+            first, second = block.children()
             h = second(first(blur_pool(h) if level else h))
             maps.append(h)
         return maps
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """Render content ``(N, C_in, ...)`` in style ``(N, S)``: ``(N, C_out, ...)``, sizes multiples of ``multiple``."""
+        """Render content ``(N, C_in, ...)`` in style ``(N, S)``; sizes must be multiples of ``multiple``."""
         *skips, h = self.features(x)
         for block in self.bottleneck:
             h = block(h, s)
-        for (reduce, first, second), skip in zip(self.decoder, reversed(skips), strict=True):  # type: ignore[misc]
+        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+            reduce, first, second = block.children()
             h = F.interpolate(reduce(h), scale_factor=2.0, mode="nearest")
             h = second(first(torch.cat([h, skip], 1), s), s)
         y: Tensor = self.head(h)

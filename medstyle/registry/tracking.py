@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -22,6 +24,7 @@ def connect() -> Any:
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     import logging
 
@@ -62,8 +65,14 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             mlflow.set_tag("prefect.flow_run_id", flow)
         waiting: list[Metric] = []
 
+        def attempt(action: Callable[[], object]) -> None:
+            try:
+                action()
+            except Exception as error:  # a tracking server that fails in the night must not cost the training
+                print(f"medstyle: tracking failed ({type(error).__name__}); training goes on", file=sys.stderr)
+
         def send() -> None:
-            client.log_batch(run.info.run_id, metrics=waiting)
+            attempt(lambda: client.log_batch(run.info.run_id, metrics=list(waiting)))
             waiting.clear()
 
         def log(step: int, values: Mapping[str, Any]) -> None:
@@ -72,7 +81,8 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             now = int(time.time() * 1000)
             for name, value in values.items():
                 if isinstance(value, np.ndarray):
-                    mlflow.log_image(value, key=name.replace("/", "_"), step=step)
+                    key = name.replace("/", "_")
+                    attempt(functools.partial(mlflow.log_image, value, key=key, step=step))
                 else:
                     waiting.append(Metric(name, float(value), now, step))
             if len(waiting) >= SEND_EVERY:

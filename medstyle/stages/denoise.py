@@ -139,9 +139,7 @@ def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path)
         crop = ResizeWithPadOrCrop((*params.size, len(slices)), mode="constant", value=-1)
         stored = torch.as_tensor(np.asarray(crop(slices.permute(1, 2, 3, 0)))).permute(3, 0, 1, 2)
         last = max(1, len(stored) - 1)
-        rows = [
-            Row(subject, z, round(z / last, 4), round(float(mask.mean()), 4)) for z, mask in enumerate(foreground)
-        ]
+        rows = [Row(subject, z, round(z / last, 4), round(float(mask.mean()), 4)) for z, mask in enumerate(foreground)]
         path = folder / f"{subject}-{domain}.npy"
         np.save(path, stored.numpy().astype(np.float16))
         blocks.append(_Block(subject, domain, rows, fingerprint, path))

@@ -23,11 +23,10 @@ from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.volume import Volume, read_volume
-from medstyle.inference.translate import translate_picture, translate_volume
+from medstyle.inference.translate import prepare_source, translate_picture, translate_prepared
 from medstyle.networks.translator import Translator, model_card
-from medstyle.params import params, parse
+from medstyle.params import params
 from medstyle.transforms.intensity import foreground_mask
-from medstyle.transforms.prepare import Preparation, prepare
 from medstyle.transforms.register import onto_grid
 
 Array = NDArray[np.float32]
@@ -74,7 +73,9 @@ def run(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
-    measure = _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+    measure = (
+        _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+    )
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
@@ -111,7 +112,9 @@ def _write(path: Path, text: str) -> None:
     part.replace(path)
 
 
-def _summarise(rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator) -> dict[str, Any]:
+def _summarise(
+    rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator
+) -> dict[str, Any]:
     protocol = PROTOCOLS[params.protocol]
     methods = list(dict.fromkeys(row["method"] for row in rows))
     references = list(dict.fromkeys(row["reference"] for row in rows))
@@ -137,6 +140,7 @@ def _summarise(rows: list[dict[str, Any]], found: list[Lesion], params: Params, 
         "reference": main,
         "subjects": count,
         "weights_sha256": translator.sha256,
+        "measures": dict(protocol.measures),
         "headline": list(protocol.headline),
         "better_on_subjects": wins,
         "better_everywhere": all(won == count for won in wins.values()),
@@ -158,7 +162,6 @@ class _Scans:
     def __init__(self, translator: Translator, store: SliceStore, truth: Path) -> None:
         self.translator = translator
         self.rigid = store.index["registration"] == "rigid"
-        self.settings = parse(Preparation, translator.config.preparation, "translator preparation")
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
         stored = np.asarray(store.array(translator.config.target, "train"), np.float32)
@@ -169,10 +172,10 @@ class _Scans:
         config = self.translator.config
         modality = DOMAINS[config.target]
         source = read_volume(images[config.source], config.source)
-        made = translate_volume(source, self.translator).image
+        prepared = prepare_source(source, self.translator)
+        made = translate_prepared(prepared, self.translator).image
         assert isinstance(made, Volume)
         outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}
-        prepared = prepare(source, self.settings)
         clean = _unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0))
         body = prepared.to_source_grid(prepared.foreground.astype(np.float32)) > 0.5
         for name, method in BASELINES.items():
@@ -226,7 +229,11 @@ class _Pictures:
     """Measure a picture against the set of unseen target pictures and its own content."""
 
     def __init__(
-        self, translator: Translator, store: SliceStore, images: dict[str, dict[str, Path]], measure: Callable[..., dict[str, float]]
+        self,
+        translator: Translator,
+        store: SliceStore,
+        images: dict[str, dict[str, Path]],
+        measure: Callable[..., dict[str, float]],
     ) -> None:
         self.translator, self.measure = translator, measure
         target = translator.config.target
@@ -238,12 +245,17 @@ class _Pictures:
         pixels = read_picture(images[self.translator.config.source])
         made = translate_picture(pixels, self.translator).image
         assert isinstance(made, np.ndarray)
-        source = pixels.astype(np.float32) / 255
-        outputs = {"model": made.astype(np.float32) / 255}
+        source: Array = np.float32(1 / 255) * pixels.astype(np.float32)
+        outputs: dict[str, Array] = {"model": np.float32(1 / 255) * made.astype(np.float32)}
         for name, method in BASELINES.items():
             outputs[name] = method(source.reshape(-1, 3), self.targets).reshape(source.shape)
         rows = [
-            {"subject": subject, "reference": "unseen targets", "method": name, **self.measure(image, source, self.unseen)}
+            {
+                "subject": subject,
+                "reference": "unseen targets",
+                "method": name,
+                **self.measure(image, source, self.unseen),
+            }
             for name, image in outputs.items()
         ]
         columns = {"source": source[None], "synthetic": outputs["model"][None]}

@@ -98,7 +98,9 @@ def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, obje
     subject = subject_key(_subject(item, params, path))
     name = f"{subject}/{domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
     if (out / name).exists():
-        raise Refusal("E_DUPLICATE_DOMAIN", f"another image of this subject is already {domain}; make the rules narrower")
+        raise Refusal(
+            "E_DUPLICATE_DOMAIN", f"another image of this subject is already {domain}; make the rules narrower"
+        )
     (out / name).parent.mkdir(exist_ok=True)
     entry: dict[str, object] = {"subject": subject, "domain": domain, "path": name, "source": item.source}
     if item.source == "picture":
@@ -136,7 +138,9 @@ def _write_report(report: Path, found: Inventory, manifest: list, refused: list,
     """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
     files = [
         {
-            "file": hashlib.sha256(str(file.path.relative_to(source)).encode(errors="surrogateescape")).hexdigest()[:12],
+            "file": hashlib.sha256(str(file.path.relative_to(source)).encode(errors="surrogateescape")).hexdigest()[
+                :12
+            ],
             "code": file.code,
             "reason": file.reason,
         }

@@ -16,7 +16,7 @@ import numpy as np
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig, model_card
+from medstyle.networks.translator import Architecture, Translator, TranslatorConfig, model_card
 from medstyle.params import params
 from medstyle.training.checkpoint import run_key
 from medstyle.training.loop import Log, Training, fit
@@ -111,23 +111,27 @@ def _config(params: Params, store: SliceStore) -> TranslatorConfig:
     )
 
 
-def reference_statistics(store: SliceStore, domain: str) -> dict[str, Any]:
-    """Describe the training sources for the out-of-distribution gate: mean and spread of image features."""
+def reference_statistics(store: SliceStore, domain: str) -> dict[str, dict[str, Any]]:
+    """Describe training sources for the out-of-distribution gate: whole volumes, and slices by themselves."""
     from medstyle.networks.features import image_features
 
     array, rows = store.array(domain, "train"), store.rows(domain, "train")
     subjects: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         subjects.setdefault(row.subject, []).append(i)
-    features = np.stack([image_features(array[where].astype(np.float32)) for where in subjects.values()])
-    centre = np.median(features, axis=0)
-    spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.02)
-    scores = np.sqrt((((features - centre) / spread) ** 2).mean(axis=1))
-    return {
-        "centre": centre.round(6).tolist(),
-        "spread": spread.round(6).tolist(),
-        "largest": float(scores.max().round(4)),
-    }
+    single = [[i] for i, row in enumerate(rows) if row.foreground >= 0.1][:: max(1, len(rows) // 500)]
+    reference = {}
+    for name, groups in (("volume", list(subjects.values())), ("slice", single or [[0]])):
+        features = np.stack([image_features(array[where].astype(np.float32)) for where in groups])
+        centre = np.median(features, axis=0)
+        spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.02)
+        scores = np.sqrt((((features - centre) / spread) ** 2).mean(axis=1))
+        reference[name] = {
+            "centre": centre.round(6).tolist(),
+            "spread": spread.round(6).tolist(),
+            "largest": float(np.percentile(scores, 99).round(4)),
+        }
+    return reference
 
 
 def _fingerprint(slices: Path) -> dict[str, str]:
@@ -141,13 +145,14 @@ def _fingerprint(slices: Path) -> dict[str, str]:
 
 def _code() -> str:
     """Hash the modules that decide the result, so that a state of other code is not resumed."""
-    import medstyle
+    from importlib.metadata import version
+
     from medstyle.networks import discriminator, generator, style, translator
     from medstyle.training import checkpoint, loop, losses, objectives
     from medstyle.transforms import augment
 
     modules = (discriminator, generator, style, translator, checkpoint, loop, losses, objectives, augment)
-    digest = hashlib.sha256(medstyle.__version__.encode())
+    digest = hashlib.sha256(version("medstyle").encode())
     for module in modules:
         digest.update(Path(module.__file__ or "").read_bytes())
     return digest.hexdigest()

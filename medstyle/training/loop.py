@@ -43,7 +43,7 @@ class Training:
     """Slices per step."""
     learning_rate: float = 5e-4
     """Peak learning rate of the generator (AdamW): 5 % warm-up, then cosine to zero."""
-    discriminator_learning_rate: float = 2e-4
+    discriminator_learning_rate: float = 5e-4
     """Peak learning rate of the discriminator."""
     ema: float = 0.995
     """Decay per step of the moving average of the weights, which is what is exported."""
@@ -117,7 +117,10 @@ class Feed:
             pairs = pairs[np.isin(pairs[:, 0], seen[0])]
             draws = [Sampler(pairs, settings.batch, settings.seed, "pairs")]
         else:
-            draws = [Sampler(r[:, None], settings.batch, settings.seed, n) for r, n in zip(seen, (source, target), strict=True)]
+            draws = [
+                Sampler(r[:, None], settings.batch, settings.seed, n)
+                for r, n in zip(seen, (source, target), strict=True)
+            ]
         if any(len(draw.rows) == 0 for draw in draws):
             kind = "paired slices: no training subject has both" if paired else "slices: no training subject has one of"
             raise UserError(f"no {kind} {source} and {target} with enough foreground; check ingest.rules and the split")
@@ -202,7 +205,7 @@ class Players:
         self.networks = networks
         self.modules = nn.ModuleDict(recipe.players).to(device)
         if device.type == "cuda":  # on CPU the plain layout is faster: docs/benchmarks.md
-            self.modules.to(memory_format=torch.channels_last)
+            self.modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(networks).requires_grad_(False).eval()
         self.optimisers = {name: _optimiser(module, (0.5, 0.99)) for name, module in self.modules.items()}
 
@@ -292,23 +295,25 @@ def fit(
         players.load(state)
         begin, curve = state["step"], state["curve"]
         show(begin, {"resumed": 1.0})
+    source_index = torch.zeros(settings.batch, dtype=torch.long, device=device)
     saved = time.monotonic()
     for step in range(begin, settings.steps):
         progress = step / settings.steps
-        images = feed(step, device)
-        indices = (torch.full((settings.batch,), i, device=device) for i in (0, 1))
-        batch = Batch(*images, *indices, seeded(settings.seed, step, "loss"))
+        x, y = feed(step, device)
+        batch = Batch(x, y, source_index, source_index + 1, seeded(settings.seed, step, "loss"))
         values: dict[str, float] = {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
             fake = recipe.play(batch)
         for phase in recipe.phases:
-            if step % phase.every or progress < phase.start:
+            if step % phase.every:
                 continue
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and phase.name != "r1"):
                 loss, terms = phase.loss(batch, fake, progress)
             norm = players.turn(phase.player, loss, progress, guard, phase.name)
             if step % settings.log_every == 0:
-                values |= {f"{phase.name}/norm": norm} | {f"{phase.name}/{k}": float(v.detach()) for k, v in terms.items()}
+                values |= {f"{phase.name}/norm": norm} | {
+                    f"{phase.name}/{k}": float(v.detach()) for k, v in terms.items()
+                }
         players.follow(step)
         done = step + 1
         if step % settings.log_every == 0:
@@ -332,10 +337,7 @@ def fit(
 def _preview(store: SliceStore, source: str, target: str, paired: bool) -> tuple[Tensor, Tensor | None]:
     """Choose a few validation slices (training ones where there are none), the same throughout the run."""
     split = "validation" if store.rows(source, "validation") else "train"
-    if paired:
-        rows = store.pairs(source, target, split)
-    else:
-        rows = np.arange(len(store.rows(source, split)))[:, None]
+    rows = store.pairs(source, target, split) if paired else np.arange(len(store.rows(source, split)))[:, None]
     body = [store.rows(source, split)[i].foreground for i in rows[:, 0]]
     rows = rows[[i for i, share in enumerate(body) if share >= 0.1]] if max(body) >= 0.1 else rows
     rows = rows[np.linspace(0, len(rows) - 1, min(32, len(rows))).round().astype(int)]

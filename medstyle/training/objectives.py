@@ -37,7 +37,7 @@ class Objective:
     """Form of the adversarial loss: minimax, nonsaturating, least_squares or hinge."""
     adversarial_weight: float = 0.02
     """Weight of the adversarial term for the generator; 0 trains without a discriminator."""
-    adversarial_start: float = 0.25
+    adversarial_start: float = 0.1
     """Share of the steps after which the adversarial term sets in (linear ramp over a tenth of the steps)."""
     r1: float = 1.0
     """Weight of the R1 gradient penalty on real images; 0 switches it off."""
@@ -51,9 +51,9 @@ class Objective:
     """Unpaired: weight of the contrastive term on target images, which must stay as they are."""
     discriminator_width: int = 32
     """Channels of the discriminator's first layer."""
-    discriminator_layers: int = 3
-    """Strided layers of the discriminator."""
-    discriminator_scales: int = 2
+    discriminator_layers: int = 2
+    """Strided layers of the discriminator: 2 sees 34 x 34 pixels, 3 sees 70 x 70."""
+    discriminator_scales: int = 1
     """Scales that the discriminator judges."""
 
     def __post_init__(self) -> None:
@@ -84,14 +84,12 @@ class Phase:
         player: whose weights the turn updates, a key of the recipe's ``players``.
         loss: ``(batch, fake, progress) -> (loss, named terms)``; ``progress`` in [0, 1) is the share of steps done.
         every: the turn is taken at steps divisible by this.
-        start: share of the steps before the first turn.
     """
 
     name: str
     player: str
     loss: Callable[[Batch, Tensor, float], tuple[Tensor, dict[str, Tensor]]]
     every: int = 1
-    start: float = 0.0
 
 
 class Recipe(Protocol):
@@ -124,10 +122,10 @@ class _Adversarial:
                 scales=settings.discriminator_scales,
             )
             self.players["discriminator"] = self.discriminator
-            start = max(0.0, settings.adversarial_start - 0.05)  # a head start: an untrained critic only confuses
-            self.phases.append(Phase("discriminator", "discriminator", self._judge, start=start))
+            # the critic plays from the first, easy forgeries on; it would hardly learn on late ones
+            self.phases.append(Phase("discriminator", "discriminator", self._judge))
             if settings.r1 > 0:
-                self.phases.append(Phase("r1", "discriminator", self._penalise, every=R1_EVERY, start=start))
+                self.phases.append(Phase("r1", "discriminator", self._penalise, every=R1_EVERY))
 
     def play(self, batch: Batch) -> Tensor:
         output: Tensor = self.networks(batch.source, batch.target_index)
@@ -157,7 +155,9 @@ class _Adversarial:
             return fake.new_zeros(()), {}
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(False)
-        loss = generator_loss(self.settings.adversarial, self.discriminator(self._shown(batch, fake), batch.target_index))
+        loss = generator_loss(
+            self.settings.adversarial, self.discriminator(self._shown(batch, fake), batch.target_index)
+        )
         for parameter in self.discriminator.parameters():
             parameter.requires_grad_(True)
         return ramp * self.settings.adversarial_weight * loss, {"adversarial": loss}
@@ -208,7 +208,9 @@ class UnpairedContrastive(_Adversarial):
     def __init__(self, networks: Networks, settings: Objective, channels: int, domains: int) -> None:
         super().__init__(networks, settings, channels, domains, paired=False)
         if self.discriminator is None:
-            raise UserError("objective: unpaired_contrastive needs adversarial_weight > 0: nothing else teaches the style")
+            raise UserError(
+                "objective: unpaired_contrastive needs adversarial_weight > 0: nothing else teaches the style"
+            )
         widths = tuple(level[0].conv.out_channels for level in networks.generator.encoder)  # type: ignore[index]
         self.projectors = Projectors(widths)
         self.players["projectors"] = self.projectors

@@ -24,7 +24,9 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)
     mask = clipped > low + (threshold_otsu(clipped) - low) / 2
-    mask = ndimage.binary_opening(mask, ndimage.generate_binary_structure(3, 1))
+    mask = ndimage.binary_opening(
+        mask, ndimage.generate_binary_structure(2, 1)[..., None]
+    )  # in-plane: one slice may come
     labels, count = ndimage.label(mask)
     if count == 0:
         return np.zeros(values.shape, bool)
@@ -97,16 +99,16 @@ class CorrectBias(Transform):
         mask = foreground_mask(values)
         if not mask.any():
             return volume
-        image = sitk.GetImageFromArray(values)
-        factors = [min(self.shrink, n) for n in image.GetSize()]
-        factors[0] = 1 if values.shape[2] < 4 * self.shrink else factors[0]  # thin stacks keep their slices
+        depth = values.shape[2]
+        spare = ((0, 0), (0, 0), (0, max(0, 4 - depth)))  # the fit needs four slices; a thin stack repeats its last
+        image = sitk.GetImageFromArray(np.pad(values, spare, mode="edge"))
+        body = sitk.GetImageFromArray(np.pad(mask, spare, mode="edge").astype(np.uint8))
+        factors = [self.shrink if n >= 4 * self.shrink else 1 for n in image.GetSize()]
         corrector = sitk.N4BiasFieldCorrectionImageFilter()
         corrector.SetMaximumNumberOfIterations([20, 20, 10])
         corrector.SetNumberOfThreads(1)  # sums over threads would change bits from one machine to the next
-        corrector.Execute(
-            sitk.Shrink(image, factors), sitk.Shrink(sitk.GetImageFromArray(mask.astype(np.uint8)), factors)
-        )
-        field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)))
+        corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(body, factors))
+        field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)))[..., :depth]
         out = volume.clone()
         out[0] = torch.from_numpy((values / (field / field[mask].mean())).astype(np.float32))
         return out

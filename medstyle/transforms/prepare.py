@@ -21,6 +21,7 @@ from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
 
+RIM = 3  # pixels around the body that the network may still paint
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
 
 
@@ -60,8 +61,14 @@ class Prepared:
 
     def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
         """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
-        values = DOMAINS[domain].denormalise(slices[:, 0].float().cpu().numpy(), fingerprint)
-        return self.source.with_voxels(self.to_source_grid(values, DOMAINS[domain].air), domain)
+        from scipy.ndimage import binary_dilation
+
+        modality = DOMAINS[domain]
+        values = modality.denormalise(slices[:, 0].float().cpu().numpy(), fingerprint)
+        # a margin, because skin that is dark in the source may be bright in the target
+        body = binary_dilation(self.foreground, np.ones((1, 3, 3), bool), iterations=RIM)
+        painted = np.where(body, values, np.float32(modality.air))
+        return self.source.with_voxels(self.to_source_grid(painted, modality.air), domain)
 
     def to_source_grid(self, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
         """Bring ``(D, H, W)`` values on the prepared grid back to the source's voxel grid."""
@@ -83,7 +90,9 @@ def prepare(volume: Volume, settings: Preparation, clean: bool = True) -> Prepar
     modality = DOMAINS[volume.domain]
     geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
     if settings.spacing_mm is not None:
-        geometry.append(Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True))
+        geometry.append(
+            Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True)
+        )
     chain = Compose(geometry)
     tensor = MetaTensor(
         torch.from_numpy(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))[None],

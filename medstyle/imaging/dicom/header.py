@@ -1,31 +1,39 @@
-"""One DICOM file -> the facts that grouping and decoding need, read from its header alone (PS3.3, PS3.5, PS3.10)."""
+"""One DICOM file -> the facts that grouping and decoding need, read from its header alone (PS3.3)."""
 
 from __future__ import annotations
 
-import io
-import logging
 import math
-import os
 import struct
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from sys import intern
+from stat import S_ISREG
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
-from pydicom.datadict import tag_for_keyword
-from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
-from pydicom.sequence import Sequence
 from pydicom.uid import UID, AllTransferSyntaxes, UID_dictionary
-from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medstyle.errors import Refusal
+from medstyle.imaging.dicom.elements import (
+    ATTRIBUTES,
+    BIG,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    UNDEFINED,
+    BoundedFile,
+    Header,
+    Skip,
+    first,
+    has,
+    items,
+    numbers,
+    read_header,
+    syntax_of,
+    text,
+    words,
+)
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,7 @@ class Limits:
 
 
 LIMITS = Limits()
-
-
-class Skip(Refusal):
-    """A file that is not an image to work on, as opposed to a bad one."""
+T = TypeVar("T")
 
 
 class Damaged(Refusal):
@@ -62,39 +67,7 @@ class Damaged(Refusal):
         self.series_uid = series_uid
 
 
-def words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-# Free text in these may name a person: they serve matching rules and are never printed or stored.
-ATTRIBUTES = words(
-    "Modality SeriesDescription ProtocolName SequenceName ScanningSequence SequenceVariant ScanOptions "
-    "MRAcquisitionType EchoTime RepetitionTime InversionTime FlipAngle EchoTrainLength ImageType Manufacturer "
-    "ManufacturerModelName MagneticFieldStrength StationName BodyPartExamined ContrastBolusAgent KVP ConvolutionKernel "
-    "PatientPosition SliceThickness SpacingBetweenSlices"
-)
-_FACTS = words(
-    "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
-    "ConcatenationUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit "
-    "PixelRepresentation NumberOfFrames PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence RescaleSlope "
-    "RescaleIntercept ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
-    "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
-    "DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
-)
-_GROUPS = words(
-    "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
-    "FrameContentSequence MRImageFrameTypeSequence CTImageFrameTypeSequence PETFrameTypeSequence MREchoSequence "
-    "MRDiffusionSequence MRModifierSequence MRTimingAndRelatedParametersSequence FrameType EffectiveEchoTime "
-    "InversionTimes StackID TemporalPositionIndex FrameAcquisitionNumber FrameReferenceDateTime"
-)
-_TAG = {name: int(tag_for_keyword(name) or 0) for name in {*ATTRIBUTES, *_FACTS, *_GROUPS}}
-_BINARY = {  # value representations that are not text
-    "Rows": "H", "Columns": "H", "SamplesPerPixel": "H", "BitsAllocated": "H", "BitsStored": "H", "HighBit": "H",
-    "PixelRepresentation": "H", "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
-    "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
-}  # fmt: skip
-_READ = [_TAG[name] for name in {*ATTRIBUTES, *_FACTS}]
-
+_RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 TOMOGRAPHIC = frozenset(_STORAGE + s for s in words("2 2.1 2.2 4 4.1 4.4 128 128.1 130"))  # CT, MR, PET
 SECONDARY = frozenset(_STORAGE + s for s in words("7 7.1 7.2 7.3 7.4"))
@@ -102,13 +75,9 @@ ULTRASOUND = frozenset(_STORAGE + s for s in words("6.1 6.2 3.1"))
 _PLANAR = frozenset(_STORAGE + s for s in words("1 1.1 1.1.1 1.2 1.2.1 77.1.1 77.1.2 77.1.4 77.1.5.1"))  # CR DX MG VL
 _CINE = frozenset(_STORAGE + s for s in words("12.1 12.1.1 12.2 12.2.1 77.1.1.1 77.1.2.1 77.1.4.1"))  # XA RF video
 IMAGES = TOMOGRAPHIC | SECONDARY | ULTRASOUND | _PLANAR | _CINE
-_DIRECTORY = "1.2.840.10008.1.3.10"
 
-IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
 _ALWAYS_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81))  # JPEG baseline, extended; JPEG-LS near
 NATIVE = frozenset((IMPLICIT, EXPLICIT, DEFLATED, BIG))
-_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
-_UNDEFINED = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,59 +142,6 @@ class Frame:
     time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence pydicom: its warnings and log lines quote values, which are patient data."""
-    logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.disabled = before
-
-
-class BoundedFile(io.BufferedReader):
-    """A file whose ``read`` never allocates more than the file holds, whatever length a header claims."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path), 1 << 16)
-        self.bytes = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read at most ``size`` bytes and at most what is left."""
-        if size is not None and size > 1 << 16:
-            size = max(0, min(size, self.bytes - self.tell()))
-        return super().read(size)
-
-
-def looks_like_dicom(head: bytes) -> bool:
-    """Tell DICOM from other files by their first 132 bytes; files without preamble start in group 0002 or 0008."""
-    if head[128:132] == b"DICM":
-        return True
-    if len(head) < 8:
-        return False
-    if head[:2] in (b"\x02\x00", b"\x08\x00"):
-        element, length = struct.unpack("<2xHL", head[:8])
-        return element <= 0x0100 and (head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"OB", b"DA") or length <= 256)
-    return head[:2] == b"\x00\x08" and head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"DA")
-
-
-def inflate(path: Path, limit: int) -> bytes:
-    """Return the data set of a file in the deflated transfer syntax (PS3.5 A.5), at most ``limit`` bytes."""
-    meta = read_file_meta_info(path)
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    with path.open("rb") as file:
-        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
-        data = stream.decompress(file.read(), limit)
-    if not stream.eof:
-        if len(data) >= limit:
-            raise Refusal("E_TOO_LARGE", f"inflates to more than {limit} bytes; raise the limit if you trust the file")
-        raise Refusal("E_TRUNCATED", "the deflated data set ends early; copy or export the file again")
-    return data
-
-
 def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
     """Read the header of ``path`` and return one :class:`Frame` for each plane; no pixel is decoded.
 
@@ -237,6 +153,8 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
             ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
     """
     try:
+        if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+            raise Skip("E_NOT_DICOM", "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
     except Refusal:
@@ -248,69 +166,28 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
 
 
 def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
-    head = file.read(2048)
-    if not looks_like_dicom(head):
-        what = "not a DICOM file" if head else "the file is empty"
-        if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-            raise Refusal("E_NOT_DICOM", f"{what}, whatever its name says; remove or rename it")
-        raise Skip("E_NOT_DICOM", what)
-    pixels = _PixelElement()
-    source: BinaryIO = file
-    size = file.bytes
-    if DEFLATED.encode() in head:
-        data = inflate(path, limits.inflated_bytes)
-        source, size, syntax = io.BytesIO(data), len(data), DEFLATED
-        dataset = read_dataset(source, False, True, stop_when=pixels, specific_tags=_READ)
-    else:
-        file.seek(0)
-        dataset = read_partial(file, stop_when=pixels, force=True, specific_tags=_READ)
-        syntax = _syntax(dataset, head)
-    if pixels.tag == 0 and source.tell() > size:
-        raise Refusal("E_TRUNCATED", f"the header claims {source.tell()} bytes, the file has {size}; copy it again")
-    _image_class(dataset, bool(pixels.tag))
-    offset = source.tell() + (12 if pixels.long else 8)
-    instance = _instance(path, file.bytes, dataset, syntax, offset)
+    header, pixels, source, size = read_header(path, file, limits.inflated_bytes)
+    _image_class(header, pixels is not None)
+    assert pixels is not None
+    instance = _instance(path, file.bytes, header, pixels.offset)
     try:
         _size(instance, pixels.length, source, size, limits)
     except Refusal as refusal:
         raise Damaged(refusal.code, refusal.reason, instance.series_uid) from None
-    frames = _frames(dataset, instance)
+    frames = _frames(header, instance)
     tomographic = instance.attributes.get("Modality") in ("CT", "MR", "PT")
     if instance.sop_class in SECONDARY and tomographic and frames[0].position is None:
         raise Skip("E_SOPCLASS", "a secondary capture page of a tomographic study, without a position in the patient")
     return frames
 
 
-class _PixelElement:
-    """The parser's stop condition, which remembers the element it stopped at."""
-
-    tag, length, long = 0, 0, False
-
-    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
-        if tag in _PIXELS:
-            self.tag, self.length, self.long = int(tag), length, vr in EXPLICIT_VR_LENGTH_32
-        return tag in _PIXELS
-
-
-def _syntax(dataset: Dataset, head: bytes) -> str:
-    meta = dataset.file_meta
-    if str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
-        raise Skip("E_SOPCLASS", "a DICOMDIR index; the files are found by searching the folder instead")
-    if syntax := str(meta.get("TransferSyntaxUID", "")):
-        return syntax
-    if head[128:132] == b"DICM":
-        raise Refusal("E_DECODE", "the file meta information names no transfer syntax; export the file again")
-    implicit, little = dataset.original_encoding
-    return (IMPLICIT if implicit else EXPLICIT) if little else BIG
-
-
-def _image_class(dataset: Dataset, pixels: bool) -> None:
+def _image_class(header: Header, pixels: bool) -> None:
     """Let image storage classes pass, and say what the others are."""
-    frames = _text(dataset, "NumberOfFrames")
+    frames = text(header, "NumberOfFrames")
     if frames and not frames.isdecimal():
         raise Refusal("E_DECODE", "NumberOfFrames is not a number; export the file again")
-    uid = _text(dataset, "SOPClassUID")
-    if not uid and pixels and _TAG["Rows"] in dataset:
+    uid = text(header, "SOPClassUID")
+    if not uid and pixels and has(header, "Rows"):
         raise Refusal("E_SOPCLASS", "has pixels but names no SOP class; convert it to a current DICOM image first")
     if uid not in IMAGES:
         name = UID(uid).name if uid in UID_dictionary else "no registered SOP class"
@@ -319,12 +196,11 @@ def _image_class(dataset: Dataset, pixels: bool) -> None:
         raise Skip("E_NO_PIXELS", f"{UID(uid).name} without pixel data")
 
 
-def _instance(path: Path, size: int, dataset: Dataset, syntax: str, offset: int) -> Instance:
-    def text(name: str) -> str:
-        return _text(dataset, name)
+def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
+    said, syntax = partial(text, header), syntax_of(header)
 
     def count(name: str, default: int | None = None) -> int:
-        values = _numbers(dataset, name)
+        values = numbers(header, name)
         if not values and default is None:
             raise Refusal("E_DECODE", f"{name} is missing; export the file again")
         return int(values[0]) if values else int(default or 0)
@@ -333,57 +209,63 @@ def _instance(path: Path, size: int, dataset: Dataset, syntax: str, offset: int)
     stored = count("BitsStored", allocated)
     signed = count("PixelRepresentation", 0) == 1
     padding = None
-    if low := _numbers(dataset, "PixelPaddingValue"):  # US on signed data is common: read the bits, not the VR
-        high = _numbers(dataset, "PixelPaddingRangeLimit") or low
+    if low := numbers(header, "PixelPaddingValue"):  # US on signed data is common: read the bits, not the VR
+        high = numbers(header, "PixelPaddingRangeLimit") or low
         ends = [int(v[0]) - (1 << 16 if signed and v[0] >= 1 << 15 else 0) for v in (low, high)]
         padding = (min(ends), max(ends))
-    image_type = {v.strip().upper() for v in text("ImageType").split("\\")}
-    sop_class = text("SOPClassUID")
+    image_type = {v.strip().upper() for v in said("ImageType").split("\\")}
+    sop_class = said("SOPClassUID")
     if image_type & {"LOCALIZER", "SCOUT"} or any(v.endswith("SURVIEW") for v in image_type):
         raise Skip("E_LOCALIZER", "a localizer (scout) image")
-    burned = text("BurnedInAnnotation").upper()
+    burned = said("BurnedInAnnotation").upper()
     if burned == "YES":
         raise Refusal("E_BURNED_IN", "BurnedInAnnotation is YES; text in the pixels must be removed first")
     flags = {
-        "SYNTHETIC": text("SyntheticData").upper() == "YES",
+        "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
         "MOSAIC": "MOSAIC" in image_type,
-        "LOSSY": text("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
-        "MONOCHROME1": text("PhotometricInterpretation") == "MONOCHROME1",
+        "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
+        "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": burned != "NO" and (sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type),
     }
     return Instance(
         path=path,
         size=size,
-        sop_class=sop_class,
-        sop_uid=text("SOPInstanceUID"),
-        patient_id=text("PatientID"),
-        study_uid=intern(text("StudyInstanceUID")),
-        series_uid=intern(text("SeriesInstanceUID")),
-        frame_of_reference_uid=intern(text("FrameOfReferenceUID")),
-        series_number=text("SeriesNumber"),
-        concatenation=text("ConcatenationUID"),
+        sop_class=_same(sop_class),
+        sop_uid=said("SOPInstanceUID"),
+        patient_id=_same(said("PatientID")),
+        study_uid=_same(said("StudyInstanceUID")),
+        series_uid=_same(said("SeriesInstanceUID")),
+        frame_of_reference_uid=_same(said("FrameOfReferenceUID")),
+        series_number=_same(said("SeriesNumber")),
+        concatenation=said("ConcatenationUID"),
         rows=count("Rows"),
         columns=count("Columns"),
         frames=count("NumberOfFrames", 1),
         samples=count("SamplesPerPixel", 1),
-        photometric=text("PhotometricInterpretation"),
+        photometric=_same(said("PhotometricInterpretation")),
         bits_allocated=allocated,
         bits_stored=stored,
         high_bit=count("HighBit", stored - 1),
         signed=signed,
-        transfer_syntax=syntax,
+        transfer_syntax=_same(syntax),
         offset=offset,
         padding=padding,
-        lut="ModalityLUTSequence" in dataset,
-        attributes=_attributes(tuple(map(text, ATTRIBUTES))),
-        flags=frozenset(name for name, present in flags.items() if present),
+        lut=has(header, "ModalityLUTSequence"),
+        attributes=_attributes(tuple(map(said, ATTRIBUTES))),
+        flags=_same(frozenset(name for name, present in flags.items() if present)),
     )
 
 
 @lru_cache(4096)
+def _same(value: T) -> T:
+    """Return the first equal value: what slices have in common is kept once, so that a big study stays small."""
+    return value
+
+
+@lru_cache(4096)
 def _attributes(values: tuple[str, ...]) -> Mapping[str, str]:
-    """Share one mapping between the slices of a series: a study of thousands of files must stay small."""
+    """Make a read-only mapping, one for all slices that agree."""
     return MappingProxyType({name: value for name, value in zip(ATTRIBUTES, values, strict=True) if value})
 
 
@@ -405,7 +287,7 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
         raise Refusal("E_DECODE", f"pixels of {bits} are not supported; convert to 8 or 16 bits first")
     if i.transfer_syntax in NATIVE:
         found = min(length, size - i.offset)
-        if length == _UNDEFINED or found < total:
+        if length == UNDEFINED or found < total:
             raise Refusal(
                 "E_TRUNCATED", f"expected {total} bytes of pixels, found {max(0, found)}; copy the file again"
             )
@@ -427,52 +309,51 @@ def _encapsulated(source: BinaryIO, offset: int, size: int) -> int:
         group, element, length = struct.unpack("<HHL", source.read(8))
         if (group, element) == (0xFFFE, 0xE0DD):
             return total
-        if (group, element) != (0xFFFE, 0xE000) or length == _UNDEFINED:
+        if (group, element) != (0xFFFE, 0xE000) or length == UNDEFINED:
             break
         position += 8 + length
         total += length
     raise Refusal("E_TRUNCATED", f"compressed pixels end at byte {size} without their delimiter; copy the file again")
 
 
-def _frames(dataset: Dataset, instance: Instance) -> list[Frame]:
-    image_type = tuple(_text(dataset, "ImageType").split("\\")[2:])
+def _frames(header: Header, instance: Instance) -> list[Frame]:
+    image_type = tuple(text(header, "ImageType").split("\\")[2:])
     time = (
-        _first(dataset, "TemporalPositionIdentifier", -1.0),
-        _first(dataset, "AcquisitionNumber", -1.0),
-        _text(dataset, "AcquisitionTime"),
-        _first(dataset, "TriggerTime", -1.0),
-        _first(dataset, "InstanceNumber", -1.0),
+        first(header, "TemporalPositionIdentifier", -1.0),
+        first(header, "AcquisitionNumber", -1.0),
+        text(header, "AcquisitionTime"),
+        first(header, "TriggerTime", -1.0),
+        first(header, "InstanceNumber", -1.0),
     )
-    groups = [_items(dataset, n) for n in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")]
+    groups = [items(header, n) for n in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")]
     if instance.sop_class in TOMOGRAPHIC and groups[1]:
         return _enhanced(instance, groups[0], groups[1], image_type, time)
     if instance.frames > 1 and instance.sop_class in TOMOGRAPHIC:
         raise Refusal("E_NO_GEOMETRY", f"{instance.frames} frames without positions; export the original images")
     contrast = (
         image_type,
-        _first(dataset, "EchoTime", 0.0),
-        _first(dataset, "InversionTime", 0.0),
-        _first(dataset, "DiffusionBValue", -1.0),
+        first(header, "EchoTime", 0.0),
+        first(header, "InversionTime", 0.0),
+        first(header, "DiffusionBValue", -1.0),
         "",
     )
-    plane = _plane(dataset, dataset, dataset)
-    scale = _first(dataset, "RescaleSlope", 1.0), _first(dataset, "RescaleIntercept", 0.0)
-    return [Frame(instance, k, *plane, *scale, contrast, (*time, k)) for k in range(instance.frames)]
+    plane = _plane(header, header, header)
+    return [Frame(instance, k, *plane, *_rescale(header), _same(contrast), (*time, k)) for k in range(instance.frames)]
 
 
 def _enhanced(
-    instance: Instance, shared: list[Dataset], frames: list[Dataset], image_type: tuple[str, ...], time: tuple[Any, ...]
+    instance: Instance, shared: list[Header], frames: list[Header], image_type: tuple[str, ...], time: tuple[Any, ...]
 ) -> list[Frame]:
     """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16)."""
     if len(frames) != instance.frames:
         raise Refusal("E_DECODE", f"{instance.frames} frames but {len(frames)} functional groups; export it again")
-    nothing = Dataset()
+    nothing: Header = {}
 
-    def group(k: int, *names: str) -> Dataset:
+    def group(k: int, *names: str) -> Header:
         for name in names:
             for holder in (frames[k], *shared[:1]):
-                if items := _items(holder, name):
-                    return items[0]
+                if found := items(holder, name):
+                    return found[0]
         return nothing
 
     result = []
@@ -484,30 +365,37 @@ def _enhanced(
             group(k, "PlanePositionSequence"), group(k, "PlaneOrientationSequence"), group(k, "PixelMeasuresSequence")
         )
         contrast = (
-            tuple(_text(kind, "FrameType").split("\\")[2:]) or image_type,
-            _first(group(k, "MREchoSequence"), "EffectiveEchoTime", 0.0),
-            _first(group(k, "MRModifierSequence"), "InversionTimes", 0.0),
-            _first(group(k, "MRDiffusionSequence"), "DiffusionBValue", -1.0),
-            _text(content, "StackID"),
+            tuple(text(kind, "FrameType").split("\\")[2:]) or image_type,
+            first(group(k, "MREchoSequence"), "EffectiveEchoTime", 0.0),
+            first(group(k, "MRModifierSequence"), "InversionTimes", 0.0),
+            first(group(k, "MRDiffusionSequence"), "DiffusionBValue", -1.0),
+            text(content, "StackID"),
         )
         moment = (
-            _first(content, "TemporalPositionIndex", -1.0),
-            _first(content, "FrameAcquisitionNumber", -1.0),
-            _text(content, "FrameReferenceDateTime"),
+            first(content, "TemporalPositionIndex", -1.0),
+            first(content, "FrameAcquisitionNumber", -1.0),
+            text(content, "FrameReferenceDateTime"),
             k,
         )
-        scale = _first(value, "RescaleSlope", 1.0), _first(value, "RescaleIntercept", 0.0)
-        result.append(Frame(instance, k, *plane, *scale, contrast, (*time, *moment)))
+        result.append(Frame(instance, k, *plane, *_rescale(value), _same(contrast), (*time, *moment)))
     return result
 
 
+def _rescale(header: Header) -> tuple[float, float]:
+    """Return slope and intercept; one that is there but senseless is refused, since it makes the values."""
+    slope, intercept = ((numbers(header, name) or (default,))[0] for name, default in _RESCALE)
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
+        raise Refusal("E_DECODE", "RescaleSlope or RescaleIntercept is zero or not finite; export the original images")
+    return slope, intercept
+
+
 def _plane(
-    position: Dataset, orientation: Dataset, measures: Dataset
+    position: Header, orientation: Header, measures: Header
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[float, ...] | None]:
     """Return position, orientation (as unit vectors) and spacing where they are present and legal."""
-    ipp: tuple[float, ...] | None = _numbers(position, "ImagePositionPatient")
-    iop: tuple[float, ...] | None = _numbers(orientation, "ImageOrientationPatient")
-    spacing: tuple[float, ...] | None = _numbers(measures, "PixelSpacing")
+    ipp: tuple[float, ...] | None = numbers(position, "ImagePositionPatient")
+    iop: tuple[float, ...] | None = numbers(orientation, "ImageOrientationPatient")
+    spacing: tuple[float, ...] | None = numbers(measures, "PixelSpacing")
     if ipp is not None and (len(ipp) != 3 or not all(map(math.isfinite, ipp))):
         ipp = None
     if iop is not None and len(iop) == 6 and all(map(math.isfinite, iop)):
@@ -519,58 +407,7 @@ def _plane(
         iop = None
     if spacing is not None and (len(spacing) != 2 or not all(math.isfinite(v) and v > 0 for v in spacing)):
         spacing = None
-    return ipp, iop, spacing
-
-
-def _text(dataset: Dataset, name: str) -> str:
-    element = dataset.get_item(_TAG[name])
-    value = None if element is None else element.value
-    if isinstance(value, bytes):
-        try:
-            return value.decode("ascii").strip(" \0")
-        except UnicodeDecodeError:
-            value = dataset[_TAG[name]].value  # decoded by Specific Character Set (0008,0005)
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value.strip(" \0")
-    return "\\".join(map(str, value)) if isinstance(value, Iterable) else str(value)
-
-
-def _numbers(dataset: Dataset, name: str) -> tuple[float, ...]:
-    """Return the numbers of an element, () where it is absent or empty."""
-    element = dataset.get_item(_TAG[name])
-    value = None if element is None else element.value
-    if value is None or value in (b"", ""):
-        return ()
-    try:
-        if not isinstance(value, bytes):
-            return tuple(map(float, value)) if isinstance(value, Iterable) else (float(value),)
-        if code := _BINARY.get(name):
-            order = "<" if element.is_little_endian else ">"
-            return struct.unpack(f"{order}{len(value) // struct.calcsize(code)}{code}", value)
-        text = value.strip(b" \0")
-        return tuple(map(float, text.split(b"\\"))) if text else ()
-    except (ValueError, struct.error):
-        raise Refusal("E_DECODE", f"{name} is not a number; export the file again") from None
-
-
-def _first(dataset: Dataset, name: str, default: float) -> float:
-    """Return the first number of an optional element; one that cannot be read counts as absent."""
-    try:
-        values = _numbers(dataset, name)
-    except Refusal:
-        if name.startswith("Rescale"):  # never optional where it is present: it makes the values
-            raise
-        return default
-    return values[0] if values and math.isfinite(values[0]) else default
-
-
-def _items(dataset: Dataset, name: str) -> list[Dataset]:
-    if dataset.get_item(_TAG[name]) is None:
-        return []
-    value = dataset[_TAG[name]].value
-    return list(value) if isinstance(value, Sequence) else []
+    return ipp, _same(iop), _same(spacing)
 
 
 def _uid(value: str) -> str:

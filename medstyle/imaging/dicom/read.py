@@ -14,20 +14,13 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 from pydicom.uid import UID
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.header import (
-    DEFLATED,
-    EXPLICIT,
-    IMPLICIT,
-    LIMITS,
-    BoundedFile,
-    Frame,
-    Instance,
-    inflate,
-    quiet,
-)
+from medstyle.imaging.dicom.elements import DEFLATED, EXPLICIT, IMPLICIT, BoundedFile, inflate, quiet
+from medstyle.imaging.dicom.header import LIMITS, Frame, Instance
 from medstyle.imaging.dicom.scan import Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
+
+_MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
 
 
 def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
@@ -38,7 +31,8 @@ def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> 
     ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
 
     Raises:
-        Refusal: the series' own code, or ``E_DECODE``, ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
+        Refusal: the series' own code; ``E_DOMAIN`` where HU would be read as MR or the reverse; ``E_DECODE``,
+            ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
     """
     if series.kind == "4d":
         raise Refusal(series.code, series.reason)
@@ -61,14 +55,17 @@ def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Vol
         raise Refusal("E_SOPCLASS", f"a {kind} is expected, this is a {series.kind}")
     if "COLOUR" in series.flags:
         raise Refusal("E_COLOR", "the pixels are colours; read them with read_colour")
+    wanted, found = DOMAINS[domain].dicom, series.attributes.get("Modality", "")
+    if "E_DOMAIN" not in allow and (found in ("CT", "PT") or wanted == "CT") and wanted != found:
+        raise Refusal(
+            "E_DOMAIN", f"{_MODALITIES.get(found, 'another')} values cannot be read as {domain}; name its domain"
+        )
     voxels = np.empty(series.shape, np.float32)
     air = DOMAINS[domain].air
     with quiet():
         reader = _Reader()
         for k, frame in enumerate(series.frames):
             reader.values(frame, air, voxels[k])
-    if not np.isfinite(voxels).all():
-        raise Refusal("E_NOT_FINITE", "the rescaled values are not finite; export the original images")
     affine = np.eye(4) if series.affine is None else series.affine
     return Volume(voxels, affine, domain)
 
@@ -78,7 +75,7 @@ def read_stored(series: Series) -> Iterator[NDArray[Any]]:
     with quiet():
         reader = _Reader()
         for frame in series.frames:
-            yield reader.stored(frame)
+            yield reader.stored(frame).copy()
 
 
 def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDArray[np.uint8]]:
@@ -102,6 +99,7 @@ class _Reader:
         self.path: Path | None = None
         self.dataset = Dataset()
         self.inflated = b""
+        self.buffer = np.empty(0, np.uint8)  # reused: fresh memory for each slice costs more than reading it
 
     def values(self, frame: Frame, air: float, out: NDArray[np.float32]) -> None:
         """Write the modality values of ``frame`` to ``out`` ``(H, W)``."""
@@ -118,14 +116,19 @@ class _Reader:
         if instance.lut:
             out[:] = apply_modality_lut(stored, self._open(instance))
         elif frame.slope == 1 and instance.bits_stored <= 16:
-            np.add(stored, np.float32(frame.intercept), out=out, casting="unsafe")
+            out[:] = stored
+            if frame.intercept:
+                out += np.float32(frame.intercept)
         else:  # float64, because a slope of 6e-8 or 32 bits would lose digits
-            out[:] = stored * np.float64(frame.slope) + frame.intercept
+            with np.errstate(over="ignore"):
+                out[:] = stored * np.float64(frame.slope) + frame.intercept
+            if not np.isfinite(out).all():
+                raise Refusal("E_NOT_FINITE", "the rescaled values exceed 32-bit floats; export the original images")
         if padded is not None:
             out[padded] = air
 
     def stored(self, frame: Frame) -> NDArray[Any]:
-        """Return stored values ``(H, W)``."""
+        """Return stored values ``(H, W)``, in memory that the next call may use again."""
         instance = frame.instance
         if instance.transfer_syntax in (IMPLICIT, EXPLICIT, DEFLATED) and instance.samples == 1:
             return _mask(self._native(frame), instance)
@@ -146,19 +149,22 @@ class _Reader:
     def _native(self, frame: Frame) -> NDArray[Any]:
         """Read little-endian pixels straight from where the header said they are."""
         i = frame.instance
-        kind = np.dtype(f"<{'i' if i.signed else 'u'}{i.bits_allocated // 8}")
         start = i.offset + frame.number * i.frame_bytes
+        if self.buffer.size != i.frame_bytes:
+            self.buffer = np.empty(i.frame_bytes, np.uint8)
         if i.transfer_syntax == DEFLATED:
             if self.path != i.path:
                 self.inflated, self.path = inflate(i.path, LIMITS.inflated_bytes), i.path
-            data = self.inflated[start : start + i.frame_bytes]
+            data = np.frombuffer(self.inflated, np.uint8)[start : start + i.frame_bytes]
+            found = data.size
+            self.buffer[:found] = data
         else:
             with _unchanged(i) as file:
                 file.seek(start)
-                data = file.read(i.frame_bytes)
-        if len(data) != i.frame_bytes:
-            raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {len(data)}; copy it again")
-        return np.frombuffer(data, kind).reshape(i.rows, i.columns)
+                found = file.readinto(self.buffer.data)
+        if found != i.frame_bytes:
+            raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
+        return self.buffer.view(f"<u{i.bits_allocated // 8}").reshape(i.rows, i.columns)
 
     def _decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
         i = frame.instance
@@ -166,13 +172,13 @@ class _Reader:
             dataset = self._open(i)
             decoder = get_decoder(UID(i.transfer_syntax))
             pixels, _ = decoder.as_array(dataset, index=frame.number, raw=raw, decoding_plugin=_plugin(decoder))
-        except Refusal:
+        except (Refusal, KeyboardInterrupt, SystemExit):
             raise
         except NotImplementedError:
             raise Refusal(
                 "E_DECODE", f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
             ) from None
-        except Exception as error:  # codecs raise anything, and their text may quote values
+        except BaseException as error:  # codecs raise anything (a Rust panic is no Exception) and may quote values
             cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
             raise Refusal("E_DECODE", f"{cause}; export it uncompressed") from None
         return pixels
@@ -187,14 +193,15 @@ class _Reader:
 def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
     """Keep BitsStored bits below HighBit and extend the sign (PS3.5 8.1.1): unused bits may hold anything."""
     i = instance
-    if i.bits_stored == i.bits_allocated and i.signed == (pixels.dtype.kind == "i"):
-        return pixels
-    shift = max(i.high_bit + 1 - i.bits_stored, 0)
-    wide = (pixels.astype(np.int64) >> shift) & ((1 << i.bits_stored) - 1)
+    above, unused = max(i.bits_allocated - i.high_bit - 1, 0), i.bits_allocated - i.bits_stored
+    pixels = pixels.astype(f"u{i.bits_allocated // 8}", copy=not pixels.flags.writeable)
+    if above:
+        pixels <<= above
     if i.signed:
-        sign = 1 << (i.bits_stored - 1)
-        wide = (wide ^ sign) - sign
-    return wide.astype(np.int32 if i.bits_stored <= 16 or i.signed else np.int64)
+        pixels = pixels.view(f"i{i.bits_allocated // 8}")
+    if unused:
+        pixels >>= unused
+    return pixels
 
 
 def _plugin(decoder: Any) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, Skip, quiet, read_frames
+from medstyle.imaging.dicom.elements import Skip, quiet
+from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
 
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing

@@ -22,7 +22,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.header import Frame, quiet, words
+from medstyle.imaging.dicom.elements import quiet, words
+from medstyle.imaging.dicom.header import Frame
 from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
@@ -43,6 +44,7 @@ _EMPTY = words(  # type 2: present, may be empty
     "PatientName PatientID PatientBirthDate PatientSex ReferringPhysicianName StudyID AccessionNumber StudyDate "
     "StudyTime PositionReferenceIndicator SliceThickness PatientPosition"
 )
+_METHOD = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 _PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest legal value
     "MR": dict.fromkeys(["ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"])
     | {"ScanningSequence": "RM", "SequenceVariant": "NONE"},
@@ -122,7 +124,7 @@ def write_derived(
                     grid = _computed_grid(volume, k)
                 dataset = _slice(header, grid, frames, common, same_grid)
                 dataset.InstanceNumber = k + 1
-                dataset.SeriesNumber = _number(header, "SeriesNumber") + (9000 if kind == "synthetic" else 9500)
+                dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if kind == "synthetic" else 9500)
                 dataset.SOPInstanceUID = _uid(series_uid, str(k))
                 if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
                     dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
@@ -223,8 +225,12 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
     for name in _EMPTY:
         if name not in dataset:
             setattr(dataset, name, None)
-    if not dataset.get("BodyPartExamined") and "Laterality" not in dataset:
-        dataset.Laterality = None  # type 2C without a body part
+    if not dataset.get("BodyPartExamined"):
+        dataset.Laterality = dataset.get("Laterality")  # type 2C: must be there, may be empty
+    elif not dataset.get("Laterality"):
+        dataset.pop("Laterality", None)  # and may not be there for an unpaired part
+    if dataset.get("PatientIdentityRemoved") == "YES" and not any(dataset.get(name) for name in _METHOD):
+        dataset.DeidentificationMethod = "not stated by the source"  # type 1C
     for name, value in common.items():
         if not name.startswith("_"):
             setattr(dataset, name, value)
@@ -291,6 +297,8 @@ class _Headers:
             for name in _GRID:
                 if name in holder and not holder[name].is_empty:
                     grid[name] = holder[name]
+        if _number(grid, "SpacingBetweenSlices", float) <= 0:  # some scanners count downwards; it is no distance
+            grid.pop("SpacingBetweenSlices", None)
         return self.dataset, grid
 
 
@@ -383,8 +391,8 @@ def _decimal(value: float) -> str:
     return "0"
 
 
-def _number(dataset: Dataset, name: str) -> int:
+def _number(dataset: Dataset, name: str, kind: type[int] | type[float] = int) -> float:
     try:
-        return int(dataset.get(name) or 0)
+        return kind(dataset.get(name) or 0)
     except (TypeError, ValueError):
         return 0

@@ -1,0 +1,359 @@
+"""The wanted elements of a file's header, as raw little-endian bytes (PS3.5 section 7, PS3.10 section 7)."""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from pydicom.charset import convert_encodings, decode_bytes
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataset import Dataset
+from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
+from pydicom.multival import MultiValue
+from pydicom.sequence import Sequence
+from pydicom.uid import UID, AllTransferSyntaxes
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
+
+from medstyle.errors import Refusal
+
+Header = dict[int, Any]
+"""Tag -> bytes, or the items of a sequence; what is read later than pixels is not in it."""
+
+
+class Pixels(NamedTuple):
+    """Where the value of Pixel Data starts, and its length as declared."""
+
+    offset: int
+    length: int
+
+
+class Skip(Refusal):
+    """A file that is not an image to work on, as opposed to a bad one."""
+
+
+def words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# Free text in these may name a person: they serve matching rules and are never printed or stored.
+ATTRIBUTES = words(
+    "Modality SeriesDescription ProtocolName SequenceName ScanningSequence SequenceVariant ScanOptions "
+    "MRAcquisitionType EchoTime RepetitionTime InversionTime FlipAngle EchoTrainLength ImageType Manufacturer "
+    "ManufacturerModelName MagneticFieldStrength StationName BodyPartExamined ContrastBolusAgent KVP ConvolutionKernel "
+    "PatientPosition SliceThickness SpacingBetweenSlices"
+)
+_FACTS = words(
+    "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
+    "ConcatenationUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit "
+    "PixelRepresentation NumberOfFrames PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence RescaleSlope "
+    "RescaleIntercept ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
+    "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
+    "DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+)
+_GROUPS = words(
+    "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
+    "FrameContentSequence MRImageFrameTypeSequence CTImageFrameTypeSequence PETFrameTypeSequence MREchoSequence "
+    "MRDiffusionSequence MRModifierSequence MRTimingAndRelatedParametersSequence FrameType EffectiveEchoTime "
+    "InversionTimes StackID TemporalPositionIndex FrameAcquisitionNumber FrameReferenceDateTime"
+)
+_TAG = {name: int(tag_for_keyword(name) or 0) for name in {*ATTRIBUTES, *_FACTS, *_GROUPS}}
+_BINARY = {  # value representations that are not text
+    "Rows": "H", "Columns": "H", "SamplesPerPixel": "H", "BitsAllocated": "H", "BitsStored": "H", "HighBit": "H",
+    "PixelRepresentation": "H", "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
+    "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
+}  # fmt: skip
+_NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
+_NAME = {tag: name for name, tag in _TAG.items()}
+_SEQUENCES = frozenset(tag for tag in _TAG.values() if dictionary_VR(tag) == "SQ")
+_CHARSET, _SYNTAX, _CLASS = 0x00080005, 0x00020010, 0x00020002
+_WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS))
+
+IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
+_DIRECTORY = "1.2.840.10008.1.3.10"
+_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+_SHORT = frozenset(vr.encode() for vr in words("AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US"))
+_LONG = frozenset(vr.encode() for vr in words("OB OD OF OL OV OW SQ SV UC UN UR UT UV"))
+_TAG_FIELDS, _LENGTH = struct.Struct("<HH"), struct.Struct("<L")
+UNDEFINED = 0xFFFFFFFF
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence pydicom and its codecs: their warnings and log lines quote values, which are patient data."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)  # holds for their children too, which "disabled" would not
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+class BoundedFile(io.BufferedReader):
+    """A file whose ``read`` never allocates more than the file holds, whatever length a header claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path), 1 << 16)
+        self.bytes = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read at most ``size`` bytes and at most what is left."""
+        if size is not None and size > 1 << 16:
+            size = max(0, min(size, self.bytes - self.tell()))
+        return super().read(size)
+
+
+def looks_like_dicom(head: bytes) -> bool:
+    """Tell DICOM from other files by their first 132 bytes; files without preamble start in group 0002 or 0008."""
+    if head[128:132] == b"DICM":
+        return True
+    if len(head) < 8:
+        return False
+    if head[:2] in (b"\x02\x00", b"\x08\x00"):
+        element, length = struct.unpack("<2xHL", head[:8])
+        return element <= 0x0100 and (head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"OB", b"DA") or length <= 256)
+    return head[:2] == b"\x00\x08" and head[4:6] in (b"UL", b"UI", b"CS", b"SH", b"DA")
+
+
+def inflate(path: Path, limit: int) -> bytes:
+    """Return the data set of a file in the deflated transfer syntax (PS3.5 A.5), at most ``limit`` bytes."""
+    meta = read_file_meta_info(path)
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    with path.open("rb") as file:
+        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        data = stream.decompress(file.read(), limit)
+    if not stream.eof:
+        if len(data) >= limit:
+            raise Refusal("E_TOO_LARGE", f"inflates to more than {limit} bytes; raise the limit if you trust the file")
+        raise Refusal("E_TRUNCATED", "the deflated data set ends early; copy or export the file again")
+    return data
+
+
+def read_header(path: Path, file: BoundedFile, inflated_bytes: int) -> tuple[Header, Pixels | None, BinaryIO, int]:
+    """Return the wanted elements, where the pixels are, and the byte source that this refers to with its size.
+
+    Raises:
+        Skip: ``E_NOT_DICOM``, or ``E_SOPCLASS`` for a DICOMDIR.
+        Refusal: ``E_NOT_DICOM`` by a file whose name says DICOM, ``E_DECODE``, ``E_TRUNCATED``, ``E_TOO_LARGE``.
+    """
+    head = file.read(1 << 16)
+    if not looks_like_dicom(head):
+        what = "not a DICOM file" if head else "the file is empty"
+        if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
+            raise Refusal("E_NOT_DICOM", f"{what}, whatever its name says; remove or rename it")
+        raise Skip("E_NOT_DICOM", what)
+    if found := _walk(head, file):
+        return *found, file, file.bytes
+    if DEFLATED.encode() in head[:2048]:
+        data = inflate(path, inflated_bytes)
+        source: BinaryIO = io.BytesIO(data)
+        size, found = len(data), _parse(source, head, DEFLATED)
+    else:
+        file.seek(0)
+        source, size, found = file, file.bytes, _parse(file, head)
+    if found[1] is None and source.tell() > size:
+        raise Refusal("E_TRUNCATED", f"the header claims {source.tell()} bytes, the file has {size}; copy it again")
+    return *found, source, size
+
+
+def _walk(head: bytes, file: BoundedFile) -> tuple[Header, Pixels | None] | None:
+    """Walk the elements of an ordinary little-endian file; None where pydicom's parser must do the work.
+
+    It takes the plain majority of files in a tenth of the time: it jumps from element to element in one buffer and
+    keeps what is wanted. Sequences that are wanted, unknown encodings and anything irregular are left to pydicom.
+    """
+    if head[128:132] != b"DICM":
+        return None
+    while True:
+        try:
+            return _elements_in(head)
+        except (IndexError, struct.error):  # the elements reach beyond what was read
+            if len(head) >= min(file.bytes, 1 << 22):
+                return None
+            head += file.read(len(head) * 7)
+        except _IrregularError:
+            return None
+
+
+class _IrregularError(Exception):
+    """An encoding that the quick walk leaves to pydicom."""
+
+
+def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
+    header: Header = {}
+    position, explicit, data_set = 132, True, False
+    while True:
+        group, element = _TAG_FIELDS.unpack_from(data, position)
+        if group > 2 and not data_set:
+            syntax = header.get(_SYNTAX, b"").decode("ascii", "replace").strip(" \0")
+            explicit = syntax != IMPLICIT
+            if syntax in (DEFLATED, BIG, "") or UID(syntax) not in AllTransferSyntaxes:
+                raise _IrregularError
+            data_set = True
+        tag = group << 16 | element
+        start, length = _value_at(data, position, explicit or group == 2)
+        if tag in _PIXELS:
+            _integers_only(tag)
+            return header, Pixels(start, length)
+        if tag in _WANTED:
+            if tag in _SEQUENCES or length == UNDEFINED:
+                raise _IrregularError  # sequences are worth a real parser
+            header[tag] = data[start : start + length]
+        position = start + length if length != UNDEFINED else _after_sequence(data, start, explicit, 0)
+        if position > len(data):
+            raise IndexError
+
+
+def _value_at(data: bytes, position: int, explicit: bool) -> tuple[int, int]:
+    """Return where the value of the element at ``position`` starts and its length (PS3.5 7.1)."""
+    if not explicit:
+        return position + 8, _LENGTH.unpack_from(data, position + 4)[0]
+    vr = data[position + 4 : position + 6]
+    if vr in _SHORT:
+        return position + 8, data[position + 6] | data[position + 7] << 8
+    if vr in _LONG:
+        return position + 12, _LENGTH.unpack_from(data, position + 8)[0]
+    raise _IrregularError
+
+
+def _after_sequence(data: bytes, position: int, explicit: bool, depth: int) -> int:
+    """Return where a sequence of undefined length ends (PS3.5 7.5)."""
+    if depth > 16:
+        raise _IrregularError
+    while True:
+        group, element = _TAG_FIELDS.unpack_from(data, position)
+        length = _LENGTH.unpack_from(data, position + 4)[0]
+        position += 8
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return position
+        if (group, element) != (0xFFFE, 0xE000):
+            raise _IrregularError
+        if length != UNDEFINED:
+            position += length
+            continue
+        while _TAG_FIELDS.unpack_from(data, position) != (0xFFFE, 0xE00D):
+            start, length = _value_at(data, position, explicit)
+            undefined = length == UNDEFINED
+            position = _after_sequence(data, start, explicit, depth + 1) if undefined else start + length
+        position += 8
+
+
+def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pixels | None]:
+    """Parse any file with pydicom and return its wanted elements in little-endian form."""
+    pixels = _PixelElement()
+    wanted = [tag for tag in _WANTED if tag >> 16 != 2]
+    if syntax:
+        dataset = read_dataset(source, False, True, stop_when=pixels, specific_tags=wanted)
+    else:
+        dataset = read_partial(source, stop_when=pixels, force=True, specific_tags=wanted)
+        syntax = _syntax(dataset, head)
+    _integers_only(pixels.tag)
+    header = _elements(dataset) | {_SYNTAX: syntax.encode()}
+    offset = source.tell() + (12 if pixels.long else 8)
+    return header, Pixels(offset, pixels.length) if pixels.tag else None
+
+
+def _integers_only(tag: int) -> None:
+    if tag in _PIXELS and tag != 0x7FE00010:
+        raise Refusal("E_DECODE", "floating-point pixel data is not supported; export it with integer pixels")
+
+
+class _PixelElement:
+    """The parser's stop condition, which remembers the element it stopped at."""
+
+    tag, length, long = 0, 0, False
+
+    def __call__(self, tag: int, vr: str | None, length: int) -> bool:
+        if tag in _PIXELS:
+            self.tag, self.length, self.long = int(tag), length, vr in EXPLICIT_VR_LENGTH_32
+        return tag in _PIXELS
+
+
+def _syntax(dataset: Dataset, head: bytes) -> str:
+    meta = dataset.file_meta
+    if str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
+        raise Skip("E_SOPCLASS", "a DICOMDIR index; the files are found by searching the folder instead")
+    if syntax := str(meta.get("TransferSyntaxUID", "")):
+        return syntax
+    if head[128:132] == b"DICM":
+        raise Refusal("E_DECODE", "the file meta information names no transfer syntax; export the file again")
+    implicit, little = dataset.original_encoding
+    return (IMPLICIT if implicit else EXPLICIT) if little else BIG
+
+
+def _elements(dataset: Dataset) -> Header:
+    """Return the wanted elements of a parsed data set or sequence item: raw little-endian bytes, or items."""
+    header: Header = {}
+    for tag in sorted(_WANTED & dataset.keys(), key=_SEQUENCES.__contains__):  # parsing a sequence converts others
+        element, code = dataset.get_item(tag), _BINARY.get(_NAME.get(tag, ""), "")
+        value = element.value
+        if tag in _SEQUENCES:
+            value = dataset[tag].value
+            header[tag] = list(value) if isinstance(value, Sequence) else []
+        elif isinstance(value, bytes):
+            swap = code and not element.is_little_endian
+            header[tag] = np.frombuffer(value, f">{_NUMPY[code]}").astype(_NUMPY[code]).tobytes() if swap else value
+        elif value is not None:
+            values = value if isinstance(value, MultiValue) else [value]
+            header[tag] = (
+                struct.pack(f"<{len(values)}{code}", *values) if code else "\\".join(map(str, values)).encode()
+            )
+    return header
+
+
+def text(header: Header, name: str) -> str:
+    """Return an element as text, "" where it is absent; several values stay joined by backslashes."""
+    value = header.get(_TAG[name], b"")
+    if value.isascii():
+        return str(value.decode("ascii").strip(" \0"))
+    charsets = header.get(_CHARSET, b"").decode("ascii", "replace").strip(" \0").split("\\")
+    return str(decode_bytes(value, convert_encodings(charsets), {0x5C})).strip(" \0")
+
+
+def numbers(header: Header, name: str) -> tuple[float, ...]:
+    """Return the numbers of an element, () where it is absent or empty; raises Refusal ``E_DECODE``."""
+    value = header.get(_TAG[name], b"")
+    try:
+        if code := _BINARY.get(name):
+            return struct.unpack(f"<{len(value) // struct.calcsize(code)}{code}", value)
+        value = value.strip(b" \0")
+        return tuple(map(float, value.split(b"\\"))) if value else ()
+    except (ValueError, struct.error):
+        raise Refusal("E_DECODE", f"{name} is not a number; export the file again") from None
+
+
+def first(header: Header, name: str, default: float) -> float:
+    """Return the first number of an optional element; one that cannot be read counts as absent."""
+    try:
+        values = numbers(header, name)
+    except Refusal:
+        return default
+    return values[0] if values and math.isfinite(values[0]) else default
+
+
+def items(header: Header, name: str) -> list[Header]:
+    """Return the items of a sequence."""
+    return [_elements(item) for item in header.get(_TAG[name], [])]
+
+
+def has(header: Header, name: str) -> bool:
+    """Tell whether an element is there, empty or not."""
+    return _TAG[name] in header
+
+
+def syntax_of(header: Header) -> str:
+    """Return the transfer syntax UID."""
+    return str(header[_SYNTAX].decode("ascii", "replace").strip(" \0"))

@@ -1,0 +1,279 @@
+"""Model versions: register, gate, promote, roll back, fetch, serve."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from medstyle.errors import UserError
+from medstyle.registry.tracking import connect
+
+NAME = "medstyle"
+CARD = "MODEL_CARD.md"
+
+
+def lineage(lock: Path = Path("dvc.lock"), stage: str = "train") -> dict[str, str]:
+    """Describe where the weights come from: git commit, dirty flag, and a hash of training's ancestors in ``dvc.lock``.
+
+    The sub-graph, because later stages rewrite the lock; dirty without lock and metrics, because the run writes them.
+    """
+    import yaml
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports/metrics.json")
+    facts = {"git.sha": git("rev-parse", "HEAD") or "none", "git.dirty": str(bool(dirty)).lower()}
+    try:
+        stages = yaml.safe_load(lock.read_text())["stages"]
+        made = {out["path"]: name for name, entry in stages.items() for out in entry.get("outs", [])}
+        todo, seen = [stage], {}
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen[name] = stages[name]
+                todo += [made[dep["path"]] for dep in stages[name].get("deps", []) if dep["path"] in made]
+        data = [dep["md5"] for dep in stages[stage]["deps"] if dep["path"] == "data/slices"]
+        facts["dvc.subgraph_sha256"] = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
+        facts["dvc.data/slices"] = data[0]
+    except (OSError, KeyError, TypeError, IndexError, yaml.YAMLError):
+        facts["dvc.subgraph_sha256"] = "none"  # trained outside DVC
+    return facts
+
+
+def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[str, bool]:
+    """Register a translator folder with its lineage, metrics and ``files``; returns (version, is new).
+
+    The same weights are the same version: registering again changes nothing.
+    """
+    mlflow = connect()
+    client = mlflow.MlflowClient()
+    sha256 = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    for version in client.search_model_versions(f"name='{NAME}'"):
+        if version.tags.get("weights_sha256") == sha256:
+            return str(version.version), False
+    runs = mlflow.search_runs(
+        search_all_experiments=True,
+        filter_string=f"tags.`medstyle.weights_sha256` = '{sha256}'",
+        output_format="list",
+        max_results=1,
+    )
+    from mlflow.models.model import ModelInfo
+
+    from medstyle.registry.pyfunc import SIGNATURE
+
+    flat = {
+        f"{method}/{name}": row["mean"] for method, table in _main_table(metrics).items() for name, row in table.items()
+    }
+    with mlflow.start_run(run_id=runs[0].info.run_id if runs else None, run_name=None if runs else "import"):
+        mlflow.log_metrics({f"test/{key}": value for key, value in flat.items()})
+        for file in files:
+            mlflow.log_artifact(str(file), "report")
+        package = Path(__file__).parents[1]
+        info: ModelInfo = mlflow.pyfunc.log_model(
+            name="translator",
+            python_model=str(Path(__file__).with_name("pyfunc.py")),
+            artifacts={"translator": str(folder)},
+            code_paths=[str(package)],
+            pip_requirements=_requirements(),
+            signature=SIGNATURE,
+            input_example=example(),
+            registered_model_name=NAME,
+        )
+    number = str(info.registered_model_version)
+    tags = {"weights_sha256": sha256, **lineage()}
+    tags |= {f"test.{key}": f"{value:.4f}" for key, value in flat.items() if key.startswith("model/")}
+    for key, value in tags.items():
+        client.set_model_version_tag(NAME, number, key, value)
+    client.update_model_version(NAME, number, description=(folder / CARD).read_text())
+    return number, True
+
+
+def _main_table(metrics: dict[str, Any]) -> dict[str, Any]:
+    table: dict[str, Any] = metrics["tables"][metrics["reference"]]
+    return table
+
+
+def example() -> Any:
+    """Return a request's table: a drawn head of 96 x 96 voxels as NPY bytes, because no real image may travel along."""
+    import io
+
+    import numpy as np
+    import pandas as pd
+
+    y, x = np.mgrid[-1:1:96j, -1:1:96j]
+    head = sum(
+        value * ((x / a) ** 2 + (y / b) ** 2 < 1)
+        for value, a, b in ((300, 0.7, 0.85), (500, 0.6, 0.75), (-400, 0.15, 0.3))
+    )
+    file = io.BytesIO()
+    np.save(file, np.asarray(head, np.float32))
+    return pd.DataFrame({"image": [file.getvalue()]})
+
+
+def _requirements() -> list[str]:
+    """Pin what the served model imports to the versions at hand."""
+    from importlib.metadata import version
+
+    names = ("mlflow", "torch", "monai", "numpy", "scipy", "scikit-image", "PyWavelets", "SimpleITK", "pydicom",
+             "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "safetensors",
+             "pillow", "pydantic", "pyyaml", "rich")  # fmt: skip
+    return [f"{name}=={version(name).partition('+')[0]}" for name in names]
+
+
+def gate(
+    metrics: dict[str, Any], version: str, *, floors: dict[str, float], regression: float, survival: float
+) -> list[str]:
+    """Return the reasons why a version may not become champion; an empty list lets it pass.
+
+    Args:
+        metrics: of `evaluate`.
+        version: the candidate.
+        floors: measure -> worst acceptable mean.
+        regression: largest relative loss against the champion's mean in a headline measure.
+        survival: least share of lesions that must survive, where lesions were measured.
+    """
+    measures = metrics["measures"]
+    table = _main_table(metrics)
+    reasons = []
+
+    def worse(name: str, ours: float, theirs: float) -> bool:
+        return ours < theirs if measures[name] == "higher" else ours > theirs
+
+    for name, floor in floors.items():
+        if name not in measures:
+            raise UserError(f"register.floors: {name!r} is no measure of {metrics['protocol']}: {', '.join(measures)}")
+        if worse(name, table["model"][name]["mean"], floor):
+            reasons.append(f"{name} {table['model'][name]['mean']:.3f} misses the floor {floor:g}")
+    for method, row in table.items():
+        for name in metrics["headline"]:
+            if method != "model" and not worse(name, row[name]["mean"], table["model"][name]["mean"]):
+                reasons.append(f"{name} is not better than {method}")
+    champion = _by_alias("champion")
+    if champion is not None and str(champion.version) != version:
+        for name in metrics["headline"]:
+            theirs = champion.tags.get(f"test.model/{name}")
+            slack = regression if measures[name] == "lower" else -regression
+            if theirs and worse(name, table["model"][name]["mean"], float(theirs) * (1 + slack)):
+                reasons.append(f"{name} is worse than the champion's {theirs} by more than {regression:.0%}")
+    if metrics["lesions"] and metrics["lesions"]["survived"] < survival:
+        reasons.append(f"only {metrics['lesions']['survived']:.0%} of lesions survive; {survival:.0%} must")
+    return reasons
+
+
+def conclude(version: str, reasons: list[str]) -> str:
+    """Record the verdict, set the alias ``candidate``, and promote a version that passed; returns a sentence."""
+    client = connect().MlflowClient()
+    client.set_registered_model_alias(NAME, "candidate", version)
+    client.set_model_version_tag(NAME, version, "gate", "failed" if reasons else "passed")
+    client.set_model_version_tag(NAME, version, "gate.reasons", "; ".join(reasons) or "none")
+    if reasons:
+        return f"{NAME} version {version}: gate failed: {'; '.join(reasons)}"
+    return promote(version)
+
+
+def _by_alias(alias: str) -> Any:
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return mlflow.MlflowClient().get_model_version_by_alias(NAME, alias)
+    except MlflowException:
+        return None
+
+
+def promote(version: str, because: str | None = None) -> str:
+    """Make ``version`` champion and the old champion ``previous``; a failed gate needs a reason, which is recorded."""
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        chosen = client.get_model_version(NAME, version)
+    except MlflowException:
+        known = ", ".join(row["version"] for row in versions()) or "none"
+        raise UserError(f"{NAME} has no version {version}; registered: {known}") from None
+    if chosen.tags.get("gate") != "passed":
+        if not because:
+            why = chosen.tags.get("gate.reasons", "it was never evaluated")
+            raise UserError(f"version {version} did not pass the gate ({why}); overrule with --because 'reason'")
+        client.set_model_version_tag(NAME, version, "gate.overruled", because)
+    champion = _by_alias("champion")
+    if champion is not None and str(champion.version) == version:
+        return f"{NAME} version {version} is the champion"
+    if champion is not None:
+        client.set_registered_model_alias(NAME, "previous", str(champion.version))
+    client.set_registered_model_alias(NAME, "champion", version)
+    return f"{NAME} version {version} is the new champion" + (f", after {champion.version}" if champion else "")
+
+
+def rollback() -> str:
+    """Make ``previous`` champion again and the champion ``previous``."""
+    client = connect().MlflowClient()
+    champion, previous = _by_alias("champion"), _by_alias("previous")
+    if champion is None or previous is None:
+        raise UserError("there is no previous champion to return to; see `medstyle models`")
+    client.set_registered_model_alias(NAME, "champion", str(previous.version))
+    client.set_registered_model_alias(NAME, "previous", str(champion.version))
+    return f"{NAME} version {previous.version} is champion again, after {champion.version}"
+
+
+def versions() -> list[dict[str, Any]]:
+    """Describe every registered version, newest first."""
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        aliases = client.get_registered_model(NAME).aliases
+    except MlflowException:
+        return []
+    rows = []
+    for found in client.search_model_versions(f"name='{NAME}'"):
+        number, tags = str(found.version), found.tags
+        rows.append(
+            {
+                "version": number,
+                "aliases": " ".join(sorted(a for a, v in aliases.items() if str(v) == number)),
+                "gate": tags.get("gate", "-"),
+                **{name: tags.get(f"test.model/{name}", "-") for name in ("psnr", "ssim", "mae")},
+                "weights": tags.get("weights_sha256", "")[:12],
+                "git": tags.get("git.sha", "")[:8] + ("*" if tags.get("git.dirty") == "true" else ""),
+            }
+        )
+    return sorted(rows, key=lambda row: -int(row["version"]))
+
+
+def fetch(reference: str) -> Path:
+    """Return the local translator folder of ``models:/...``; raises :class:`UserError` if it is not registered."""
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"{reference.rstrip('/')}")) / "artifacts" / "translator"
+    except (MlflowException, OSError):
+        raise UserError(
+            f"{reference}: no such registered model; see `medstyle models`, or train with `dvc repro`"
+        ) from None
+
+
+def serve(reference: str, host: str, port: int, workers: int) -> int:
+    """Run ``mlflow models serve`` in the foreground; returns its exit code."""
+    mlflow = connect()
+    fetch(reference)  # a clear error now instead of a traceback from the server
+    path = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    )  # mlflow starts uvicorn by name
+    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", reference, "--env-manager", "local"]
+    command += ["-h", host, "-p", str(port), "-w", str(workers)]
+    try:
+        return subprocess.run(command, env=environment, check=False).returncode
+    except KeyboardInterrupt:
+        return 130

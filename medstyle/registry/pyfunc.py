@@ -1,0 +1,234 @@
+"""The served model, logged as models-from-code: weights are safetensors, nothing is unpickled.
+
+Each row holds one image as bytes: DICOM, NIfTI, PNG, JPEG, NPY, or a zip of a DICOM series. The answer holds the
+synthetic image in the same container, base64, with its scores.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+MAX_BYTES = 1 << 30  # of a zip's content, counted while it is unpacked
+MAX_MEMBERS = 20_000
+CONTENT = {
+    "dicom": ("application/dicom", ".dcm"),
+    "zip": ("application/zip", ".zip"),
+    "nifti": ("application/x-nifti", ".nii"),
+    "nifti.gz": ("application/x-nifti", ".nii.gz"),
+    "png": ("image/png", ".png"),
+    "jpeg": ("image/jpeg", ".jpg"),
+    "npy": ("application/x-npy", ".npy"),
+}
+SIGNATURE = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.binary, "reference", required=False)]),
+    outputs=Schema(
+        [
+            ColSpec(DataType.string, "image"),
+            ColSpec(DataType.string, "content_type"),
+            ColSpec(DataType.string, "domain"),
+            ColSpec(DataType.double, "ood_score"),
+            ColSpec(DataType.string, "ood_verdict"),
+            ColSpec(DataType.string, "uncertainty"),
+            ColSpec(DataType.string, "weights_sha256"),
+            ColSpec(DataType.string, "warnings"),
+        ]
+    ),
+    params=ParamSchema(
+        [
+            ParamSpec("target", DataType.string, ""),
+            ParamSpec("seed", DataType.long, -1),
+            ParamSpec("uncertainty", DataType.boolean, False),
+            ParamSpec("output", DataType.string, "same"),
+        ]
+    ),
+)
+
+
+def container_of(data: bytes) -> str:
+    """Tell the container by its first bytes; raises :class:`Refusal` (``E_FORMAT``) for anything else."""
+    from medstyle.errors import Refusal
+
+    if data[128:132] == b"DICM" or data[:2] == b"\x08\x00":
+        return "dicom"
+    for magic, name in (
+        (b"PK\x03\x04", "zip"),
+        (b"\x1f\x8b", "nifti.gz"),
+        (b"\x89PNG", "png"),
+        (b"\xff\xd8\xff", "jpeg"),
+    ):
+        if data.startswith(magic):
+            return name
+    if data.startswith(b"\x93NUMPY"):
+        return "npy"
+    if data[344:347] in (b"n+1", b"ni1"):
+        return "nifti"
+    raise Refusal("E_FORMAT", "not DICOM, NIfTI, PNG, JPEG, NPY or a zip of DICOM; send the file's bytes in base64")
+
+
+def unpack(data: bytes, folder: Path) -> None:
+    """Unpack a zip flat under generated names, so that no name in it can lead out of ``folder``; bounded."""
+    from medstyle.errors import Refusal
+
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = [info for info in archive.infolist() if not info.is_dir()]
+            if len(members) > MAX_MEMBERS:
+                raise Refusal("E_TOO_LARGE", f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
+            left = MAX_BYTES
+            for number, info in enumerate(members):
+                with archive.open(info) as member:
+                    content = member.read(left + 1)
+                left -= len(content)
+                if left < 0:
+                    raise Refusal("E_TOO_LARGE", f"the zip unpacks to more than {MAX_BYTES} bytes")
+                (folder / f"{number:06d}.dcm").write_bytes(content)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError):
+        raise Refusal("E_DECODE", "the zip is damaged or encrypted") from None
+
+
+class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
+    """``predict`` answers every row; one bad image is an error of its request and harms no other."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the translator folder among the model's artifacts."""
+        from medstyle.networks.translator import Translator
+
+        self.translator = Translator.load(context.artifacts["translator"])
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """Translate the column ``image``; see the module for containers and ``SIGNATURE`` for parameters."""
+        from medstyle.errors import UserError
+
+        params = params or {}
+        references = model_input["reference"] if "reference" in model_input else [None] * len(model_input)
+        rows = []
+        for number, (image, reference) in enumerate(zip(model_input["image"], references, strict=True)):
+            try:
+                if reference:
+                    raise UserError("this model has one style per domain and takes no reference")
+                if int(params.get("seed", -1)) >= 0:
+                    raise UserError("this model is deterministic and takes no seed")
+                rows.append(self._answer(bytes(image), params))
+            except UserError as error:
+                raise MlflowException(f"row {number}: {error}", error_code=BAD_REQUEST) from None
+        return pd.DataFrame(rows)
+
+    def _answer(self, data: bytes, params: dict[str, Any]) -> dict[str, Any]:
+        from medstyle.errors import UserError
+
+        container = container_of(data)
+        output = params.get("output") or "same"
+        if output not in ("same", "npy"):
+            raise UserError(f"output {output!r} is not known; use same or npy")
+        config = self.translator.config
+        target = params.get("target") or config.target
+        self.translator.index(target)
+        if container == "npy" or output == "npy":
+            return self._array(data, container, target, bool(params.get("uncertainty")))
+        from medstyle.inference.files import translate_path
+
+        with tempfile.TemporaryDirectory() as name:  # mode 0700, removed whatever happens
+            folder = Path(name)
+            content_type, suffix = CONTENT[container]
+            inside, out = folder / f"image{suffix}", folder / f"out{suffix}"
+            if container == "zip":
+                inside, out = folder / "series", folder / "out"
+                inside.mkdir()
+                unpack(data, inside)
+            else:
+                inside.write_bytes(data)
+            [result, *more] = translate_path(
+                inside,
+                out,
+                self.translator,
+                target=target,
+                source_domain=None if container == "zip" else config.source,
+                uncertainty=bool(params.get("uncertainty")),
+                force=True,
+            )
+            if more:
+                raise UserError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
+            made = Path(result["out"])
+            extra = sorted(p for p in folder.rglob("*uncertainty*") if p != made)
+            return {
+                "image": _encode(made, container),
+                "content_type": content_type,
+                "uncertainty": _encode(extra[0], container) if extra else "",
+                **self._facts(target, result["ood_score"], result["ood_verdict"], result["shape"][0] == 1),
+            }
+
+    def _array(self, data: bytes, container: str, target: str, uncertainty: bool) -> dict[str, Any]:
+        """Answer with a float32 NPY of voxel values: ``(D, H, W)``, or the input's shape for an NPY input."""
+        from medstyle.errors import Refusal, UserError
+        from medstyle.imaging.volume import Volume
+        from medstyle.inference.translate import translate_volume
+
+        if container != "npy":
+            raise UserError("output npy needs an npy input")
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError):
+            raise Refusal("E_DECODE", "the NPY is damaged or holds objects") from None
+        if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            raise Refusal("E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.dtype} {array.shape}")
+        voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
+        result = translate_volume(
+            Volume(voxels, np.eye(4), self.translator.config.source), self.translator, target, uncertainty
+        )
+        assert isinstance(result.image, Volume)
+        return {
+            "image": _npy(result.image.voxels.reshape(array.shape)),
+            "content_type": CONTENT["npy"][0],
+            "uncertainty": _npy(result.uncertainty.voxels.reshape(array.shape)) if result.uncertainty else "",
+            **self._facts(target, result.ood.score, result.ood.verdict, len(voxels) == 1),
+        }
+
+    def _facts(self, target: str, score: float, verdict: str, single: bool) -> dict[str, Any]:
+        warnings = []
+        if verdict != "ok":
+            warnings.append(f"out-of-distribution verdict: {verdict}")
+        if single:
+            warnings.append("a single slice is normalised by itself; send the series for consistent intensities")
+        return {
+            "domain": target,
+            "ood_score": score,
+            "ood_verdict": verdict,
+            "weights_sha256": self.translator.sha256,
+            "warnings": "; ".join(warnings),
+        }
+
+
+def _npy(array: np.ndarray) -> str:
+    file = io.BytesIO()
+    np.save(file, array.astype(np.float32))
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _encode(path: Path, container: str) -> str:
+    """Read what was written: a file, the only file of a folder, or a folder as a zip."""
+    if path.is_dir():
+        files = sorted(path.iterdir())
+        if container == "dicom":
+            return base64.b64encode(files[0].read_bytes()).decode()
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for file in files:
+                archive.write(file, file.name)
+        return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+mlflow.models.set_model(ServedTranslator())

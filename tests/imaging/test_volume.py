@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+
+from medstyle import Refusal, Volume, read_volume, write_volume
+from medstyle.imaging.volume import VOLUME_SUFFIXES
+from tests.conftest import affine
+
+
+@pytest.fixture
+def volume(rng):
+    voxels = rng.normal(100, 30, (5, 7, 6)).astype(np.float32)
+    return Volume(voxels, affine((1.5, 0.7, 4.0), (80, 12, -20)), "mr_t1")
+
+
+@pytest.mark.parametrize("suffix", [s for s in VOLUME_SUFFIXES if s != ".mhd"])
+def test_files_keep_voxels_and_geometry(volume, tmp_path, suffix):
+    path = tmp_path / f"scan{suffix}"
+    write_volume(path, volume, "a note")
+    back = read_volume(path, "mr_t1")
+    np.testing.assert_array_equal(back.voxels, volume.voxels)
+    np.testing.assert_allclose(back.affine, volume.affine, atol=1e-4)
+
+
+def test_nifti_is_ras_on_disk_and_carries_the_note(volume, tmp_path):
+    import nibabel
+
+    write_volume(tmp_path / "scan.nii.gz", volume, "AI SYNTHETIC")
+    image = nibabel.load(tmp_path / "scan.nii.gz")
+    np.testing.assert_allclose(np.diag([-1, -1, 1, 1]) @ image.affine, volume.affine, atol=1e-4)
+    assert image.header["descrip"].item().decode() == "AI SYNTHETIC"
+
+
+def test_spacing_and_direction(volume):
+    np.testing.assert_allclose(volume.spacing_mm, (1.5, 0.7, 4.0))
+    np.testing.assert_allclose(volume.direction @ np.diag(volume.spacing_mm), volume.affine[:3, :3])
+    assert not volume.is_sheared
+
+
+def test_a_sheared_grid_is_not_handed_to_itk(volume):
+    tilted = volume.affine.copy()
+    tilted[:3, 2] += 0.3 * tilted[:3, 1]
+    sheared = Volume(volume.voxels, tilted, "ct")
+    assert sheared.is_sheared
+    with pytest.raises(Refusal, match="E_TILT"):
+        sheared.to_image()
+
+
+def test_new_voxels_need_the_same_grid(volume):
+    assert volume.with_voxels(volume.voxels * 2, "mr_t2").domain == "mr_t2"
+    with pytest.raises(ValueError, match="do not fit"):
+        volume.with_voxels(volume.voxels[1:])
+
+
+def test_bad_files_are_refused(tmp_path, volume):
+    import nibabel
+
+    (tmp_path / "text.nii").write_text("not a volume")
+    with pytest.raises(Refusal, match="E_DECODE"):
+        read_volume(tmp_path / "text.nii", "mr_t1")
+    write_volume(tmp_path / "cut.nii", volume)
+    data = (tmp_path / "cut.nii").read_bytes()
+    (tmp_path / "cut.nii").write_bytes(data[: len(data) // 2])
+    with pytest.raises(Refusal, match="E_DECODE"):
+        read_volume(tmp_path / "cut.nii", "mr_t1")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4)), tmp_path / "time.nii")
+    with pytest.raises(Refusal, match="E_4D"):
+        read_volume(tmp_path / "time.nii", "mr_t1")
+    nibabel.save(nibabel.Nifti1Image(np.full((4, 4, 4), np.nan, np.float32), np.eye(4)), tmp_path / "nan.nii")
+    with pytest.raises(Refusal, match="E_NOT_FINITE"):
+        read_volume(tmp_path / "nan.nii", "mr_t1")

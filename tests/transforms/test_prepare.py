@@ -1,0 +1,133 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from medstyle.imaging.modality import Fingerprint
+from medstyle.imaging.volume import Volume
+from medstyle.transforms.prepare import LPS_TO_RAS, Preparation, prepare
+from tests.conftest import affine
+
+RAW = Preparation(denoise="none", bias_field=False)
+
+
+def ramp(matrix):
+    """Values that are a linear function of the patient position, so that any resampling must keep them."""
+    z, y, x = np.mgrid[:12, :20, :16].astype(np.float64)
+    points = np.stack([x, y, z, np.ones_like(x)], -1) @ matrix.T
+    return Volume((points[..., :3] @ [1.0, 2.0, 0.5]).astype(np.float32), matrix, "mr_t1")
+
+
+ORIENTATIONS = list(itertools.product((0, 90, 180), (0, 90), (0, 10)))
+
+
+@pytest.mark.parametrize("degrees", ORIENTATIONS)
+def test_every_orientation_returns_to_its_own_grid(degrees):
+    volume = ramp(affine((1.0, 1.5, 3.0), degrees))
+    prepared = prepare(volume, RAW)
+    grid = np.asarray(prepared._grid[0])
+    np.testing.assert_array_equal(prepared.to_source_grid(grid.transpose(2, 1, 0)), volume.voxels)
+
+
+@pytest.mark.parametrize("degrees", ORIENTATIONS)
+def test_slices_are_axial_and_go_up(degrees):
+    """Column, row and slice of the prepared grid point to left, posterior and superior (LPS)."""
+    prepared = prepare(ramp(affine((1.0, 1.5, 3.0), degrees)), RAW)
+    axes = LPS_TO_RAS @ np.asarray(prepared._grid.affine)
+    assert np.abs(axes[:3, :3]).argmax(axis=0).tolist() == [0, 1, 2]
+    assert (np.diag(axes)[:3] > 0).all()
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0), (2.5, 0.8)])
+def test_resampling_keeps_positions_both_ways(spacing):
+    matrix = affine((1.2, 1.3, 3.0), (5, -8, 12))
+    volume = ramp(matrix)
+    prepared = prepare(volume, Preparation(denoise="none", bias_field=False, spacing_mm=spacing))
+    grid = np.asarray(prepared._grid[0])
+    spacings = np.linalg.norm(np.asarray(prepared._grid.affine)[:3, :3], axis=0)
+    np.testing.assert_allclose(spacings, (*spacing, 3.0), rtol=1e-3)
+    point = np.array([3, 4, 5])
+    position = LPS_TO_RAS @ np.asarray(prepared._grid.affine) @ [*point, 1]
+    assert grid[tuple(point)] == pytest.approx(position[:3] @ [1.0, 2.0, 0.5], abs=1e-3)
+    back = prepared.to_source_grid(grid.transpose(2, 1, 0))
+    np.testing.assert_allclose(back[:, 4:-4, 4:-4], volume.voxels[:, 4:-4, 4:-4], atol=1e-3)
+
+
+def test_a_sheared_volume_keeps_its_grid(rng):
+    tilted = affine((1.0, 1.0, 3.0), (0, 0, 0))
+    tilted[1, 2] = 0.8
+    volume = Volume(rng.normal(100, 9, (6, 16, 16)).astype(np.float32), tilted, "ct")
+    prepared = prepare(volume, RAW)
+    restored = prepared.restore(prepared.slices, "ct", prepared.fingerprint)
+    np.testing.assert_array_equal(restored.affine, tilted)
+    assert restored.voxels.shape == volume.voxels.shape
+
+
+def head(rng, sigma=0.0):
+    z, y, x = np.mgrid[-1:1:10j, -1:1:64j, -1:1:64j]
+    body = (x / 0.7) ** 2 + (y / 0.8) ** 2 < 1
+    clean = 400.0 * body + 200.0 * ((x / 0.3) ** 2 + (y / 0.3) ** 2 < 1)
+    noisy = np.hypot(clean + rng.normal(0, sigma, clean.shape), rng.normal(0, sigma, clean.shape)) if sigma else clean
+    return Volume(noisy.astype(np.float32), affine((3.0, 3.0, 5.0), (0, 0, 0)), "mr_t1"), clean, body
+
+
+def test_restore_writes_units_inside_and_air_outside(rng):
+    volume, clean, body = head(rng)
+    prepared = prepare(volume, RAW)
+    assert (prepared.foreground == body).mean() > 0.995
+    made = prepared.restore(prepared.slices, "mr_t1", prepared.fingerprint)
+    np.testing.assert_allclose(made.voxels[body], clean[body], atol=1e-2)
+    flat = prepared.restore(prepared.slices * 0 + 1, "ct", Fingerprint(-1024, 3071))
+    assert flat.voxels[0, 0, 0] == -1024
+    assert flat.voxels[5, 32, 32] == 3071
+
+
+def test_denoising_lowers_the_error(rng):
+    from medstyle.transforms.intensity import Denoise, noise_sigma
+
+    import torch
+
+    volume, clean, body = head(rng, sigma=25)
+    array = volume.voxels.transpose(2, 1, 0)
+    assert noise_sigma(array) == pytest.approx(25, rel=0.25)
+    for method in ("nlm", "median"):
+        out = np.asarray(Denoise(method, rician=True)(torch.from_numpy(array.copy())[None])[0]).transpose(2, 1, 0)
+        before, after = (float(np.abs(v - clean)[body].mean()) for v in (volume.voxels, out))
+        assert after < 0.6 * before, method
+
+
+def test_bias_field_is_flattened(rng):
+    import torch
+
+    from medstyle.transforms.intensity import CorrectBias
+
+    volume, _, body = head(rng, sigma=5)
+    shading = np.linspace(0.7, 1.3, 64, dtype=np.float32)[None, None, :]
+    shaded = volume.voxels * shading
+    out = np.asarray(CorrectBias()(torch.from_numpy(shaded.transpose(2, 1, 0).copy())[None])[0]).transpose(2, 1, 0)
+    ring = body & (volume.voxels < 500)
+
+    def slope(voxels):
+        return abs(np.corrcoef(voxels[ring], np.broadcast_to(shading, voxels.shape)[ring])[0, 1] * voxels[ring].std())
+
+    assert slope(out) < 0.35 * slope(shaded)
+    single = CorrectBias()(torch.from_numpy(shaded[5:6].transpose(2, 1, 0).copy())[None])
+    assert single.shape == (1, 64, 64, 1)
+
+
+def test_registration_finds_a_known_shift(rng):
+    from scipy.ndimage import gaussian_filter
+
+    from medstyle.transforms.register import onto_grid
+
+    volume, clean, _ = head(rng)
+    blobs = gaussian_filter(rng.normal(0, 1, clean.shape), 3) * 3000 * (clean > 0)
+    fixed = volume.with_voxels((gaussian_filter(clean, 1) + blobs).astype(np.float32))
+    wrong = fixed.affine.copy()
+    wrong[:3, 3] += [6.0, -4.5, 0.0]
+    moving = Volume(fixed.voxels, wrong, "mr_t2")
+    by_headers, rigid = onto_grid(moving, fixed), onto_grid(moving, fixed, rigid=True)
+    before, after = (float(np.abs(v.voxels - fixed.voxels).mean()) for v in (by_headers, rigid))
+    assert after < 0.35 * before
+    assert rigid.domain == "mr_t2"
+    assert onto_grid(fixed, fixed) is fixed
