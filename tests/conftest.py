@@ -37,8 +37,11 @@ TINY = {
     "register": {},
 }
 
-# Long enough to be killed in the middle, with states that often.
-LONGER = {"train": {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 80, "checkpoint_s": 0.2}}}
+# What DVC needs too, and training long enough to be killed in the middle.
+LONGER = {
+    "ingest": {**TINY["ingest"], "source": "data/raw"},
+    "train": {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 80, "checkpoint_s": 0.2}},
+}
 
 
 class Run(NamedTuple):
