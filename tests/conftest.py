@@ -91,10 +91,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 class Project:
-    """A copy of this checkout with LONGER params and a DVC cache, repository and registry of its own."""
+    """A checkout with a repository, DVC cache and registry of its own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.more_env: dict[str, str] = {}
+
+    @classmethod
+    def copy(cls, folder: Path) -> Project:
+        """Copy this checkout, with uncommitted changes and LONGER params."""
+        project = cls(folder)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             cwd=ROOT, check=True, capture_output=True, text=True,
@@ -105,7 +111,8 @@ class Project:
                 shutil.copy2(ROOT / name, folder / name)
         write_params(folder, LONGER)
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
-            self.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command)
+            project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command)
+        return project
 
     @property
     def env(self) -> dict[str, str]:
@@ -119,6 +126,7 @@ class Project:
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
+            **self.more_env,
         }
 
     def start(self, *command: str) -> subprocess.Popen[str]:
@@ -147,8 +155,16 @@ class Project:
 
 @pytest.fixture(scope="session")
 def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
-    """Return a function that makes a new small copy of the project."""
-    return lambda: Project(tmp_path_factory.mktemp("project"))
+    """Return a function that makes a new copy of the project with small params."""
+    return lambda: Project.copy(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def finished(copy_project: Callable[[], Project]) -> Project:
+    """Return a copy of the project in which the whole run has been made once. Do not change it."""
+    project = copy_project()
+    project.run("dvc", "repro")
+    return project
 
 
 @pytest.fixture

@@ -60,23 +60,15 @@ def test_a_stage_runs_its_own_command_with_its_own_params(stage):
     load(importlib.import_module(f"medstyle.stages.{stage}").Params, stage, ROOT / "params.yaml")
 
 
-@pytest.fixture(scope="module")
-def done(copy_project):
-    """Return a copy in which the whole run has been made once."""
-    project = copy_project()
-    project.run("dvc", "repro")
-    return project
-
-
-def test_a_second_run_does_nothing(done):
-    lock, before = (done.folder / "dvc.lock").read_bytes(), _written(done.folder)
-    output = done.run("dvc", "repro")
+def test_a_second_run_does_nothing(finished):
+    lock, before = (finished.folder / "dvc.lock").read_bytes(), _written(finished.folder)
+    output = finished.run("dvc", "repro")
     assert output.count("didn't change, skipping") == len(SKIPPED)
-    assert (done.folder / "dvc.lock").read_bytes() == lock
-    assert _written(done.folder) == before
+    assert (finished.folder / "dvc.lock").read_bytes() == lock
+    assert _written(finished.folder) == before
 
 
-def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(done, copy_project):
+def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(finished, copy_project):
     project = copy_project()
     project.run("dvc", "repro", "denoise")
     process = project.start("dvc", "repro", "train")
@@ -90,9 +82,9 @@ def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(
 
     assert "resumed at step" in project.run("dvc", "repro", "train")
 
-    assert project.weights == done.weights
+    assert project.weights == finished.weights
     assert not list(state.iterdir()), "a finished run leaves no state behind"
-    assert _outputs(project.folder).items() <= _outputs(done.folder).items()
+    assert _outputs(project.folder).items() <= _outputs(finished.folder).items()
 
 
 def _written(folder: Path) -> dict[Path, int]:
