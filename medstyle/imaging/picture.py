@@ -32,17 +32,15 @@ def read_picture(source: Path | str | IO[bytes], name: str | None = None) -> NDA
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            image: Image.Image = Image.open(source)
-            if image.width * image.height > MAX_PIXELS:
-                raise Refusal(
-                    "E_TOO_LARGE", f"{label}: {image.width} x {image.height} pixels; the limit is {MAX_PIXELS}"
-                )
-            image.load()
+            with Image.open(source) as opened:
+                if opened.width * opened.height > MAX_PIXELS:
+                    size = f"{opened.width} x {opened.height}"
+                    raise Refusal("E_TOO_LARGE", f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
+                image = ImageOps.exif_transpose(opened)
     except Refusal:
         raise
     except Exception:  # Pillow's decoders raise many kinds; their texts quote the file
         raise Refusal("E_DECODE", f"{label}: not a readable picture; it may be cut short") from None
-    image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16-bit and float: to 8 bits by the value range of the type
         values = np.asarray(image, np.float32)
         scale = 257.0 if values.max() > 255 else 1.0

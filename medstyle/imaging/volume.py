@@ -100,7 +100,7 @@ def read_volume(path: Path | str, domain: str) -> Volume:
 
     Raises:
         Refusal: ``E_DECODE`` unreadable, ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel,
-            ``E_NOT_FINITE`` NaN or infinity among the voxels.
+            ``E_NOT_FINITE`` NaN or infinity among the voxels (in NIfTI files ITK reads them as 0).
     """
     import SimpleITK as sitk
 
@@ -116,6 +116,8 @@ def read_volume(path: Path | str, domain: str) -> Volume:
         raise Refusal("E_4D", f"{path.name}: has size {size}; split it into three-dimensional volumes")
     if reader.GetNumberOfComponents() != 1:
         raise Refusal("E_COLOR", f"{path.name}: has {reader.GetNumberOfComponents()} channels; one is expected")
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        _check_complete(path, reader)
     try:
         image = reader.Execute()
     except RuntimeError:
@@ -126,6 +128,26 @@ def read_volume(path: Path | str, domain: str) -> Volume:
     if not np.isfinite(volume.voxels).all():
         raise Refusal("E_NOT_FINITE", f"{path.name}: holds NaN or infinite voxels; replace them first")
     return volume
+
+
+def _check_complete(path: Path, reader: sitk.ImageFileReader) -> None:
+    """Refuse a NIfTI file that is cut short (``E_TRUNCATED``): ITK would fill the rest with zeros and say nothing."""
+    import gzip
+    import zlib
+
+    voxels = int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents()
+    need = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
+    have = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        have = 0
+        try:
+            with gzip.open(path) as file:
+                while have < need and (block := file.read(1 << 20)):
+                    have += len(block)
+        except (EOFError, OSError, zlib.error):
+            pass  # what was readable until here is counted
+    if have < need:
+        raise Refusal("E_TRUNCATED", f"{path.name}: holds {have} of {need} bytes; copy it again from its origin")
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:

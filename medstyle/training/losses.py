@@ -65,7 +65,9 @@ def structure_loss(output: Tensor, target: Tensor) -> Tensor:
     """
     from monai.losses import SSIMLoss
 
-    loss: Tensor = SSIMLoss(spatial_dims=output.ndim - 2, data_range=2.0, win_size=7)(output.float(), target.float())
+    # shifted to [0, 1]: among signed means the luminance term would reward the negative image
+    ssim = SSIMLoss(spatial_dims=output.ndim - 2, data_range=1.0, win_size=7)
+    loss: Tensor = ssim((output.float() + 1) / 2, (target.float() + 1) / 2)
     return loss
 
 

@@ -15,17 +15,23 @@ def pixels(rng):
 def test_png_keeps_every_value_and_carries_the_note(tmp_path, pixels):
     write_picture(tmp_path / "a.png", pixels, "AI SYNTHETIC")
     np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
-    assert Image.open(tmp_path / "a.png").text["Comment"] == "AI SYNTHETIC"
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.text["Comment"] == "AI SYNTHETIC"
 
 
 def test_jpeg_carries_the_note(tmp_path, pixels):
     write_picture(tmp_path / "a.jpg", pixels, "AI SYNTHETIC")
-    assert Image.open(tmp_path / "a.jpg").getexif()[0x010E] == "AI SYNTHETIC"
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.getexif()[0x010E] == "AI SYNTHETIC"
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "I;16", "1", "LA"])
 def test_every_mode_becomes_rgb(mode, pixels):
-    image = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257) if mode == "I;16" else Image.fromarray(pixels).convert(mode)
+    image = (
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+        if mode == "I;16"
+        else Image.fromarray(pixels).convert(mode)
+    )
     file = io.BytesIO()
     image.save(file, "TIFF" if mode == "CMYK" else "PNG")
     file.seek(0)

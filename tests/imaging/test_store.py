@@ -34,7 +34,12 @@ def test_rows_join_in_order_and_are_mapped(tmp_path, rng):
     for i, block in enumerate(blocks):
         np.save(tmp_path / f"{i}.npy", block)
     write_rows(tmp_path / "train/mr_t1.npy", [tmp_path / f"{i}.npy" for i in range(3)])
-    rows = {"train": {"mr_t1": [["a", i, 0.0, 1.0] for i in range(6)], "mr_t2": [["a", 5, 0, 1], ["a", 0, 0, 1], ["b", 1, 0, 1]]}}
+    rows = {
+        "train": {
+            "mr_t1": [["a", i, 0.0, 1.0] for i in range(6)],
+            "mr_t2": [["a", 5, 0, 1], ["a", 0, 0, 1], ["b", 1, 0, 1]],
+        }
+    }
     (tmp_path / "index.json").write_text(json.dumps({"rows": rows, "subjects": {"a": "train"}}))
     store = SliceStore.open(tmp_path)
     array = store.array("mr_t1", "train")

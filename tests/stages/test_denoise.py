@@ -1,0 +1,116 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from medstyle import Volume, write_volume
+from medstyle.imaging.store import SliceStore
+from medstyle.stages.denoise import Params
+from medstyle.stages.denoise import run as denoise
+from tests.conftest import affine
+
+
+def test_the_store_splits_by_subject_and_pairs_slices(run):
+    store = SliceStore.open(run.root / "data/slices")
+    subjects = [set(store.subjects(split)) for split in ("train", "validation", "test")]
+    assert [len(s) for s in subjects] == [3, 1, 1]
+    assert not subjects[0] & subjects[1] | subjects[0] & subjects[2] | subjects[1] & subjects[2]
+    for split, own in zip(("train", "validation", "test"), subjects, strict=True):
+        assert {row.subject for row in store.rows("mr_t1", split)} == own
+    pairs = store.pairs("mr_t1", "mr_t2", "train")
+    assert len(pairs) == 3 * 8
+    assert store.array("mr_t1", "train").shape == (24, 1, 48, 40)
+
+
+def test_values_are_network_units_with_air_at_minus_one(run):
+    store = SliceStore.open(run.root / "data/slices")
+    for domain in ("mr_t1", "mr_t2"):
+        array = np.asarray(store.array(domain, "train"), np.float32)
+        assert array.min() == -1
+        assert (array[:, 0, 0, 0] == -1).all()
+        body = array[array > -1]
+        assert 0.5 < np.percentile(body, 99) <= 1.6
+
+
+def test_paired_slices_show_the_same_anatomy(run):
+    """Body outlines of source and target agree; a slip by one slice or a flip would show."""
+    store = SliceStore.open(run.root / "data/slices")
+    a, b = (np.asarray(store.array(d, "train"), np.float32) > -0.9 for d in ("mr_t1", "mr_t2"))
+    dice = 2 * (a & b).sum() / (a.sum() + b.sum())
+    flipped = 2 * (a & b[..., ::-1, :]).sum() / (a.sum() + b.sum())
+    assert dice > 0.9 > flipped
+
+
+def test_the_same_input_gives_the_same_bytes(run, tmp_path):
+    from medstyle import params
+
+    settings = params.load(Params, "denoise", run.params)
+    denoise(settings, run.root / "data/scans", tmp_path / "again")
+    first = {p.relative_to(run.root / "data/slices"): p.read_bytes() for p in (run.root / "data/slices").rglob("*.*")}
+    second = {p.relative_to(tmp_path / "again"): p.read_bytes() for p in (tmp_path / "again").rglob("*.*")}
+    assert first == second
+
+
+def test_a_target_on_another_grid_is_brought_to_the_source(run, tmp_path):
+    from medstyle import params, read_volume
+    from medstyle.transforms.register import onto_grid
+
+    scans = shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    settings = params.load(Params, "denoise", run.params)
+    for path in scans.glob("*/mr_t2.nii.gz"):
+        volume = read_volume(path, "mr_t2")
+        finer = volume.affine.copy()
+        finer[:3, 0] /= 1.5
+        grid = Volume(np.zeros((*volume.voxels.shape[:2], 72), np.float32), finer, "mr_t2")
+        path.unlink()
+        write_volume(path, onto_grid(volume, grid))
+    denoise(settings, scans, tmp_path / "slices")
+    again, before = SliceStore.open(tmp_path / "slices"), SliceStore.open(run.root / "data/slices")
+    a, b = (np.asarray(s.array("mr_t2", "train"), np.float32) for s in (again, before))
+    assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
+
+
+def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
+    from PIL import Image
+
+    items = []
+    for domain in ("photo", "painting"):
+        for i in range(10):
+            key = f"sub-{domain}{i}"
+            (tmp_path / "scans" / key).mkdir(parents=True)
+            Image.fromarray(rng.integers(0, 255, (40, 50 + i, 3), dtype=np.uint8)).save(
+                tmp_path / f"scans/{key}/{domain}.png"
+            )
+            items.append({"subject": key, "domain": domain, "path": f"{key}/{domain}.png"})
+    (tmp_path / "scans/manifest.json").write_text(json.dumps({"rules": [], "items": items}))
+    denoise(Params((32, 32), validation=0.1, test=0.2), tmp_path / "scans", tmp_path / "slices")
+    store = SliceStore.open(tmp_path / "slices")
+    for domain in ("photo", "painting"):
+        assert store.array(domain, "train").shape == (7, 3, 32, 32)
+        assert store.array(domain, "test").shape == (2, 3, 32, 32)
+
+
+def test_oblique_scans_are_sliced_axially(tmp_path, rng):
+    """A scan stored with its first axis to the left is still cut from inferior to superior."""
+    z, y, x = np.mgrid[-1:1:12j, -1:1:20j, -1:1:30j]
+    voxels = (500 * (x**2 + y**2 + z**2 < 0.8)).astype(np.float32) + rng.normal(5, 1, x.shape).astype(np.float32)
+    scans = tmp_path / "scans"
+    items = []
+    for i in range(3):
+        (scans / f"sub-{i}").mkdir(parents=True)
+        write_volume(scans / f"sub-{i}/ct.nii.gz", Volume(voxels, affine((1, 1, 2), (90, 0, 90)), "ct"))
+        items.append({"subject": f"sub-{i}", "domain": "ct", "path": f"sub-{i}/ct.nii.gz"})
+    (scans / "manifest.json").write_text(json.dumps({"rules": [], "items": items}))
+    denoise(Params((32, 32), validation=0.0, test=0.3), scans, tmp_path / "slices")
+    rows = SliceStore.open(tmp_path / "slices").rows("ct", "train")
+    assert len(rows) == 2 * 20  # the axis of 20 voxels points up in the patient
+
+
+@pytest.mark.parametrize("size", [[8, 8]])
+def test_sizes_too_small_are_errors(size):
+    from medstyle.errors import UserError
+    from medstyle.params import parse
+
+    with pytest.raises(UserError, match=r"denoise\.size"):
+        parse(Params, {"size": size}, "denoise")

@@ -1,0 +1,45 @@
+import csv
+import json
+
+import pytest
+
+from medstyle.errors import UserError
+from medstyle.evaluation.baselines import BASELINES
+from medstyle.stages.evaluate import Params
+
+
+@pytest.fixture
+def metrics(run):
+    return json.loads((run.root / "reports/metrics.json").read_text())
+
+
+def test_the_model_stands_beside_every_baseline(run, metrics):
+    assert list(metrics["tables"]) == ["truth", "acquired"]
+    for table in metrics["tables"].values():
+        assert set(table) == {"model", *BASELINES}
+    rows = list(csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines()))
+    assert len(rows) == 1 * 2 * 3  # subjects, references, methods
+    mean = metrics["tables"]["truth"]["model"]["psnr"]["mean"]
+    of_rows = [float(r["psnr"]) for r in rows if (r["reference"], r["method"]) == ("truth", "model")]
+    assert mean == pytest.approx(sum(of_rows) / len(of_rows), abs=1e-5)
+
+
+def test_unseen_subjects_only(run):
+    from medstyle.imaging.store import SliceStore
+
+    rows = csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines())
+    assert {row["subject"] for row in rows} == set(SliceStore.open(run.root / "data/slices").subjects("test"))
+
+
+def test_the_page_is_self_contained(run):
+    page = (run.root / "reports/report.html").read_text()
+    assert page.count("data:image/png;base64,") >= 2
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "histogram_matching" in page
+    assert "not a medical device" in page
+
+
+def test_an_unknown_protocol_is_named():
+    with pytest.raises(UserError, match="none of plain, unpaired"):
+        Params(protocol="fid")

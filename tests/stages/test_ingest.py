@@ -1,0 +1,93 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from medstyle import Volume, read_volume, write_volume
+from medstyle.errors import UserError
+from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.rules import Rule
+from medstyle.stages.ingest import Params
+from medstyle.stages.ingest import run as ingest
+from tests.conftest import TINY, affine
+
+RULES = tuple(Rule(**rule) for rule in TINY["ingest"]["rules"])
+
+
+def manifest(out):
+    return json.loads((out / "manifest.json").read_text())["items"]
+
+
+def test_dicom_studies_become_volumes_with_the_same_voxels(run, tmp_path):
+    items = manifest(run.root / "data/scans")
+    assert len(items) == 10
+    assert {item["domain"] for item in items} == {"mr_t1", "mr_t2"}
+    key = subject_key("PHANTOM-0000")
+    made = read_volume(run.root / f"data/scans/{key}/mr_t1.nii.gz", "mr_t1")
+    truth = read_volume(run.root / "data/raw/truth/PHANTOM-0000/mr_t1.nii.gz", "mr_t1")
+    np.testing.assert_allclose(made.affine, truth.affine, atol=1e-3)
+    assert np.corrcoef(made.voxels.ravel(), truth.voxels.ravel())[0, 1] > 0.95
+
+
+def test_nothing_that_leaves_names_a_patient(run):
+    out = run.root / "data/scans"
+    for path in [*out.rglob("*"), run.root / "reports/ingest.json"]:
+        assert "PHANTOM" not in path.name
+        if path.suffix == ".json":
+            assert "PHANTOM" not in path.read_text()
+
+
+def test_bad_files_are_reported_and_the_rest_goes_on(run, tmp_path):
+    source = tmp_path / "raw"
+    shutil.copytree(run.study, source / "a")
+    shutil.copytree(run.root / "data/raw/studies/PHANTOM-0001", source / "b")
+    (source / "notes.txt").write_text("hello")
+    sorted((source / "b/01_mr_t1").iterdir())[3].unlink()  # a gap
+    (source / "truth").mkdir()
+    shutil.copytree(run.study, source / "truth/never")
+    ingest(Params(str(source), RULES), tmp_path / "scans", tmp_path / "ingest.json")
+    assert len(manifest(tmp_path / "scans")) == 3
+    report = json.loads((tmp_path / "ingest.json").read_text())
+    assert [entry["code"] for entry in report["refused"]] == ["E_GAP"]
+    assert any(entry["code"] == "E_NOT_DICOM" for entry in report["files"])
+    assert "notes" not in json.dumps(report)
+
+
+def test_volume_files_and_pictures(tmp_path, rng):
+    from PIL import Image
+
+    source = tmp_path / "raw"
+    for subject in ("sub-01", "sub-02"):
+        (source / "scans" / subject).mkdir(parents=True)
+        volume = Volume(rng.normal(100, 9, (4, 8, 8)).astype(np.float32), affine((1, 1, 2), (0, 0, 0)), "ct")
+        write_volume(source / "scans" / subject / "ct.nii.gz", volume)
+    (source / "photo").mkdir()
+    Image.fromarray(rng.integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(source / "photo/a.jpg")
+    rules = (Rule("ct", {"path": "*/ct.nii.gz"}), Rule("photo", {"path": "photo/*"}))
+    ingest(Params(str(source), rules), tmp_path / "out", tmp_path / "r.json")
+    items = manifest(tmp_path / "out")
+    assert [item["domain"] for item in items].count("ct") == 2
+    assert len({item["subject"] for item in items}) == 3
+    ingest(Params(str(source), rules[:1], r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
+    assert {item["subject"] for item in manifest(tmp_path / "out")} == {subject_key("sub-01"), subject_key("sub-02")}
+
+
+def test_two_images_for_one_domain_are_not_mixed_up(run, tmp_path):
+    rules = (Rule("mr_t1", {"Modality": "MR"}),)
+    shutil.copytree(run.study, tmp_path / "raw/a")
+    ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "out", tmp_path / "r.json")
+    assert len(manifest(tmp_path / "out")) == 1
+    assert json.loads((tmp_path / "r.json").read_text())["refused"][0]["code"] == "E_DUPLICATE_DOMAIN"
+
+
+def test_mistakes_name_the_remedy(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        ingest(Params(str(tmp_path / "none"), RULES), tmp_path / "out", tmp_path / "r.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="nothing could be used"):
+        ingest(Params(str(tmp_path / "empty"), RULES), tmp_path / "out", tmp_path / "r.json")
+    with pytest.raises(UserError, match=r"ingest\.rules"):
+        Params()
+    with pytest.raises(UserError, match="regular expression"):
+        Params("x", RULES, "(")

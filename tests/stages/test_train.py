@@ -1,0 +1,51 @@
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medstyle import params
+from medstyle.errors import UserError
+from medstyle.stages.train import Params
+from medstyle.stages.train import run as train
+
+
+def test_outputs(run):
+    assert {p.name for p in run.translator.iterdir()} == {"weights.safetensors", "translator.json", "MODEL_CARD.md"}
+    rows = list(csv.DictReader((run.root / "reports/training.csv").read_text().splitlines()))
+    assert float(rows[-1]["step"]) == 12
+    assert {"generator/l1", "discriminator/share_right", "validation/l1"} <= set(rows[0])
+    config = json.loads((run.translator / "translator.json").read_text())
+    assert config["source"] == "mr_t1"
+    assert config["fingerprints"]["mr_t2"]["high"] > config["fingerprints"]["mr_t2"]["low"]
+    assert not list((run.root / ".medstyle").rglob("*.pt")), "scratch of a finished run is removed"
+
+
+def test_the_same_again_is_the_same_bytes_and_curves_are_logged(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = params.load(Params, "train", run.params)
+    logged = []
+    train(settings, run.root / "data/slices", Path("out"), Path("curve.csv"), lambda step, v: logged.append((step, v)))
+    for name in ("weights.safetensors", "translator.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (run.translator / name).read_bytes()
+    pictures = [v for _, values in logged for v in values.values() if isinstance(v, np.ndarray)]
+    assert pictures
+    assert pictures[0].dtype == np.uint8
+
+
+def test_a_domain_that_the_store_lacks_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = params.parse(Params, {"source": "mr_t1", "target": "ct"}, "train")
+    with pytest.raises(UserError, match="no train slices of ct; it has mr_t1, mr_t2"):
+        train(settings, run.root / "data/slices", Path("out"), Path("curve.csv"))
+
+
+def test_unknown_domains_and_mixed_channels_are_named(run, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"train\.target: unknown domain"):
+        Params("mr_t1", "mr_t9")
+    monkeypatch.chdir(tmp_path)
+    slices = shutil.copytree(run.root / "data/slices", tmp_path / "slices")
+    with pytest.raises(UserError, match="grey and colour"):
+        train(params.parse(Params, {"source": "mr_t1", "target": "photo"}, "train"), slices, Path("o"), Path("c.csv"))
