@@ -27,7 +27,7 @@ lint: $(READY)    ## check style, types and the direction of imports
 	lint-imports
 
 bench: $(READY)   ## run every benchmark
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; python "$$script"; done
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; python "$$script"; done
 
 serve: export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 serve: $(READY)   ## serve the champion model on http://127.0.0.1:5101

@@ -55,20 +55,22 @@ def reproduce(stage: str, force: bool) -> None:
         "DVC_NO_ANALYTICS": "1",
         "MEDSTYLE_FLOW_RUN_ID": str(flow_run.id or ""),
     }
-    error = ""
+    errors: list[str] = []
     process = subprocess.Popen(
         command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
         for line in process.stdout or ():
-            log.info("%s", line.rstrip())
-            error = line.strip() if line.startswith(("ERROR", "medstyle:")) else error
+            if line.strip():
+                log.info("%s", line.rstrip())
+            if line.startswith(("medstyle:", "ERROR")):
+                errors.append(line.strip())
         code = process.wait()
     except BaseException:  # a cancel arrives as an exception; without this, training would go on as an orphan
         _end(process)
         raise
     if code:
-        raise RuntimeError(f"dvc repro -s {stage}: exit code {code}; {error}")
+        raise RuntimeError(f"dvc repro -s {stage}: exit code {code}; {'; '.join(errors)}")
 
 
 def stages() -> list[str]:

@@ -1,7 +1,13 @@
-"""Small real data for every test: phantom studies and a translator that was trained on them for a few steps."""
+"""Small real data for every test: phantom studies, a translator trained on them for a few steps, a whole project."""
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +35,12 @@ TINY = {
     },
     "evaluate": {},
     "register": {},
+}
+
+# What DVC needs too, and training long enough to be killed in the middle.
+LONGER = {
+    "ingest": {**TINY["ingest"], "source": "data/raw"},
+    "train": {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 80, "checkpoint_s": 0.2}},
 }
 
 
@@ -76,6 +88,83 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         settings = params.load(evaluate.Params, "evaluate", file)
         evaluate.run(settings, data / "scans", data / "slices", model, data / "raw/truth", Path("reports"))
     return Run(root)
+
+
+class Project:
+    """A checkout with a repository, DVC cache and registry of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.more_env: dict[str, str] = {}
+
+    @classmethod
+    def copy(cls, folder: Path) -> Project:
+        """Copy this checkout, with uncommitted changes and LONGER params."""
+        project = cls(folder)
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=ROOT, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file() and name != "dvc.lock":
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, folder / name)
+        write_params(folder, LONGER)
+        for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
+            project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command)
+        return project
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return an environment in which `medstyle`, `dvc` and `prefect` are this environment's and run the copy."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "MEDSTYLE_"))}
+        return {
+            **inherited,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": str(self.folder),
+            "DVC_NO_ANALYTICS": "1",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "DO_NOT_TRACK": "1",
+            **self.more_env,
+        }
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command as the leader of its own process group, stdout and stderr in one pipe."""
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.env, text=True, start_new_session=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, *command: str) -> str:
+        """Run a command that must succeed and return what it printed."""
+        process = self.start(*command)
+        try:
+            output, _ = process.communicate(timeout=300)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        assert process.returncode == 0, f"{' '.join(command)}\n{output}"
+        return output
+
+    @property
+    def weights(self) -> bytes:
+        """Return the bytes of the trained weights."""
+        return (self.folder / "models/translator/weights.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Project]:
+    """Return a function that makes a new copy of the project with small params."""
+    return lambda: Project.copy(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="session")
+def finished(copy_project: Callable[[], Project]) -> Project:
+    """Return a copy of the project in which the whole run has been made once. Do not change it."""
+    project = copy_project()
+    project.run("dvc", "repro")
+    return project
 
 
 @pytest.fixture

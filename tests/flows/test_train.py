@@ -1,0 +1,85 @@
+"""The flow on a real Prefect server: schedule, a run by the worker, a run by hand, cancel."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+import yaml
+
+from tests.flows.conftest import Prefect, wait_for
+
+pytestmark = pytest.mark.ops
+
+
+def set_steps(prefect: Prefect, steps: int) -> None:
+    """Change the length of training, so that `train` and what follows are to be made again."""
+    path = prefect.project.folder / "params.yaml"
+    document = yaml.safe_load(path.read_text())
+    document["train"]["training"]["steps"] = steps
+    path.write_text(yaml.safe_dump(document))
+
+
+def finished_state(prefect: Prefect, run: str) -> dict:
+    return wait_for(lambda: (s := prefect.state(run))["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") and s)
+
+
+def test_the_schedule_makes_runs(prefect):
+    # With SQLAlchemy 2.1 the deployment says that it is active, and nothing ever happens.
+    runs = wait_for(lambda: prefect.ask("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}}))
+    assert all(run["auto_scheduled"] and run["expected_start_time"][11:16] == "02:00" for run in runs)
+
+
+def test_by_hand_nothing_is_made_twice(prefect):
+    weights, start = prefect.project.weights, time.monotonic()
+    output = prefect.project.run("python", "-m", "flows.train")
+    assert time.monotonic() - start < 60
+    assert "Finished in state Completed" in output
+    assert "Running stage 'train'" not in output
+    assert prefect.project.weights == weights
+
+
+@pytest.mark.slow
+def test_the_deployment_makes_a_new_model_and_shows_the_result(prefect):
+    set_steps(prefect, 15)
+    run = prefect.start_run()
+    state = finished_state(prefect, run)
+    assert state["type"] == "COMPLETED", state
+    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    assert "| model |" in artifact["data"]
+    logs = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
+    assert any("train: 15/15 steps" in line["message"] for line in logs)
+    tasks = prefect.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
+    assert [task["name"] for task in tasks] == ["acquire", "ingest", "denoise", "train", "evaluate", "register"]
+
+
+@pytest.mark.slow
+def test_a_mistake_in_params_is_shown_and_not_tried_again(prefect):
+    set_steps(prefect, 0)
+    run = prefect.start_run()
+    state = finished_state(prefect, run)
+    assert state["type"] == "FAILED"
+    assert "training.steps: must be at least 1, got 0" in state["message"]
+    assert (
+        prefect.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, task_runs={"name": {"like_": "train"}})[0][
+            "run_count"
+        ]
+        == 1
+    )
+
+
+@pytest.mark.slow
+def test_a_cancelled_run_leaves_no_process_behind(prefect):
+    def training() -> list[psutil.Process]:
+        own = str(prefect.project.folder)
+        found = psutil.process_iter(["cmdline", "cwd"])
+        return [p for p in found if p.info["cwd"] == own and (p.info["cmdline"] or [])[-1:] == ["train"]]
+
+    set_steps(prefect, 1_000_000)
+    run = prefect.start_run()
+    wait_for(training)
+    wait_for(lambda: list((prefect.project.folder / ".medstyle/train").glob("*/step-*.pt")))
+    prefect.project.run("prefect", "flow-run", "cancel", run)
+    assert finished_state(prefect, run)["type"] == "CANCELLED"
+    wait_for(lambda: not training(), seconds=20)

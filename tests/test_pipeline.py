@@ -1,0 +1,99 @@
+"""dvc.yaml, params.yaml and the code agree, and a run is reproducible bit for bit."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import grimp
+import pytest
+import yaml
+
+from medstyle.params import load
+
+ROOT = Path(__file__).parents[1]
+STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+SKIPPED = [stage for stage, stanza in STAGES.items() if not stanza.get("always_changed")]
+
+
+@pytest.fixture(scope="module")
+def graph():
+    return grimp.build_graph("medstyle", cache_dir=None)
+
+
+@pytest.mark.parametrize("stage", SKIPPED)  # a stage that always runs need not know its code
+def test_the_code_a_stage_depends_on_is_its_import_graph(graph, stage):
+    root = f"medstyle.stages.{stage}"
+    stems = [ROOT / module.replace(".", "/") for module in {root} | graph.find_upstream_modules(root)]
+    needed = [
+        file for stem in stems for file in stem.parent.glob(f"{stem.name}.*")
+    ]  # a template lies beside its module
+    listed = {dep for dep in STAGES[stage]["deps"] if dep.startswith("medstyle/")}
+    assert listed == {file.relative_to(ROOT).as_posix() for file in needed}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "medstyle").glob("*/**/__init__.py")), ids=lambda path: path.parent.name
+)
+def test_packages_hold_no_code_so_that_no_stage_depends_on_them(path):
+    (only,) = ast.parse(path.read_text()).body
+    assert isinstance(only, ast.Expr)
+    assert isinstance(only.value, ast.Constant)
+
+
+def test_a_stage_has_one_name_in_four_places():
+    def modules(folder: str, prefix: str = "") -> set[str]:
+        return {path.stem.removeprefix(prefix) for path in (ROOT / folder).glob(f"{prefix}*.py")} - {"__init__"}
+
+    sections = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert set(STAGES) == set(sections) == modules("medstyle/stages") == modules("tests/stages", "test_")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_runs_its_own_command_with_its_own_params(stage):
+    assert STAGES[stage]["cmd"] == f"medstyle {stage}"
+    assert STAGES[stage]["params"] == [stage]
+    load(importlib.import_module(f"medstyle.stages.{stage}").Params, stage, ROOT / "params.yaml")
+
+
+def test_a_second_run_does_nothing(finished):
+    lock, before = (finished.folder / "dvc.lock").read_bytes(), _written(finished.folder)
+    output = finished.run("dvc", "repro")
+    assert output.count("didn't change, skipping") == len(SKIPPED)
+    assert (finished.folder / "dvc.lock").read_bytes() == lock
+    assert _written(finished.folder) == before
+
+
+def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(finished, copy_project):
+    project = copy_project()
+    project.run("dvc", "repro", "denoise")
+    process = project.start("dvc", "repro", "train")
+    state = project.folder / ".medstyle/train"
+    while not list(state.glob("*/step-*.pt")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (project.folder / "models/translator").exists()
+
+    assert "resumed at step" in project.run("dvc", "repro", "train")
+
+    assert project.weights == finished.weights
+    assert not list(state.iterdir()), "a finished run leaves no state behind"
+    assert _outputs(project.folder).items() <= _outputs(finished.folder).items()
+
+
+def _written(folder: Path) -> dict[Path, int]:
+    """Return when each result was last written."""
+    files = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
+def _outputs(folder: Path) -> dict[str, str]:
+    """Return the hash of every output in dvc.lock."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_text())["stages"]
+    return {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
