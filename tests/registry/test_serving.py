@@ -1,0 +1,181 @@
+"""The registered model behind a real `mlflow models serve`, asked by a real HTTP client."""
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import requests
+
+from tests.conftest import ROOT, Run
+
+pytestmark = pytest.mark.ops
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(run: Run, tmp_path_factory):
+    """Register the tiny translator, make it champion, serve it as the README says; yields the URL."""
+    folder = tmp_path_factory.mktemp("serving")
+    uri = f"sqlite:///{folder}/mlflow.db"
+    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT)}
+    env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # noqa: PTH120
+    code = (
+        "import json; from pathlib import Path; from medstyle.registry.models import register, promote\n"
+        f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
+        "register(root / 'models/translator', metrics, [root / 'reports/report.html']); print(promote('1', 'a test'))"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/medstyle@champion"]
+    command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, cwd=folder, env=env, stdout=log, stderr=log, start_new_session=True)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                if requests.get(f"{url}/ping", timeout=2).status_code == 200:
+                    break
+            except requests.ConnectionError:
+                assert process.poll() is None, (folder / "log").read_text()
+            time.sleep(0.5)
+        yield url
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(20)
+
+
+def ask(url, *images, params=None, columns=("image",)):
+    rows = [[base64.b64encode(image).decode()] for image in images]
+    body = {"dataframe_split": {"columns": list(columns), "data": rows}, **({"params": params} if params else {})}
+    return requests.post(f"{url}/invocations", json=body, timeout=120)
+
+
+def decoded(answer, number=0, column="image"):
+    return base64.b64decode(answer.json()["predictions"][number][column])
+
+
+@pytest.fixture
+def slice_file(run):
+    files = sorted((run.study / "01_mr_t1").iterdir())
+    import pydicom
+
+    return sorted(files, key=lambda f: pydicom.dcmread(f).ImagePositionPatient[2])[4]
+
+
+def test_a_dicom_slice_comes_back_as_a_derived_dicom_slice(server, slice_file):
+    import pydicom
+
+    answer = ask(server, slice_file.read_bytes())
+    assert answer.status_code == 200, answer.text
+    made, source = pydicom.dcmread(io.BytesIO(decoded(answer))), pydicom.dcmread(slice_file)
+    assert made["SyntheticData"].value == "YES"
+    assert made.ImagePositionPatient == source.ImagePositionPatient
+    assert made.StudyInstanceUID == source.StudyInstanceUID
+    assert made.pixel_array.shape == source.pixel_array.shape
+    row = answer.json()["predictions"][0]
+    assert (row["content_type"], row["domain"]) == ("application/dicom", "mr_t2")
+    assert "single slice" in row["warnings"]
+
+
+def test_a_zipped_series_comes_back_whole_and_as_the_command_line_makes_it(server, run, tmp_path):
+    import pydicom
+
+    from medstyle import Translator, translate_path
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in (run.study / "01_mr_t1").iterdir():
+            archive.write(file, f"../../{file.name}")  # a name must not lead out of the server's folder
+    answer = ask(server, buffer.getvalue(), params={"uncertainty": True})
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(decoded(answer))) as archive:
+        served = {
+            d.SOPInstanceUID: d for d in (pydicom.dcmread(io.BytesIO(archive.read(n))) for n in archive.namelist())
+        }
+    translate_path(run.study, tmp_path / "out", Translator.load(run.translator))
+    local = [pydicom.dcmread(path) for path in (tmp_path / "out").rglob("*.dcm")]
+    assert len(local) == len(served) == 8
+    for d in local:
+        np.testing.assert_array_equal(served[d.SOPInstanceUID].pixel_array, d.pixel_array)
+    assert decoded(answer, column="uncertainty").startswith(b"PK")
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npy"])
+def test_volume_containers(server, run, tmp_path, suffix):
+    from medstyle import read_volume, write_volume
+
+    volume = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")
+    path = tmp_path / f"scan{suffix}"
+    if suffix == ".npy":
+        np.save(path, volume.voxels)
+    else:
+        write_volume(path, volume)
+    answer = ask(server, path.read_bytes())
+    assert answer.status_code == 200, answer.text
+    (tmp_path / f"made{suffix}").write_bytes(decoded(answer))
+    if suffix == ".npy":
+        assert np.load(tmp_path / "made.npy").shape == volume.voxels.shape
+    else:
+        made = read_volume(tmp_path / f"made{suffix}", "mr_t2")
+        np.testing.assert_allclose(made.affine, volume.affine, atol=1e-4)
+
+
+def test_several_rows_are_answered_in_order(server, run):
+    files = [next((run.root / f"data/raw/studies/PHANTOM-000{i}/01_mr_t1").iterdir()) for i in (0, 1)]
+    both = ask(server, *(f.read_bytes() for f in files))
+    apart = [ask(server, f.read_bytes()) for f in files]
+    for i in (0, 1):
+        one, other = (base64.b64decode(a.json()["predictions"][k]["image"]) for a, k in ((both, i), (apart[i], 0)))
+        assert one[-2000:] == other[-2000:]  # the pixels; the header holds the time
+
+
+BAD = {
+    "random bytes": (b"\x00junk" * 50, {}, "E_FORMAT"),
+    "empty": (b"", {}, "E_FORMAT"),
+    "a zip of nothing": (b"PK\x03\x04broken", {}, "E_DECODE"),
+    "an unknown target": (None, {"target": "ct"}, "knows mr_t1, mr_t2"),
+    "an unknown output": (None, {"output": "gif"}, "output 'gif'"),
+    "a seed for a deterministic model": (None, {"seed": 4}, "deterministic"),
+    "a picture for a scan model": ("picture", {}, "a picture is no input"),
+    "objects in an NPY": ("objects", {}, "E_DECODE"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_request_is_a_clear_error_and_harms_no_other(server, slice_file, name):
+    from PIL import Image
+
+    data, params, message = BAD[name]
+    buffer = io.BytesIO()
+    if data is None:
+        data = slice_file.read_bytes()
+    elif data == "picture":
+        Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+        data = buffer.getvalue()
+    elif data == "objects":
+        np.save(buffer, np.array([{"a": 1}], object), allow_pickle=True)
+        data = buffer.getvalue()
+    bad = ask(server, data, params=params)
+    assert bad.status_code == 400, bad.text
+    assert message in bad.text
+    assert ask(server, slice_file.read_bytes()).status_code == 200
+
+
+def test_a_wrong_column_is_named(server, slice_file):
+    answer = ask(server, slice_file.read_bytes(), columns=("picture",))
+    assert answer.status_code == 400
+    assert "image" in answer.text

@@ -1,0 +1,93 @@
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT, write_params
+
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
+
+
+def medstyle(*arguments, cwd):
+    command = [sys.executable, "-c", "from medstyle.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, check=False)
+
+
+def commands():
+    from medstyle.cli import app
+
+    return [command.name or command.callback.__name__ for command in app.registered_commands]
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_has_help(name, tmp_path):
+    done = medstyle(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.split("Usage:")[1].splitlines()) > 3
+
+
+BAD = {
+    "no params file": (["ingest"], "params.yaml: no such file"),
+    "unknown key": (["denoise", "--params", "bad.yaml"], "denoise.colour: unknown key"),
+    "no store": (["train", "--params", "params.yaml"], "no readable slice store"),
+    "no translator": (["translate", "raw", "out", "--model", "nowhere"], "nowhere: not a translator folder"),
+    "no registered model": (["translate", "raw", "out"], "no such registered model"),
+    "style without its model": (["translate", "raw", "out", "--seed", "3"], "one style per domain"),
+    "nothing to inspect": (["inspect", "nowhere"], "nowhere: no such file or folder"),
+    "existing output": (["phantom", "raw"], "raw: exists already"),
+    "phantom without subjects": (["phantom", "new", "--subjects", "0"], "subjects"),
+    "no champion to leave": (["rollback"], "no previous champion"),
+    "no such version": (["promote", "3"], "no version 3"),
+    "nothing measured": (["summary"], "run `dvc repro` first"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
+    arguments, message = BAD[name]
+    (tmp_path / "raw").mkdir()
+    if "no params file" != name:
+        write_params(tmp_path)
+    (tmp_path / "bad.yaml").write_text("denoise: {colour: 1}")
+    done = medstyle(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("medstyle: ")
+    assert message in last
+
+
+def test_inspect_prints_the_contract(run):
+    done = medstyle("inspect", run.study, "--json", cwd=run.root)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(document) == {"files", "volumes"}
+    assert set(document["files"][0]) == {"path", "verdict", "code", "reason"}
+    assert {v["domain"] for v in document["volumes"]} == {"mr_t1", "mr_t2"}
+    for volume in document["volumes"]:
+        assert volume["kind"] == "volume"
+        assert volume["shape"] == [8, 48, 48]
+        assert volume["value_range"][1] > volume["value_range"][0]
+    table = medstyle("inspect", run.study, cwd=run.root).stdout
+    assert "mr_t1" in table
+    assert "16 files used, 0 not" in table
+
+
+def test_translate_prints_what_it_made(run, tmp_path):
+    arguments = ["translate", run.study, tmp_path / "out", "--model", run.translator]
+    done = medstyle(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    [row] = json.loads(done.stdout)
+    assert row["domain"] == "mr_t2"
+    assert row["ood_verdict"] == "ok"
+    again = medstyle(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+def test_messages_hold_no_patient_names(run, tmp_path):
+    done = medstyle("inspect", run.study, cwd=tmp_path)
+    assert not re.search(r"Phantom\^", done.stdout + done.stderr)
