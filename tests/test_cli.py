@@ -49,7 +49,7 @@ BAD = {
 def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
     arguments, message = BAD[name]
     (tmp_path / "raw").mkdir()
-    if "no params file" != name:
+    if name != "no params file":
         write_params(tmp_path)
     (tmp_path / "bad.yaml").write_text("denoise: {colour: 1}")
     done = medstyle(*arguments, cwd=tmp_path)

@@ -40,7 +40,7 @@ def test_values_and_defaults(tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_key(tmp_path, text, message):
-    with pytest.raises(UserError, match="params.yaml") as caught:
+    with pytest.raises(UserError, match=r"params\.yaml") as caught:
         read(tmp_path, text)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

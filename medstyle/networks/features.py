@@ -30,7 +30,7 @@ def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.array([*cumulative, share.mean(), rows, columns, lean, rise])
 
 
-def _centre(profile: NDArray, extent: NDArray[np.bool_]) -> float:
+def _centre(profile: NDArray, extent: NDArray | np.bool_) -> float:
     """Return the centre of mass of a profile within the body's extent, from -1 (first) to 1 (last)."""
     where = np.flatnonzero(extent)
     place = np.linspace(-1, 1, where[-1] - where[0] + 1)

@@ -72,5 +72,5 @@ def test_a_file_that_is_cut_short_is_never_filled_with_zeros(tmp_path, volume, s
     write_volume(path, volume)
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * kept)])
-    with pytest.raises(Refusal, match="E_TRUNCATED|E_DECODE"):
+    with pytest.raises(Refusal, match=r"E_TRUNCATED|E_DECODE"):
         read_volume(path, "mr_t1")

@@ -45,9 +45,9 @@ def test_the_derived_series_conforms(run, translator, tmp_path):
 
 
 def test_dicom_and_nifti_give_the_same_voxels(run, translator, tmp_path):
+    from medstyle.imaging.dicom.deidentify import subject_key
     from medstyle.imaging.dicom.read import read_series
     from medstyle.imaging.dicom.scan import scan as scan_dicom
-    from medstyle.imaging.dicom.deidentify import subject_key
 
     translate_path(run.study, tmp_path / "dicom", translator)
     [series] = scan_dicom([tmp_path / "dicom"]).series

@@ -64,7 +64,7 @@ def test_a_sheared_volume_keeps_its_grid(rng):
 
 
 def head(rng, sigma=0.0):
-    z, y, x = np.mgrid[-1:1:10j, -1:1:64j, -1:1:64j]
+    _, y, x = np.mgrid[-1:1:10j, -1:1:64j, -1:1:64j]
     body = (x / 0.7) ** 2 + (y / 0.8) ** 2 < 1
     clean = 400.0 * body + 200.0 * ((x / 0.3) ** 2 + (y / 0.3) ** 2 < 1)
     noisy = np.hypot(clean + rng.normal(0, sigma, clean.shape), rng.normal(0, sigma, clean.shape)) if sigma else clean
@@ -83,9 +83,9 @@ def test_restore_writes_units_inside_and_air_outside(rng):
 
 
 def test_denoising_lowers_the_error(rng):
-    from medstyle.transforms.intensity import Denoise, noise_sigma
-
     import torch
+
+    from medstyle.transforms.intensity import Denoise, noise_sigma
 
     volume, clean, body = head(rng, sigma=25)
     array = volume.voxels.transpose(2, 1, 0)

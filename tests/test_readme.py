@@ -1,0 +1,87 @@
+"""What the README says is true."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+TREE = next(text for kind, text in BLOCKS if not kind and text.startswith("Makefile"))
+
+
+def tree_paths() -> list[Path]:
+    """Read the tree: two spaces of indentation are one folder level; several names may share a line."""
+    paths, folders = [], []
+    for line in TREE.splitlines():
+        level = (len(line) - len(line.lstrip())) // 2
+        head = re.match(r"\s*(\S+(?:\s\s\S+\.yaml)?)", line).group(1).split()
+        folder = Path(*folders[:level])
+        paths += [folder / name for name in head]
+        if head[0].endswith("/"):
+            folders[level:] = [head[0].rstrip("/")]
+            paths += [Path(*folders[: level + 1]) / name for name in re.findall(r"[\w.]+\.(?:py|md|yaml)", line)]
+    return paths
+
+
+@pytest.mark.parametrize("path", sorted(set(tree_paths())), ids=str)
+def test_the_tree_names_what_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_the_tree_names_every_module():
+    named = {str(path) for path in tree_paths()}
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "medstyle").rglob("*.py") if p.name != "__init__.py"}
+    assert modules - named == set()
+
+
+def test_the_commands_exist():
+    from medstyle.cli import app
+
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}
+    used = set(re.findall(r"(?:^|`)medstyle ([a-z]+)", README, re.MULTILINE))
+    assert used
+    assert used <= known
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z]+) ", README)) <= targets
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_python_example_runs(run, tmp_path):
+    example = next(text for kind, text in BLOCKS if kind == "python" and "translate_volume" in text)
+    for name in ("data", "models"):
+        shutil.copytree(run.root / name, tmp_path / name)
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{example}"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok mr_t2")
+    assert (tmp_path / "synthetic_t2.nii.gz").is_file()
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+
+
+RECIPES = [ROOT / "params.yaml", *(ROOT / "recipes").glob("*.yaml")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.name)
+def test_every_shipped_params_file_is_valid(path):
+    import importlib
+
+    import yaml
+
+    from medstyle.params import load
+
+    stages = ("acquire", "ingest", "denoise", "train", "evaluate", "register")
+    assert set(yaml.safe_load(path.read_text())) == set(stages)
+    for stage in stages:
+        load(importlib.import_module(f"medstyle.stages.{stage}").Params, stage, path)
