@@ -64,7 +64,8 @@ def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequen
                 methods, [value[subject, m][measure] for m in methods], "o-", ms=4, lw=0.7, color="0.4", alpha=0.7
             )
         axis.set_title(measure)
-        axis.tick_params(axis="x", rotation=20)
+        axis.set_xticks(range(len(methods)), [m.replace("_", "\n") for m in methods], fontsize=8)
+        axis.set_xlim(-0.3, len(methods) - 0.7)
     plot.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(plot)
 
