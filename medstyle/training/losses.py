@@ -67,7 +67,8 @@ def structure_loss(output: Tensor, target: Tensor) -> Tensor:
 
     # shifted to [0, 1]: among signed means the luminance term would reward the negative image
     ssim = SSIMLoss(spatial_dims=output.ndim - 2, data_range=1.0, win_size=7)
-    loss: Tensor = ssim((output.float() + 1) / 2, (target.float() + 1) / 2)
+    with torch.autocast(output.device.type, enabled=False):  # local variances cancel in bfloat16
+        loss: Tensor = ssim((output.float() + 1) / 2, (target.float() + 1) / 2)
     return loss
 
 
@@ -81,8 +82,9 @@ def contrastive_loss(queries: list[Tensor], keys: list[Tensor], temperature: flo
         temperature: softmax temperature.
     """
     losses = []
-    for query, key in zip(queries, keys, strict=True):
-        similarity = query.float() @ key.detach().float().transpose(1, 2) / temperature  # (N, P, P)
-        n, p, _ = similarity.shape
-        losses.append(F.cross_entropy(similarity.flatten(0, 1), torch.arange(p, device=query.device).repeat(n)))
+    with torch.autocast(queries[0].device.type, enabled=False):
+        for query, key in zip(queries, keys, strict=True):
+            similarity = query.float() @ key.detach().float().transpose(1, 2) / temperature  # (N, P, P)
+            n, p, _ = similarity.shape
+            losses.append(F.cross_entropy(similarity.flatten(0, 1), torch.arange(p, device=query.device).repeat(n)))
     return torch.stack(losses).mean()

@@ -67,3 +67,12 @@ def test_no_gradient_flows_into_the_keys():
     contrastive_loss([query], [key]).backward()
     assert key.grad is None
     assert query.grad is not None
+
+
+@pytest.mark.parametrize("loss", [structure_loss, lambda x, y: contrastive_loss([x[:, 0]], [y[:, 0]])])
+def test_half_precision_forwards_do_not_coarsen_the_losses(loss):
+    torch.manual_seed(0)
+    x, y = torch.rand(2, 1, 24, 24), torch.rand(2, 1, 24, 24)
+    plain = loss(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(loss(x, y), plain)
