@@ -29,9 +29,8 @@ lint: $(READY)    ## check style, types and the direction of imports
 bench: $(READY)   ## run every benchmark
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; python "$$script"; done
 
-serve: export MLFLOW_TRACKING_URI ?= sqlite:///$(CURDIR)/mlflow.db
 serve: $(READY)   ## serve the champion model on http://127.0.0.1:5101
-	mlflow models serve -m models:/medstyle@champion --env-manager local -h 127.0.0.1 -p 5101
+	medstyle serve --host 127.0.0.1 --port 5101
 
 # torch first and by itself: a looser request for it takes the newest build with gigabytes of CUDA libraries
 $(READY): requirements.lock pyproject.toml
