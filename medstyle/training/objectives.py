@@ -128,6 +128,12 @@ class _Adversarial:
                 self.phases.append(Phase("r1", "discriminator", self._penalise, every=R1_EVERY))
 
     def play(self, batch: Batch) -> Tensor:
+        smallest = min(batch.source.shape[2:]) >> (self.settings.discriminator_scales - 1)
+        if self.discriminator is not None and (smallest >> self.settings.discriminator_layers) < 3:
+            raise UserError(
+                f"objective: images of {tuple(batch.source.shape[2:])} pixels leave the discriminator no patch to judge; "
+                "lower discriminator_layers or discriminator_scales, or raise denoise.size"
+            )
         output: Tensor = self.networks(batch.source, batch.target_index)
         return output
 

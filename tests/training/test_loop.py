@@ -138,3 +138,13 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
 def test_anything_changed_is_another_run():
     assert run_key({"a": 1}, "data") == run_key({"a": 1}, "data")
     assert len({run_key({"a": 1}, "x"), run_key({"a": 2}, "x"), run_key({"a": 1}, "y")}) == 3
+
+
+def test_images_too_small_for_the_discriminator_are_named(tmp_path, rng):
+    store = make_store(tmp_path, rng)
+    with pytest.raises(UserError, match="lower discriminator_layers"):
+        fit(
+            store, "mr_t1", "mr_t2", settings=Training(steps=2, threads=1, device="cpu"),
+            objective=Objective(discriminator_layers=4), architecture=Architecture(widths=(4, 6)),
+            augmentation=Augmentation(), scratch=tmp_path / "a", log=lambda s, v: None, show=lambda s, v: None,
+        )  # fmt: skip
