@@ -285,7 +285,7 @@ Next (after `source .venv/bin/activate`):
   medstyle translate data/raw/studies/PHANTOM-0000 synthetic   your own DICOM folder, NIfTI file or picture works alike
   make serve                                                   then see "Serve" in README.md for a request
   mlflow server --backend-store-uri sqlite:///mlflow.db --port 5200      training curves, pictures, models
-  python -m flows.train                                                  the same run as a Prefect flow; its page: README""",
+  python -m flows.train                                        the same run as a Prefect flow; README has its page""",
         markup=False,
         highlight=False,
         soft_wrap=True,

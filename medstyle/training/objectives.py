@@ -131,7 +131,7 @@ class _Adversarial:
         smallest = min(batch.source.shape[2:]) >> (self.settings.discriminator_scales - 1)
         if self.discriminator is not None and (smallest >> self.settings.discriminator_layers) < 3:
             raise UserError(
-                f"objective: images of {tuple(batch.source.shape[2:])} pixels leave the discriminator no patch to judge; "
+                f"objective: images of {tuple(batch.source.shape[2:])} pixels leave the discriminator no patch; "
                 "lower discriminator_layers or discriminator_scales, or raise denoise.size"
             )
         output: Tensor = self.networks(batch.source, batch.target_index)

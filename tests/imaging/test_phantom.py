@@ -130,7 +130,7 @@ def test_lesions_are_visible_with_the_right_sign(subject: Subject, domain: str, 
     with_, without = (s.image(domain, site).voxels for s in (subject, before))
     for number in range(1, len(subject.lesions) + 1):
         here = subject.lesion_ids == number
-        assert sign * (with_[here] - without[here]).mean() > 0.04 * abs(without[here].mean())
+        assert sign * (with_[here] - without[here]).mean() > 0.02 * abs(without[here].mean())
     away = subject.fractions[LESION] == 0
     assert np.abs(with_ - without)[away].mean() < 1e-3 * np.abs(without[away]).mean()
 
