@@ -58,6 +58,18 @@ def r1_penalty(images: Tensor, logits: list[Tensor]) -> Tensor:
     return 0.5 * gradient.float().square().flatten(1).sum(1).mean() / patches
 
 
+def detail_loss(output: Tensor, target: Tensor, detail: float) -> Tensor:
+    """Return the mean absolute difference, weighted towards what differs from its surroundings.
+
+    A pixel weighs ``1 + detail |y - mean of its 9 x 9 neighbours|``: small lesions and sulci fill a few pixels and would
+    hardly count in the plain mean. With ``detail`` 0 it is L1; a uniform error of ``e`` gives ``e`` for any ``detail``.
+    """
+    pool = F.avg_pool2d if target.ndim == 4 else F.avg_pool3d
+    around = pool(target, 9, stride=1, padding=4, count_include_pad=False)
+    weight = 1 + detail * (target - around).abs()
+    return (weight * (output.float() - target).abs()).sum() / weight.sum()
+
+
 def structure_loss(output: Tensor, target: Tensor) -> Tensor:
     """Return ``1 - SSIM`` (Wang 2004) in [0, 2] for images in network units.
 

@@ -20,6 +20,7 @@ from medstyle.params import params
 from medstyle.training.losses import (
     ADVERSARIAL,
     contrastive_loss,
+    detail_loss,
     discriminator_loss,
     generator_loss,
     r1_penalty,
@@ -43,6 +44,8 @@ class Objective:
     """Weight of the R1 gradient penalty on real images; 0 switches it off."""
     l1: float = 1.0
     """Paired: weight of the absolute difference."""
+    detail: float = 4.0
+    """Paired: how much more a pixel counts that differs from its surroundings, such as a small lesion; 0 is plain L1."""
     structure: float = 0.2
     """Paired: weight of 1 - SSIM."""
     contrastive: float = 1.0
@@ -181,7 +184,7 @@ class Paired(_Adversarial):
 
     def _generate(self, batch: Batch, fake: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         fool, terms = self._fool(batch, fake, progress)
-        l1 = F.l1_loss(fake.float(), batch.target)
+        l1 = detail_loss(fake, batch.target, self.settings.detail)
         loss = self.settings.l1 * l1 + fool
         if self.settings.structure > 0:
             structure = structure_loss(fake, batch.target)

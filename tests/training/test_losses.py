@@ -4,6 +4,7 @@ import torch
 from medstyle.training.losses import (
     ADVERSARIAL,
     contrastive_loss,
+    detail_loss,
     discriminator_loss,
     generator_loss,
     r1_penalty,
@@ -47,6 +48,17 @@ def test_r1_does_not_depend_on_the_image_size():
         images = torch.randn(2, 1, size, size, requires_grad=True)
         values.append(float(r1_penalty(images, [3 * images])))
     assert values[0] == pytest.approx(values[1]) == pytest.approx(4.5)
+
+
+def test_detail_loss_weighs_small_things_more():
+    flat = torch.zeros(1, 1, 40, 40)
+    dotted = flat.clone()
+    dotted[..., 20:22, 20:22] = 1.0
+    missed = detail_loss(flat, dotted, 0.0)
+    assert float(missed) == pytest.approx(4 / 1600)
+    assert float(detail_loss(flat, dotted, 4.0)) > 4 * float(missed)
+    for detail in (0.0, 4.0):
+        assert float(detail_loss(dotted + 0.3, dotted, detail)) == pytest.approx(0.3, rel=1e-5)
 
 
 def test_structure_loss_is_zero_for_equals():
