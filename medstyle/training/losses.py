@@ -61,8 +61,8 @@ def r1_penalty(images: Tensor, logits: list[Tensor]) -> Tensor:
 def detail_loss(output: Tensor, target: Tensor, detail: float) -> Tensor:
     """Return the mean absolute difference, weighted towards what differs from its surroundings.
 
-    A pixel weighs ``1 + detail |y - mean of its 9 x 9 neighbours|``: small lesions and sulci fill a few pixels and would
-    hardly count in the plain mean. With ``detail`` 0 it is L1; a uniform error of ``e`` gives ``e`` for any ``detail``.
+    A pixel weighs ``1 + detail |y - mean of its 9 x 9 neighbours|``: small lesions and sulci fill a few pixels and
+    would hardly count in the plain mean. With ``detail`` 0 it is L1; a uniform error ``e`` gives ``e`` for any value.
     """
     pool = F.avg_pool2d if target.ndim == 4 else F.avg_pool3d
     around = pool(target, 9, stride=1, padding=4, count_include_pad=False)

@@ -45,7 +45,7 @@ class Objective:
     l1: float = 1.0
     """Paired: weight of the absolute difference."""
     detail: float = 4.0
-    """Paired: how much more a pixel counts that differs from its surroundings, such as a small lesion; 0 is plain L1."""
+    """Paired: extra weight of pixels that differ from their surroundings, such as small lesions; 0 is plain L1."""
     structure: float = 0.2
     """Paired: weight of 1 - SSIM."""
     contrastive: float = 1.0
