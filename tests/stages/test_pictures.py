@@ -1,0 +1,69 @@
+"""The other job of the same stages: ordinary pictures, unpaired, by the shipped recipe."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from medstyle import Translator, params, read_picture, translate_path
+from medstyle.stages import denoise, evaluate, ingest, train
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Drawn 'photographs' (smooth, blue) and 'paintings' (strokes, orange) through the recipe with fewer steps."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for domain, tint in (("photo", (0.5, 0.7, 1.0)), ("painting", (1.0, 0.7, 0.3))):
+        folder = root / "data/pictures" / domain
+        folder.mkdir(parents=True)
+        for i in range(12):
+            coarse = rng.random((6, 8, 1)) * np.array(tint) * 255
+            big = Image.fromarray(coarse.astype(np.uint8)).resize((56, 42), Image.Resampling.BICUBIC)
+            pixels = np.asarray(big, np.float32)
+            if domain == "painting":
+                pixels = pixels + 40 * np.sign(rng.normal(size=(42, 56, 1)))
+            Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"{i}.jpg", quality=95)
+    recipe = yaml.safe_load((ROOT / "recipes/paintings.yaml").read_text())
+    recipe["denoise"] |= {"size": [40, 40], "validation": 0.1, "test": 0.2}
+    recipe["train"]["training"] |= {"steps": 30, "threads": 1, "device": "cpu", "validate_every": 10}
+    recipe["train"]["objective"] |= {"discriminator_width": 8, "discriminator_layers": 2}
+    recipe["train"]["network"] = {"widths": [8, 8, 16], "bottleneck_blocks": 1}
+    (root / "params.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        load = lambda module, name: params.load(module.Params, name, "params.yaml")  # noqa: E731
+        model, reports = Path("models/translator"), Path("reports")
+        ingest.run(load(ingest, "ingest"), Path("data/scans"), reports / "ingest.json")
+        denoise.run(load(denoise, "denoise"), Path("data/scans"), Path("data/slices"))
+        train.run(load(train, "train"), Path("data/slices"), model, reports / "training.csv")
+        evaluate.run(load(evaluate, "evaluate"), Path("data/scans"), Path("data/slices"), model, Path("none"), reports)
+    return root
+
+
+def test_pictures_are_measured_beside_their_baselines(project):
+    metrics = json.loads((project / "reports/metrics.json").read_text())
+    assert metrics["subjects"] == 2
+    [table] = metrics["tables"].values()
+    assert set(table) == {"model", "identity", "histogram_matching"}
+    assert table["identity"]["structure"]["mean"] == pytest.approx(1.0)
+    assert table["histogram_matching"]["colour_distance"]["mean"] < table["identity"]["colour_distance"]["mean"]
+    assert "data:image/png" in (project / "reports/report.html").read_text()
+
+
+def test_a_picture_and_a_folder_of_pictures_are_translated(project, tmp_path):
+    translator = Translator.load(project / "models/translator")
+    photo = project / "data/pictures/photo/0.jpg"
+    [row] = translate_path(photo, tmp_path / "out.png", translator, force=True)
+    made = read_picture(tmp_path / "out.png")
+    assert made.shape == (42, 56, 3)
+    assert row["domain"] == "painting"
+    with Image.open(tmp_path / "out.png") as image:
+        assert "SYNTHETIC" in image.text["Comment"]
+    rows = translate_path(photo.parent.parent, tmp_path / "all", translator, force=True)
+    assert len(rows) == 12, "the paintings in the folder are left alone"
+    assert (tmp_path / "all/photo/3.jpg").is_file()
