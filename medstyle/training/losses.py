@@ -15,11 +15,12 @@ from torch import Tensor
 
 
 class Adversarial(NamedTuple):
-    """The three terms of one objective, each a map of logits to a loss per patch."""
+    """The three terms of one objective, each a map of logits to a loss per patch; above ``boundary`` they say real."""
 
     real: Callable[[Tensor], Tensor]
     fake: Callable[[Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
+    boundary: float = 0.0
 
 
 ADVERSARIAL: dict[str, Adversarial] = {
@@ -27,7 +28,7 @@ ADVERSARIAL: dict[str, Adversarial] = {
     "minimax": Adversarial(lambda real: F.softplus(-real), F.softplus, lambda fake: -F.softplus(fake)),
     "nonsaturating": Adversarial(lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
     "least_squares": Adversarial(  # Mao 2017
-        lambda real: 0.5 * (real - 1) ** 2, lambda fake: 0.5 * fake**2, lambda fake: (fake - 1) ** 2
+        lambda real: 0.5 * (real - 1) ** 2, lambda fake: 0.5 * fake**2, lambda fake: (fake - 1) ** 2, boundary=0.5
     ),
     "hinge": Adversarial(lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), lambda fake: -fake),  # Lim 2017
 }

@@ -148,7 +148,10 @@ class _Adversarial:
         both = torch.cat([self._shown(batch, batch.target), self._shown(batch, fake.detach())])
         logits = self.discriminator(both, batch.target_index.repeat(2))
         real, made = [level.chunk(2)[0] for level in logits], [level.chunk(2)[1] for level in logits]
-        right = torch.cat([*((r > 0).flatten() for r in real), *((m < 0).flatten() for m in made)]).float().mean()
+        limit = ADVERSARIAL[self.settings.adversarial].boundary
+        right = (
+            torch.cat([*((r > limit).flatten() for r in real), *((m < limit).flatten() for m in made)]).float().mean()
+        )
         return discriminator_loss(self.settings.adversarial, real, made), {"share_right": right}
 
     def _penalise(self, batch: Batch, fake: Tensor, progress: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -23,6 +23,14 @@ def test_generator_gradient_has_the_textbook_value(kind):
 
 
 @pytest.mark.parametrize("kind", ADVERSARIAL)
+def test_at_the_boundary_the_critic_pulls_both_ways_alike(kind):
+    at = torch.tensor([[[[ADVERSARIAL[kind].boundary]]]])
+    real, fake = (at.clone().requires_grad_() for _ in range(2))
+    discriminator_loss(kind, [real], [fake]).backward()
+    assert float(real.grad) == pytest.approx(-float(fake.grad))
+
+
+@pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_the_critic_wants_real_up_and_fake_down(kind):
     real, fake = (torch.tensor([[[[0.3]]]], requires_grad=True) for _ in range(2))
     discriminator_loss(kind, [real], [fake]).backward()
