@@ -42,13 +42,13 @@ def lesions(
     """
     from scipy import ndimage
 
+    neighbours = ndimage.generate_binary_structure(3, 1)
     found = []
     for lesion in np.unique(ids[ids > 0]):
         inside = ids == lesion
         if inside.sum() < 4:
             continue
-        in_plane = ndimage.generate_binary_structure(3, 1)
-        around = ndimage.binary_dilation(inside, in_plane, iterations=3) & (ids == 0)
+        around = ndimage.binary_dilation(inside, neighbours, iterations=3) & (ids == 0)
         real, made = (float(image[inside].mean() - np.median(image[around])) for image in (truth, output))
         if abs(real) >= least_contrast:
             radius = (3 * inside.sum() * voxel_mm3 / (4 * np.pi)) ** (1 / 3)

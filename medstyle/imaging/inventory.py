@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
-from medstyle.imaging.picture import PICTURE_SUFFIXES
+from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
 from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, read_volume
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
-PICTURE_PIXELS = 1 << 26
 VOLUME_VOXELS = 1 << 31
 ORIENTATION_TOLERANCE_MM = 0.5
 
@@ -259,11 +258,11 @@ def _picture(path: Path) -> Item:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
     except Image.DecompressionBombError:
-        raise Refusal("E_TOO_LARGE", f"claims more than {PICTURE_PIXELS} pixels; scale it down first") from None
+        raise Refusal("E_TOO_LARGE", f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
     except Exception as error:  # damaged pictures raise many types, with paths in their text
         raise Refusal("E_DECODE", f"not a readable picture ({type(error).__name__})") from None
-    if width * height > PICTURE_PIXELS:
-        raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {PICTURE_PIXELS}")
+    if width * height > MAX_PIXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
     return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name})
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
-MAX_PIXELS = 200_000_000  # read from the header before anything is decoded: a small file can declare a huge image
+MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small file can declare a huge image
 SYNTHETIC_NOTE = "AI SYNTHETIC - made by medstyle"
 
 

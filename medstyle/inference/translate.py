@@ -17,7 +17,7 @@ from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
 
-BATCH = {"cpu": 4, "cuda": 64}  # slices at once; small batches stay in a CPU's cache: docs/benchmarks.md
+BATCH = {"cpu": 4, "cuda": 64}  # slices at once; small batches stay in a CPU's cache
 MARGIN = 8  # pixels of air kept around the body
 
 

@@ -30,6 +30,7 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.register import onto_grid
 
 Array = NDArray[np.float32]
+Measure = Callable[..., dict[str, float]]
 
 
 @params
@@ -74,7 +75,9 @@ def run(
     for old in (out / "figures").glob("*.png"):
         old.unlink()
     measure = (
-        _Scans(translator, store, truth) if protocol.paired else _Pictures(translator, store, images, protocol.measure)
+        _Scans(translator, store, protocol.measure, truth)
+        if protocol.paired
+        else _Pictures(translator, store, protocol.measure)
     )
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
@@ -159,8 +162,8 @@ def _summarise(
 class _Scans:
     """Measure a scan against the noise-free truth, where there is one, and against the acquired target."""
 
-    def __init__(self, translator: Translator, store: SliceStore, truth: Path) -> None:
-        self.translator = translator
+    def __init__(self, translator: Translator, store: SliceStore, measure: Measure, truth: Path) -> None:
+        self.translator, self.measure = translator, measure
         self.rigid = store.index["registration"] == "rigid"
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
@@ -189,7 +192,7 @@ class _Scans:
             fingerprint = modality.fingerprint(reference.voxels, mask)
             real = _unit(modality.normalise(reference.voxels, fingerprint))
             for name, image in outputs.items():
-                measures = PROTOCOLS["plain"].measure(image, real, mask)
+                measures = self.measure(image, real, mask)
                 rows.append({"subject": subject, "reference": kind, "method": name, **measures})
             if kind == next(iter(references)):
                 shown, found = real, self._lesions(subject, source, outputs["model"], real, fingerprint)
@@ -228,13 +231,7 @@ class _Scans:
 class _Pictures:
     """Measure a picture against the set of unseen target pictures and its own content."""
 
-    def __init__(
-        self,
-        translator: Translator,
-        store: SliceStore,
-        images: dict[str, dict[str, Path]],
-        measure: Callable[..., dict[str, float]],
-    ) -> None:
+    def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
         self.translator, self.measure = translator, measure
         target = translator.config.target
         self.unseen = _unit(np.asarray(store.array(target, "test"), np.float32)).transpose(0, 2, 3, 1)

@@ -193,10 +193,6 @@ def _steady(threads: int) -> None:
             libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
 
 
-def _optimiser(module: nn.Module, betas: tuple[float, float]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(module.parameters(), lr=1.0, betas=betas, weight_decay=1e-4)
-
-
 class Players:
     """Networks, their optimisers and the moving average: everything that a checkpoint holds."""
 
@@ -207,7 +203,10 @@ class Players:
         if device.type == "cuda":  # on CPU the plain layout is faster: docs/benchmarks.md
             self.modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(networks).requires_grad_(False).eval()
-        self.optimisers = {name: _optimiser(module, (0.5, 0.99)) for name, module in self.modules.items()}
+        self.optimisers = {  # the rate is set at every turn
+            name: torch.optim.AdamW(module.parameters(), lr=1.0, betas=(0.5, 0.99), weight_decay=1e-4)
+            for name, module in self.modules.items()
+        }
 
     def turn(self, player: str, loss: Tensor, progress: float, guard: Guard, phase: str) -> float:
         """Take one optimiser step of ``player`` (several joined by ``+``); returns the gradient norm."""

@@ -79,13 +79,12 @@ class Prepared:
         return np.ascontiguousarray(np.asarray(back[0], np.float32).transpose(2, 1, 0)) + np.float32(fill)
 
 
-def prepare(volume: Volume, settings: Preparation, clean: bool = True) -> Prepared:
+def prepare(volume: Volume, settings: Preparation) -> Prepared:
     """Make network slices of ``volume``.
 
     Args:
         volume: any orientation; a sheared grid is allowed.
         settings: the chain's parameters.
-        clean: False skips denoising and bias correction (reference images of an evaluation).
     """
     modality = DOMAINS[volume.domain]
     geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
@@ -100,7 +99,7 @@ def prepare(volume: Volume, settings: Preparation, clean: bool = True) -> Prepar
     )
     grid = chain(tensor)
     values: torch.Tensor = grid.as_tensor().float()
-    if clean and modality.dicom == "MR":
+    if modality.dicom == "MR":
         values = Denoise(settings.denoise, rician=True)(values)
         if settings.bias_field:
             values = CorrectBias()(values)
