@@ -56,7 +56,7 @@ def translate_prepared(
     if not prepared.foreground.any():
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
-    box = _body(prepared.foreground, translator.networks.generator.multiple)
+    box = _body(prepared.foreground, translator.multiple)
     inside = prepared.slices[:, :, *box]
     made = synthesise(translator, inside, target)
 

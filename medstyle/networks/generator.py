@@ -12,13 +12,16 @@ the style back through its modulation (AdaIN, Huang and Belongie 2017; FiLM, Per
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from monai.networks.blocks import Convolution
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
+
+from medstyle.errors import UserError
 
 
 def _norm(spatial_dims: int, channels: int, affine: bool) -> nn.Module:
@@ -109,6 +112,7 @@ class Generator(nn.Module):
         super().__init__()
         self.residual, self.bounded = residual, bounded
         self.multiple = 2 ** (len(widths) - 1)
+        self.widths = tuple(widths)
         dims = spatial_dims
         ins = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
@@ -152,5 +156,82 @@ class Generator(nn.Module):
             h = second(first(torch.cat([h, skip], 1), s), s)
         y: Tensor = self.head(h)
         if self.residual:
-            y = y + x[:, : y.shape[1]]
+            middle = (x.shape[1] - y.shape[1]) // 2  # of neighbouring slices the one that is rendered
+            y = y + x[:, middle : middle + y.shape[1]]
         return y.tanh() if self.bounded else y
+
+
+class StandIn(nn.Module):
+    """A network that knows no style, as generator: the style code enters as constant channels beside the content.
+
+    Args:
+        network: maps ``(N, C_in + S, ...)`` to ``(N, C_out, ...)``.
+        multiple: sizes that it accepts are multiples of this.
+        residual, bounded: as for :class:`Generator`.
+    """
+
+    def __init__(self, network: nn.Module, multiple: int, residual: bool, bounded: bool) -> None:
+        super().__init__()
+        self.network, self.multiple, self.residual, self.bounded = network, multiple, residual, bounded
+
+    def features(self, x: Tensor) -> list[Tensor]:
+        """Refuse: only :class:`Generator` shows its content features."""
+        raise UserError("network.generator: a contrastive objective needs the features of `medstyle`; choose it")
+
+    def forward(self, x: Tensor, s: Tensor) -> Tensor:
+        """Render content ``(N, C_in, ...)`` in style ``(N, S)``."""
+        plane = s[(..., *[None] * (x.ndim - 2))].expand(*s.shape, *x.shape[2:])
+        y: Tensor = self.network(torch.cat([x, plane], 1))
+        if self.residual:
+            middle = (x.shape[1] - y.shape[1]) // 2
+            y = y + x[:, middle : middle + y.shape[1]]
+        return y.tanh() if self.bounded else y
+
+
+def _unet(dims: int, ins: int, outs: int, widths: Sequence[int], blocks: int) -> tuple[nn.Module, int]:
+    from monai.networks.nets import UNet
+
+    strides = (2,) * (len(widths) - 1)
+    network = UNet(dims, ins, outs, widths, strides, num_res_units=blocks, norm=("instance", {"eps": 1e-3}))
+    return network, 2 ** len(strides)
+
+
+def _dynunet(dims: int, ins: int, outs: int, widths: Sequence[int], blocks: int) -> tuple[nn.Module, int]:
+    from monai.networks.nets import DynUNet
+
+    strides = (1, *(2,) * (len(widths) - 1))
+    norm = ("instance", {"eps": 1e-3, "affine": True})
+    network = DynUNet(
+        dims, ins, outs, (3,) * len(widths), strides, strides[1:], filters=widths, norm_name=norm, res_block=blocks > 0
+    )
+    return network, 2 ** (len(widths) - 1)
+
+
+def _swin_unetr(dims: int, ins: int, outs: int, widths: Sequence[int], blocks: int) -> tuple[nn.Module, int]:
+    from monai.networks.nets import SwinUNETR
+
+    size = -(-widths[0] // 12) * 12  # its attention heads divide the first width
+    return SwinUNETR(ins, outs, feature_size=size, depths=(max(1, blocks),) * 4, spatial_dims=dims), 32
+
+
+# name -> (spatial_dims, channels in, channels out, widths, blocks) -> (network, multiple of sizes)
+STAND_INS: dict[str, Callable[[int, int, int, Sequence[int], int], tuple[nn.Module, int]]] = {
+    "unet": _unet,
+    "dynunet": _dynunet,
+    "swin_unetr": _swin_unetr,
+}
+GENERATORS = ("medstyle", *STAND_INS)
+
+
+def build_generator(name: str, **arguments: Any) -> Generator | StandIn:
+    """Build the generator ``name`` of ``GENERATORS``; the arguments are those of :class:`Generator`."""
+    if name == "medstyle":
+        return Generator(**arguments)
+    network, multiple = STAND_INS[name](
+        arguments["spatial_dims"],
+        arguments["in_channels"] + arguments["style_size"],
+        arguments["out_channels"],
+        arguments["widths"],
+        arguments["bottleneck_blocks"],
+    )
+    return StandIn(network, multiple, arguments["residual"], arguments["bounded"])

@@ -1,23 +1,106 @@
-"""Sources of the style code ``s``."""
+"""Sources of the style code ``s``: a domain's embedding, a latent, or a reference image."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
+from medstyle.errors import UserError
 
-class DomainStyle(nn.Module):
-    """A learned code per domain: deterministic, the default for clinical synthesis.
+STYLES = ("domain", "latent", "reference")
+LATENT = 16  # length Z of a latent
+
+
+class Style(nn.Module):
+    """One call for every source of style: a reference wins, then a latent, else the domain's embedding.
 
     Args:
+        sources: which of ``STYLES`` exist; asking for another is a :class:`UserError`.
         domains: number of domains ``K``.
         size: length ``S`` of the code.
+        channels: channels of a reference image.
+        spatial_dims: 2 or 3.
     """
 
-    def __init__(self, domains: int, size: int = 8) -> None:
+    def __init__(
+        self, sources: Sequence[str], domains: int, size: int = 8, channels: int = 1, spatial_dims: int = 2
+    ) -> None:
         super().__init__()
-        self.codes = nn.Embedding(domains, size)
+        self.sources = tuple(sources)
+        if "domain" in sources:  # deterministic: the default for clinical synthesis
+            self.codes = nn.Embedding(domains, size)
+        if "latent" in sources:
+            self.mapping = Mapping(domains, size)
+        if "reference" in sources:
+            self.encoder = StyleEncoder(domains, size, channels, spatial_dims)
 
-    def forward(self, domain: Tensor) -> Tensor:
-        """Return the codes ``(N, S)`` of domain indices ``(N,)``."""
-        codes: Tensor = self.codes(domain)
+    def forward(self, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+        """Return the codes ``(N, S)``.
+
+        Args:
+            domain: ``(N,)`` indices.
+            z: ``(N, LATENT)`` standard normal draws.
+            reference: ``(N, C, ...)`` images of ``domain`` in network units.
+        """
+        kind = "reference" if reference is not None else "latent" if z is not None else "domain"
+        if kind not in self.sources:
+            raise UserError(f"the model was trained with style from {' or '.join(self.sources)}, not from {kind}")
+        codes: Tensor = (
+            self.encoder(reference, domain)
+            if reference is not None
+            else self.mapping(z, domain)
+            if z is not None
+            else self.codes(domain)
+        )
         return codes
+
+
+def _pick(every: Tensor, domain: Tensor) -> Tensor:
+    """Choose ``(N, S)`` out of ``(N, K, S)``."""
+    return every[torch.arange(len(domain), device=every.device), domain]
+
+
+class Mapping(nn.Module):
+    """Latent to style code: a shared trunk, then one branch per domain (StarGAN v2, Choi 2020)."""
+
+    def __init__(self, domains: int, size: int, width: int = 256) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for ins in (LATENT, width, width, width):
+            layers += [nn.Linear(ins, width), nn.SiLU()]
+        self.trunk = nn.Sequential(*layers)
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, size)) for _ in range(domains)
+        )
+
+    def forward(self, z: Tensor, domain: Tensor) -> Tensor:
+        """Map ``(N, LATENT)`` and ``(N,)`` to ``(N, S)``."""
+        h = self.trunk(z)
+        return _pick(torch.stack([branch(h) for branch in self.branches], 1), domain)
+
+
+class StyleEncoder(nn.Module):
+    """Reference image to style code: strided convolutions, the mean over places, one linear map per domain.
+
+    The mean forgets where things are, so that a code of few numbers carries contrast and not anatomy.
+    """
+
+    def __init__(
+        self, domains: int, size: int, channels: int, spatial_dims: int, widths: Sequence[int] = (32, 64, 128, 128)
+    ) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *(
+                Convolution(spatial_dims, a, b, strides=2, act=("leakyrelu", {"negative_slope": 0.2}), norm=None)
+                for a, b in zip((channels, *widths), widths, strict=False)
+            )
+        )
+        self.heads = nn.ModuleList(nn.Linear(widths[-1], size) for _ in range(domains))
+
+    def forward(self, reference: Tensor, domain: Tensor) -> Tensor:
+        """Map ``(N, C, ...)`` and ``(N,)`` to ``(N, S)``."""
+        h = self.body(reference).flatten(2).mean(2)
+        return _pick(torch.stack([head(h) for head in self.heads], 1), domain)

@@ -1,24 +1,25 @@
 """The translator: what training produces and everything after it loads. One folder:
 
-``weights.safetensors`` (EMA weights), ``translator.json`` (how to build and feed the network), ``MODEL_CARD.md``.
-No pickle anywhere.
+``weights.safetensors`` (EMA weights; an ensemble has ``weights-01.safetensors``... beside it), ``translator.json`` (how
+to build and feed the network), ``MODEL_CARD.md``. No pickle anywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
-from medstyle.networks.generator import Generator
-from medstyle.networks.style import DomainStyle
+from medstyle.networks.generator import GENERATORS, build_generator
+from medstyle.networks.style import LATENT, STYLES, Style
 from medstyle.params import params, parse
 
 FORMAT = 1  # raised when a folder written before can no longer be read
@@ -26,45 +27,75 @@ FORMAT = 1  # raised when a folder written before can no longer be read
 
 @params
 class Architecture:
-    """Size of the generator."""
+    """The generator and where its style comes from."""
 
+    generator: str = "medstyle"
+    """medstyle, or a MONAI network in its place: unet, dynunet, swin_unetr."""
     widths: tuple[int, ...] = (16, 32, 64, 128)
     """Channels per resolution level, fine to coarse."""
+    style: tuple[str, ...] = ("domain",)
+    """Sources of the style code: domain (one per domain), latent (random, diverse), reference (from an image)."""
     style_size: int = 8
     """Length of the style code."""
     bottleneck_blocks: int = 4
     """Residual blocks at the coarsest level."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
+    dimensions: Literal[2, 3] = 2
+    """2 renders slices, 3 renders volumes in windows."""
+    neighbours: int = 1
+    """Neighbouring slices that a two-dimensional generator sees, itself included: 1, or 3 or 5 (2.5-D)."""
 
     def __post_init__(self) -> None:
         if len(self.widths) < 2 or min(self.widths) < 1 or self.style_size < 1 or self.bottleneck_blocks < 0:
             raise UserError("network: needs at least two widths and positive sizes")
+        if self.generator not in GENERATORS:
+            raise UserError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
+        if not self.style or not set(self.style) <= set(STYLES):
+            raise UserError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
+        if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
+            raise UserError("network.neighbours: must be odd, and 1 where dimensions is 3")
 
 
 class Networks(nn.Module):
-    """Generator and style source, trained and saved as one."""
+    """Generator and style source, trained and saved as one.
 
-    def __init__(self, architecture: Architecture, domains: list[str]) -> None:
+    Args:
+        architecture: of the generator and its style.
+        domains: names; their order is the index of the style code.
+        contrasts: number ``M`` of images of a subject that enter together.
+    """
+
+    def __init__(self, architecture: Architecture, domains: Sequence[str], contrasts: int = 1) -> None:
         super().__init__()
         channels = {DOMAINS[name].channels for name in domains}
         if len(channels) != 1:
             raise UserError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
-        self.generator = Generator(
-            in_channels=max(channels),
-            out_channels=max(channels),
+        colours = max(channels)
+        self.generator = build_generator(
+            architecture.generator,
+            in_channels=colours * contrasts * architecture.neighbours,
+            out_channels=colours,
             widths=architecture.widths,
             style_size=architecture.style_size,
+            spatial_dims=architecture.dimensions,
             bottleneck_blocks=architecture.bottleneck_blocks,
             residual=architecture.residual,
             bounded=DOMAINS[domains[0]].unit == "8-bit",
         )
-        self.style = DomainStyle(len(domains), architecture.style_size)
+        self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
 
-    def forward(self, x: Tensor, domain: Tensor) -> Tensor:
-        """Render content ``(N, C, H, W)`` in the style of domain indices ``(N,)``."""
-        output: Tensor = self.generator(x, self.style(domain))
-        return output
+    def forward(self, x: Tensor, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+        """Render content ``(N, C_in, ...)`` in the style of domain indices ``(N,)``, a latent or a reference."""
+        return self.render(x, self.style(domain, z, reference))
+
+    def render(self, x: Tensor, s: Tensor) -> Tensor:
+        """Render content of any size in style ``(N, S)``: padded to the generator's multiple and cut again."""
+        short = [-size % self.generator.multiple for size in x.shape[2:]]
+        if any(short):
+            x = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
+        y: Tensor = self.generator(x, s)
+        return y[(..., *(slice(size - n) for size, n in zip(x.shape[2:], short, strict=True)))] if any(short) else y
 
 
 @dataclass(frozen=True)
@@ -74,13 +105,16 @@ class TranslatorConfig:
     Attributes:
         architecture: size of the networks.
         domains: domain names; their order is the index of the style code.
-        source, target: the roles that were trained.
+        source, target: the roles that were trained; a source may be any of ``domains`` where the recipe allows it.
+        contrasts: further domains of the same subject that enter beside the source.
         preparation: parameters of the preparation of scans (``transforms.prepare.Preparation``).
         fingerprints: per domain, what -1 and +1 stand for in outputs (median over training volumes).
         rules: ingest rules that recognise an input's domain.
         reference: statistics of training sources that the out-of-distribution gate compares with.
         facts: what the model card tells of data and training.
-        style: source of the style code that was trained; others are refused.
+        size: of the training images, ``(H, W)`` or ``(D, H, W)``: the window of large inputs.
+        registration: how contrasts are brought onto the grid of the source: ``headers`` or ``rigid``.
+        mirror: whether left and right may be exchanged.
     """
 
     architecture: Architecture
@@ -92,16 +126,35 @@ class TranslatorConfig:
     rules: list[dict[str, Any]] = field(default_factory=list)
     reference: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    style: str = "domain"
+    contrasts: list[str] = field(default_factory=list)
+    size: list[int] = field(default_factory=list)
+    registration: str = "headers"
+    mirror: bool = True
     format: int = FORMAT
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """List the weights in a translator folder: one file, or one for each member of an ensemble."""
+    return sorted(folder.glob("weights*.safetensors"), key=lambda path: (len(path.name), path.name))
+
+
+def weights_sha256(folder: Path) -> str:
+    """Return the hash that names the model: of its weights alone."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in weight_files(folder))).hexdigest()
 
 
 @dataclass
 class Translator:
-    """A trained generator with what it needs to be used: call it with network slices."""
+    """A trained generator, or an ensemble of them, with what is needed to use it: call it with network slices.
+
+    Attributes:
+        config: everything but the weights.
+        members: networks of one architecture; the output is the mean of theirs.
+        sha256: hash of the weights' bytes.
+    """
 
     config: TranslatorConfig
-    networks: Networks
+    members: list[Networks]
     sha256: str = ""
 
     def save(self, folder: Path) -> None:
@@ -109,8 +162,9 @@ class Translator:
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu().contiguous() for name, value in self.networks.state_dict().items()}
-        save_file(weights, folder / "weights.safetensors")
+        for number, networks in enumerate(self.members):
+            weights = {name: value.detach().cpu().contiguous() for name, value in networks.state_dict().items()}
+            save_file(weights, folder / (f"weights-{number:02d}.safetensors" if number else "weights.safetensors"))
         (folder / "translator.json").write_text(json.dumps(asdict(self.config), indent=1, sort_keys=True) + "\n")
 
     @staticmethod
@@ -121,7 +175,10 @@ class Translator:
         folder = Path(folder)
         try:
             config = json.loads((folder / "translator.json").read_text())
-            data = (folder / "weights.safetensors").read_bytes()
+            files = weight_files(folder)
+            data = [path.read_bytes() for path in files]
+            if not data:
+                raise FileNotFoundError
         except (OSError, ValueError):
             raise UserError(
                 f"{folder}: not a translator folder (weights.safetensors and translator.json); train one with "
@@ -130,18 +187,25 @@ class Translator:
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: translator format {config.get('format')} is not readable, this is {FORMAT}")
         parsed = parse(TranslatorConfig, config, f"{folder / 'translator.json'}")
-        networks = Networks(parsed.architecture, parsed.domains)
-        try:
-            networks.load_state_dict(load(data))
-        except Exception:  # safetensors and torch raise many kinds for a damaged file
-            raise UserError(f"{folder / 'weights.safetensors'}: damaged, or of another architecture") from None
-        networks = networks.to(device).eval().requires_grad_(False)
-        return Translator(parsed, networks, hashlib.sha256(data).hexdigest())
+        members = []
+        for path, content in zip(files, data, strict=True):
+            networks = Networks(parsed.architecture, parsed.domains, 1 + len(parsed.contrasts))
+            try:
+                networks.load_state_dict(load(content))
+            except Exception:  # safetensors and torch raise many kinds for a damaged file
+                raise UserError(f"{path}: damaged, or of another architecture") from None
+            members.append(networks.to(device).eval().requires_grad_(False))
+        return Translator(parsed, members, hashlib.sha256(b"".join(data)).hexdigest())
 
     @property
     def device(self) -> torch.device:
         """Where the weights lie."""
-        return next(self.networks.parameters()).device
+        return next(self.members[0].parameters()).device
+
+    @property
+    def multiple(self) -> int:
+        """Sizes that need no padding are multiples of this."""
+        return self.members[0].generator.multiple
 
     def index(self, domain: str) -> int:
         """Return the style index of ``domain``; raises :class:`UserError` if it was not trained."""
@@ -150,15 +214,70 @@ class Translator:
         return self.config.domains.index(domain)
 
     @torch.inference_mode()
-    def __call__(self, slices: Tensor, domain: str | None = None) -> Tensor:
-        """Render slices ``(N, C, H, W)``, any size, in ``domain`` (default: the trained target), on their device."""
-        n, _, height, width = slices.shape
-        multiple = self.networks.generator.multiple
-        bottom, right = -height % multiple, -width % multiple
-        x = torch.nn.functional.pad(slices.to(self.device), (0, right, 0, bottom), mode="replicate")
+    def style(
+        self, domain: str | None = None, reference: Tensor | None = None, seed: int | None = None
+    ) -> list[Tensor]:
+        """Return a style code ``(1, S)`` per member: of a reference, else of a seed, else of the domain.
+
+        Args:
+            domain: default: the trained target.
+            reference: ``(R, C, ...)`` images in network units; their codes are averaged.
+            seed: draws a latent, for diverse outputs.
+
+        Raises:
+            UserError: the domain or the source of style was not trained.
+        """
+        n = 1 if reference is None else len(reference)
         which = torch.full((n,), self.index(domain or self.config.target), device=self.device)
-        y: Tensor = self.networks(x, which)
-        return y[..., :height, :width].to(slices.device)
+        image = None if reference is None else reference.to(self.device)
+        z = None
+        if image is None and (seed is not None or "domain" not in self.config.architecture.style):
+            rng = torch.Generator().manual_seed(seed or 0)
+            z = torch.randn(n, LATENT, generator=rng).to(self.device)
+        return [networks.style(which, z, image).mean(0, keepdim=True) for networks in self.members]
+
+    def each(self, x: Tensor, style: list[Tensor]) -> Iterator[Tensor]:
+        """Render ``x`` with one member after the other, in float32 on the device of ``x``; see :meth:`__call__`."""
+        # half precision on a GPU; a CPU computes it more slowly
+        half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        inside = x.to(self.device, non_blocking=True)
+        for networks, code in zip(self.members, style, strict=True):
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                yield networks.render(inside, code.expand(len(x), -1)).float().to(x.device)
+
+    def __call__(self, x: Tensor, domain: str | None = None, style: list[Tensor] | None = None) -> Tensor:
+        """Render content ``(N, C_in, ...)`` of any size.
+
+        Args:
+            x: network units; ``C_in`` holds the contrasts (source first), each with its neighbours.
+            domain: target; default: the trained one.
+            style: of :meth:`style`; default: the domain's.
+        """
+        total = torch.zeros(())
+        for y in self.each(x, style or self.style(domain)):
+            total = total + y
+        return total / len(self.members)
+
+
+def join(folders: Sequence[Path], out: Path) -> Translator:
+    """Write the members of several translators (other seeds of one training) as one ensemble folder ``out``.
+
+    Raises:
+        UserError: they differ in more than their weights and facts.
+    """
+    parts = [Translator.load(folder) for folder in folders]
+    first = parts[0].config
+    for folder, part in zip(folders, parts, strict=True):
+        if (part.config.architecture, part.config.domains, part.config.preparation, part.config.contrasts) != (
+            first.architecture, first.domains, first.preparation, first.contrasts,
+        ):  # fmt: skip
+            raise UserError(f"{folder}: of another architecture, preparation or domains than {folders[0]}")
+    members = [networks for part in parts for networks in part.members]
+    whole = Translator(replace(first, facts={**first.facts, "ensemble members": len(members)}), members)
+    whole.save(out)
+    whole = Translator.load(out)
+    (out / "MODEL_CARD.md").write_text(model_card(whole.config, whole.sha256))
+    return whole
 
 
 def model_card(config: TranslatorConfig, sha256: str, metrics: dict[str, Any] | None = None) -> str:
@@ -177,7 +296,8 @@ def model_card(config: TranslatorConfig, sha256: str, metrics: dict[str, Any] | 
             "- out of scope: primary diagnosis, dose calculation, quantitative measurement, lesion detection, and any "
             "scanner, sequence, body part or age group that is absent from the training data below"
         )
-    lines += [f"- input: {config.source}, {source.channels} channel(s); output: {config.target} in {target.unit}"]
+    inputs = " + ".join([config.source, *config.contrasts])
+    lines += [f"- input: {inputs}, {source.channels} channel(s); output: {config.target} in {target.unit}"]
     lines += [f"- {key}: {value}" for key, value in config.facts.items()]
     lines += ["- outputs carry the marker SYNTHETIC; an out-of-distribution score travels with each", ""]
     if metrics:

@@ -52,9 +52,11 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
 
     The same weights are the same version: registering again changes nothing.
     """
+    from medstyle.networks.translator import weights_sha256
+
     mlflow = connect()
     client = mlflow.MlflowClient()
-    sha256 = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    sha256 = weights_sha256(folder)
     for version in client.search_model_versions(f"name='{NAME}'"):
         if version.tags.get("weights_sha256") == sha256:
             return str(version.version), False

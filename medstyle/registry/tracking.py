@@ -92,7 +92,6 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             yield log
         finally:
             send()
-        import hashlib
+        from medstyle.networks.translator import weights_sha256
 
-        weights = Path("models/translator/weights.safetensors").read_bytes()
-        mlflow.set_tag("medstyle.weights_sha256", hashlib.sha256(weights).hexdigest())
+        mlflow.set_tag("medstyle.weights_sha256", weights_sha256(Path("models/translator")))
