@@ -29,8 +29,8 @@ def _norm(spatial_dims: int, channels: int, affine: bool) -> nn.Module:
     return get_norm_layer(name, spatial_dims=spatial_dims, channels=channels)
 
 
-def _conv(spatial_dims: int, channels_in: int, channels_out: int, kernel_size: int = 3) -> nn.Module:
-    return Convolution(spatial_dims, channels_in, channels_out, kernel_size=kernel_size, conv_only=True)
+def _conv(dims: int, channels_in: int, channels_out: int, kernel_size: int = 3, bias: bool = True) -> nn.Module:
+    return Convolution(dims, channels_in, channels_out, kernel_size=kernel_size, conv_only=True, bias=bias)
 
 
 class ModulatedConv(nn.Module):
@@ -41,7 +41,8 @@ class ModulatedConv(nn.Module):
 
     def __init__(self, spatial_dims: int, channels_in: int, channels_out: int, style_size: int | None = None) -> None:
         super().__init__()
-        self.conv = _conv(spatial_dims, channels_in, channels_out)
+        # a bias would be taken away by the normalisation
+        self.conv = _conv(spatial_dims, channels_in, channels_out, bias=False)
         self.norm = _norm(spatial_dims, channels_out, affine=style_size is None)  # the style is the affine map
         self.style = nn.Linear(style_size, 2 * channels_out) if style_size else None
         if self.style is not None:
@@ -52,7 +53,7 @@ class ModulatedConv(nn.Module):
         """Map ``(N, C_in, ...)`` to ``(N, C_out, ...)``."""
         h: Tensor = self.norm(self.conv(x))
         if self.style is not None and s is not None:
-            gamma, beta = self.style(s).view(len(s), -1, *[1] * (h.ndim - 2)).chunk(2, 1)
+            gamma, beta = self.style(s)[(..., *[None] * (h.ndim - 2))].chunk(2, 1)
             h = torch.addcmul(beta, h, 1 + gamma)
         return F.silu(h)
 

@@ -131,8 +131,15 @@ class Feed:
         self.images = {name: Images(store, name, split, foreground) for name in {*domains, *contrasts}}
         self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
         needed = [*contrasts, *([domains[1]] if paired else [])]
+        if paired:  # the field of view of the target may end before the source's
+            own, other = (self.images[name].usable for name in domains[:2])
+            own.update({s: np.intersect1d(places, other[s]) for s, places in own.items() if s in other})
         self.subjects = {
-            a: [s for s in self.images[a].subjects if all(self._matches(s, a, b) for b in needed)]
+            a: [
+                s
+                for s in self.images[a].subjects
+                if len(self.images[a].usable[s]) and all(self._matches(s, a, b) for b in needed)
+            ]
             for a in dict.fromkeys(a for a, _ in self.ways)
         }
         for name, subjects in self.subjects.items():

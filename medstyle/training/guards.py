@@ -46,6 +46,8 @@ def _middles(images: Images) -> dict[str, NDArray[np.float32]]:
     found = {}
     for subject in images.subjects[::step][:CHECKED]:
         places = images.usable[subject]
+        if not len(places):
+            continue
         found[subject] = images.block(subject, int(places[len(places) // 2]), 1)[0]
     return found
 
@@ -118,7 +120,7 @@ class Guard:
     def outputs(self, fake: Tensor, target: Tensor, source: Tensor, step: int) -> dict[str, float]:
         """Measure the generated images; stop where they are constant, all alike, or of a wild contrast."""
         made, real, seen = (x.detach().float().flatten(1) for x in (fake, target, source))
-        ratio = float(made.std(1).mean() / real.std(1).mean().clamp(min=1e-6))
+        ratio = float(made.std(1).mean() / real.std(1).mean().clamp(min=0.05))
         values = {"guard/contrast": ratio}
         if step <= WARM_UP:
             return values

@@ -1,58 +1,49 @@
 import json
+import math
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medstyle.errors import UserError
-from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture
 from medstyle.training.checkpoint import load_state, run_key, save_state
-from medstyle.training.loop import Guard, Sampler, Training, fit, pick_device, schedule, seeded
-from medstyle.training.objectives import RECIPES, Objective
+from medstyle.training.loop import pick_device, schedule
+from medstyle.training.objectives import RECIPES
 from medstyle.transforms.augment import Augmentation
+from tests.conftest import ROOT
+from tests.training.conftest import NEEDS, make_store, train
 
-STEPS = 8
-
-
-def make_store(folder, rng, change=lambda x: x):
-    """A store of smooth random slices whose target is a fixed map of the source."""
-    base = rng.normal(size=(2, 12, 1, 24, 24)).repeat(2, 3)[:, :, :, :24] * 0.4
-    rows = {}
-    for split, part in (("train", base[0]), ("validation", base[1])):
-        source = np.clip(part, -1, 1)
-        (folder / split).mkdir()
-        np.save(folder / split / "mr_t1.npy", change(source).astype(np.float16))
-        np.save(folder / split / "mr_t2.npy", (-source).astype(np.float16))
-        listed = [[f"{split}-{i // 4}", i % 4, 0.5, 1.0] for i in range(12)]
-        rows[split] = {"mr_t1": listed, "mr_t2": listed}
-    (folder / "index.json").write_text(json.dumps({"rows": rows, "subjects": {}}))
-    return SliceStore.open(folder)
+DIMENSIONS = [(kind, dims) for kind in RECIPES for dims in (2, 3)]
 
 
-def train(store, scratch, kind="paired", show=lambda step, values: None, **settings):
-    training = Training(
-        **{"steps": STEPS, "batch": 2, "threads": 1, "device": "cpu", "checkpoint_s": 0.0, "log_every": 2, **settings}
-    )
-    networks, curve = fit(
-        store, "mr_t1", "mr_t2", settings=training, objective=Objective(kind=kind, discriminator_width=4),
-        architecture=Architecture(widths=(4, 6, 8), bottleneck_blocks=2), augmentation=Augmentation(),
-        scratch=scratch, log=lambda step, values: None, show=show,
-    )  # fmt: skip
-    return networks.state_dict(), curve
+def weights(members):
+    return [member.state_dict() for member in members]
+
+
+def same(one, other):
+    return all(torch.equal(a[name], b[name]) for a, b in zip(one, other, strict=True) for name in a)
 
 
 class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("kind", RECIPES)
-def test_an_interrupted_run_ends_in_the_same_bits(kind, tmp_path, rng):
-    store = make_store(tmp_path, rng)
-    straight, curve = train(store, tmp_path / "a", kind)
+@pytest.mark.parametrize(("kind", "dims"), DIMENSIONS)
+def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
+    settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "keep": "best", "steps": 6, "validate_every": 2}
+    straight, curve = train(store, tmp_path / "a", kind, **settings)
     resumed = []
 
-    for stop in (3, 6):
+    for stop in (2, 5):
 
         def show(step, values, stop=stop):
             resumed.extend([step] if "resumed" in values else [])
@@ -60,43 +51,155 @@ def test_an_interrupted_run_ends_in_the_same_bits(kind, tmp_path, rng):
                 raise Killed
 
         with pytest.raises(Killed):
-            train(store, tmp_path / "b", kind, show)
-    again, curve_again = train(store, tmp_path / "b", kind)
-    assert resumed == [2]  # the step of the kill was not saved yet; the one before was
-    assert all(torch.equal(straight[name], again[name]) for name in straight)
+            train(store, tmp_path / "b", kind, show, **settings)
+    again, curve_again = train(store, tmp_path / "b", kind, **settings)
+    assert resumed == [1]  # the step of the kill was not saved yet; the one before was
+    assert len(straight) == 2
+    assert same(weights(straight), weights(again))
     assert curve == curve_again
 
 
-def test_training_learns(tmp_path, rng):
-    store = make_store(tmp_path, rng)
+SCRIPT = """
+import json, os, pathlib, resource, sys
+from safetensors.torch import save_file
+from medstyle.imaging.store import SliceStore
+from tests.training.conftest import train
+
+folder, kind, name, settings = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
+members, _ = train(SliceStore.open(folder / "store"), folder / name, kind, **settings,
+                   show=lambda step, values: print("step", step, values.get("resumed", ""), flush=True))
+if os.environ.get("RANK", "0") == "0":
+    save_file(members[0].state_dict(), folder / f"{name}.safetensors")
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def start(folder, kind, name, *launcher, **settings):
+    """Train in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    (folder / "script.py").write_text(SCRIPT)
+    arguments = [*launcher, str(folder / "script.py"), str(folder), kind, name, json.dumps(settings)]
+    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    output, _ = process.communicate()
+    assert process.returncode == 0
+    return output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RECIPES)
+def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
+    finish(start(tmp_path, kind, "straight", steps=30))
+    lots = random.Random(kind)
+    kills = 0
+    while not (tmp_path / "killed.safetensors").exists():
+        process = start(tmp_path, kind, "killed", steps=30)
+        first = process.stdout.readline()  # training has begun
+        if kills < 4:
+            time.sleep(lots.random() * 0.6)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        else:
+            assert int(first.split()[1]) > 1, "it went on, it did not begin again"
+        process.communicate()
+    assert kills == 4
+    straight, killed = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("straight", "killed"))
+    assert straight == killed
+
+
+def test_two_processes_are_one(store, tmp_path):
+    """A batch divided among two processes gives the weights of one process, up to the order of sums."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    for kind in ("paired", "unpaired_contrastive"):
+        settings = {"steps": 5, "batch": 4}
+        finish(start(tmp_path, kind, kind, *launcher, **settings, processes=2))
+        two = load_file(tmp_path / f"{kind}.safetensors")
+        [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=f"{kind}: {name}")
+
+
+def test_training_learns(store, tmp_path):
     _, curve = train(store, tmp_path / "a", steps=60, learning_rate=3e-3)
     losses = [row["generator/l1"] for row in curve if "generator/l1" in row]
     assert losses[-1] < 0.5 * losses[0]
 
 
-def test_nan_in_the_data_stops_with_its_cause(tmp_path, rng):
-    store = make_store(tmp_path, rng, lambda x: np.where(x > 0.5, np.nan, x))
-    with pytest.raises(UserError, match="not finite three times in a row"):
-        train(store, tmp_path / "a")
+def test_several_contrasts_and_neighbours_enter_together(store, tmp_path):
+    """The target is a map of FLAIR alone: only a network that sees FLAIR can learn it."""
+    array = np.load(tmp_path / "store/train/mr_flair.npy")
+    rng = np.random.default_rng(1)
+    np.save(tmp_path / "store/train/mr_t1.npy", rng.permutation(array))  # T1 tells nothing any more
+    np.save(tmp_path / "store/train/mr_t2.npy", -array)
+    settings = {"steps": 60, "learning_rate": 3e-3, "batch": 4, "objective": {"weights": {"adversarial": 0.0}}}
+    errors = {}
+    for contrasts in ((), ("mr_flair",)):
+        for neighbours in (1, 3):
+            [network], curve = train(
+                store, tmp_path / f"{contrasts}{neighbours}", contrasts=contrasts,
+                architecture={"neighbours": neighbours}, **settings,
+            )  # fmt: skip
+            assert network.generator.encoder[0][0].conv.in_channels == (1 + len(contrasts)) * neighbours
+            errors[bool(contrasts), neighbours] = [row["generator/l1"] for row in curve if "generator/l1" in row][-1]
+    assert errors[True, 1] < 0.6 * errors[False, 1]
+    assert errors[True, 3] < 0.8 * errors[False, 3]
 
 
-def test_domains_without_common_slices_stop_with_their_cause(tmp_path, rng):
-    store = make_store(tmp_path, rng)
-    store.index["rows"]["train"]["mr_t2"] = [["other", i, 0.5, 1.0] for i in range(12)]
-    with pytest.raises(UserError, match="no training subject has both"):
-        train(store, tmp_path / "a")
+def test_contrasts_need_a_paired_recipe(store, tmp_path):
+    with pytest.raises(UserError, match="takes none; use a paired recipe"):
+        train(store, tmp_path / "a", "unpaired_cycle", contrasts=("mr_flair",))
 
 
-def test_guards():
-    guard = Guard()
-    with pytest.raises(UserError, match="constant"):
-        guard.output(torch.zeros(2, 1, 8, 8), 50)
-    for step in range(39):
-        guard.critic(1.0, step)
-    with pytest.raises(UserError, match="tells every image apart"):
-        guard.critic(1.0, 39)
-    assert guard.finite("x", torch.tensor(1.0))
-    assert not guard.finite("x", torch.tensor(float("nan")))
+def test_early_stop_and_the_best_weights(store, tmp_path, capsys):
+    """A generator that stands still is never better than at first: training gives up, and says so."""
+    _, curve = train(store, tmp_path / "a", steps=40, learning_rate=0.0, validate_every=2, patience=3)
+    assert curve[-1]["step"] == 2 + 3 * 2
+    assert "stopped early at step 8" in capsys.readouterr().err
+    settings = {"steps": 30, "learning_rate": 3e-3, "validate_every": 29, "ema": 0.0}  # measured after 29 and 30
+    kept = {}
+    for keep in ("best", "last"):
+        kept[keep], curve = train(store, tmp_path / keep, keep=keep, **settings)
+    before, after = [row["validation/l1"] for row in curve if "validation/l1" in row]
+    assert same(weights(kept["best"]), weights(kept["last"])) == (after < before)
+
+
+def test_snapshots_are_members_of_their_own(store, tmp_path):
+    members, _ = train(store, tmp_path / "a", steps=12, snapshots=3)
+    assert len(members) == 4
+    assert all(not same(weights([a]), weights([b])) for i, a in enumerate(members) for b in members[:i])
+
+
+def test_what_has_no_meaning_is_refused(store, tmp_path):
+    with pytest.raises(UserError, match="not divisible among 3"):
+        train(store, tmp_path / "a", batch=4, processes=3)
+    with pytest.raises(UserError, match="no term 'cycle'; it has l1"):
+        train(store, tmp_path / "a", objective={"weights": {"cycle": 1.0}})
+    with pytest.raises(UserError, match="nothing else teaches the style"):
+        train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"adversarial": 0.0}})
+    with pytest.raises(UserError, match="compares features of `medstyle`"):
+        train(store, tmp_path / "a", "unpaired_contrastive", architecture={"generator": "unet"})
+    with pytest.raises(UserError, match="set it to true"):
+        train(store, tmp_path / "a", "harmonization", architecture={"residual": False})
+    with pytest.raises(UserError, match="lower discriminator_layers"):
+        train(store, tmp_path / "a", objective={"discriminator_layers": 4})
+
+
+@pytest.mark.parametrize("generator", ["unet", "dynunet"])
+def test_other_generators_train(generator, store, tmp_path):
+    settings = {"steps": 40, "learning_rate": 3e-3, "architecture": {"generator": generator}}
+    _, curve = train(store, tmp_path / "a", **settings)
+    losses = [row["generator/l1"] for row in curve if "generator/l1" in row]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_perceptual_term_of_own_features(store, tmp_path, run):
+    objective = {"weights": {"perceptual": 1.0}, "features": str(run.translator)}
+    _, curve = train(store, tmp_path / "a", objective=objective)
+    assert curve[0]["generator/perceptual"] > 0
+    with pytest.raises(UserError, match="no translator folder, and MONAI cannot load"):
+        train(store, tmp_path / "b", objective={**objective, "features": "no-such-network"})
 
 
 def test_a_missing_gpu_is_an_error_not_a_slow_run():
@@ -107,19 +210,16 @@ def test_a_missing_gpu_is_an_error_not_a_slow_run():
     assert pick_device("auto").type == "cpu"
 
 
-def test_every_row_once_per_epoch_wherever_the_run_begins():
-    sampler = Sampler(np.arange(10)[:, None], 3, seed=1, purpose="x")
-    seen = np.concatenate([sampler(step) for step in range(10)]).ravel()
-    for epoch in range(3):
-        assert sorted(seen[10 * epoch : 10 * epoch + 10]) == list(range(10))
-    assert not np.array_equal(seen[:10], seen[10:20])
-    np.testing.assert_array_equal(Sampler(np.arange(10)[:, None], 3, 1, "x")(7).ravel(), seen[21:24])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", NEEDS)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_on_a_gpu(kind, compiled, store, tmp_path):
+    settings = {"device": "cuda", "steps": 40, "compile": compiled, "checkpoint_s": 1e9}
+    _, curve = train(store, tmp_path / "a", kind, **settings)
+    assert all(math.isfinite(value) for row in curve for value in row.values())
 
 
-def test_randomness_and_schedule_are_functions_of_the_step():
-    assert torch.equal(torch.rand(3, generator=seeded(1, 5, "a")), torch.rand(3, generator=seeded(1, 5, "a")))
-    draws = {float(torch.rand(1, generator=seeded(s, t, p))) for s in (0, 1) for t in (0, 1) for p in "ab"}
-    assert len(draws) == 8
+def test_the_rate_is_a_function_of_the_step():
     assert schedule(0) == 0
     assert schedule(1) == pytest.approx(0)
     assert max(schedule(t / 100) for t in range(100)) <= 1
@@ -135,16 +235,37 @@ def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
     assert load_state(tmp_path / "none") is None
 
 
+def test_a_full_disk_stops_with_its_cause_and_loses_nothing(store, tmp_path):
+    """The kernel's own device that is always full stands where the state is written."""
+    (tmp_path / "a").mkdir()
+    save_state(tmp_path / "a", 1, {"step": 1})
+    (tmp_path / "a/writing").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"after step 2 cannot be written .*make room"):
+        save_state(tmp_path / "a", 2, {"step": 2, "x": torch.zeros(10**6)})
+    assert load_state(tmp_path / "a") == {"step": 1}
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/writing").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="make room"):
+        train(store, tmp_path / "b")
+
+
 def test_anything_changed_is_another_run():
     assert run_key({"a": 1}, "data") == run_key({"a": 1}, "data")
     assert len({run_key({"a": 1}, "x"), run_key({"a": 2}, "x"), run_key({"a": 1}, "y")}) == 3
 
 
-def test_images_too_small_for_the_discriminator_are_named(tmp_path, rng):
-    store = make_store(tmp_path, rng)
-    with pytest.raises(UserError, match="lower discriminator_layers"):
-        fit(
-            store, "mr_t1", "mr_t2", settings=Training(steps=2, threads=1, device="cpu"),
-            objective=Objective(discriminator_layers=4), architecture=Architecture(widths=(4, 6)),
-            augmentation=Augmentation(), scratch=tmp_path / "a", log=lambda s, v: None, show=lambda s, v: None,
-        )  # fmt: skip
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_data(tmp_path):
+    """Ten times the slices, the same peak: the store is mapped and read row by row."""
+    peaks = []
+    for subjects in (20, 200):
+        make_store(tmp_path / str(subjects) / "store", subjects=subjects, size=64)
+        output = finish(start(tmp_path / str(subjects), "paired", "x", steps=40))
+        peaks.append(int(re.search(r"peak (\d+)", output).group(1)))
+    assert peaks[1] < 1.2 * peaks[0]
+
+
+def test_augmentation_off_is_possible(store, tmp_path):
+    plain = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
+    train(store, tmp_path / "a", augmentation=plain, steps=2)
+    assert Path(tmp_path / "a").is_dir()

@@ -1,0 +1,69 @@
+"""A translator as one file for other runtimes: ONNX, ``torch.export`` or TorchScript."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from medstyle.errors import UserError
+from medstyle.networks.translator import Translator
+
+SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
+
+
+class Rendering(nn.Module):
+    """Content in, image of one domain out: the mean over the members, each with its fixed style code."""
+
+    def __init__(self, translator: Translator, domain: str | None = None) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(translator.members)
+        for number, code in enumerate(translator.style(domain)):
+            self.register_buffer(f"code_{number}", code.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Render ``(N, C_in, ...)``; sizes are multiples of the generator's."""
+        total = torch.zeros((), device=x.device)
+        for number, networks in enumerate(self.members):
+            code = getattr(self, f"code_{number}").expand(x.shape[0], -1)
+            y: Tensor = networks.generator(x, code)
+            total = total + (y + networks.content(x) if networks.residual else y)
+        return total / len(self.members)
+
+
+def export(translator: Translator, path: Path, domain: str | None = None) -> None:
+    """Write the inference path to ``path``, whose suffix names the format; batch and sizes stay free.
+
+    Input ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network units, sizes multiples of ``translator.multiple``.
+
+    Raises:
+        UserError: the suffix is unknown, or the package for ONNX is not installed.
+    """
+    if path.suffix not in SUFFIXES:
+        known = ", ".join(f"{suffix} ({name})" for suffix, name in SUFFIXES.items())
+        raise UserError(f"{path}: the suffix must be one of {known}")
+    rendering = Rendering(translator, domain).cpu().eval().requires_grad_(False)
+    first = translator.members[0]
+    multiple, dims = translator.multiple, first.dimensions
+    channels = first.colours * first.neighbours * (1 + len(translator.config.contrasts))
+    example = torch.zeros(2, channels, *[4 * multiple] * dims)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        if path.suffix == ".ts":
+            torch.jit.save(torch.jit.trace(rendering, example), path)
+            return
+        names = ("d", "h", "w")[-dims:]
+        sizes = {i + 2: multiple * torch.export.Dim(name, min=2, max=4096) for i, name in enumerate(names)}
+        shapes = ({0: torch.export.Dim("n", min=1, max=4096), **sizes},)
+        program = torch.export.export(rendering, (example,), dynamic_shapes=shapes)
+        if path.suffix == ".pt2":
+            torch.export.save(program, path)
+            return
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports each package that is not installed
+        try:
+            torch.onnx.export(program, (), path, input_names=["content"], output_names=["image"], verbose=False)
+        except ImportError as error:
+            raise UserError(f"{path}: needs `pip install onnx onnxscript` ({error.name} is missing)") from None

@@ -1,0 +1,81 @@
+"""A small slice store whose target is a fixed map of the source, and a training of it that takes a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from medstyle.imaging.store import SliceStore
+from medstyle.networks.translator import Architecture
+from medstyle.training.loop import Training, fit
+from medstyle.training.objectives import Objective
+from medstyle.transforms.augment import Augmentation
+
+# recipe -> what it needs beyond the defaults
+NEEDS = {
+    "paired": {},
+    "paired_registered": {},
+    "unpaired_contrastive": {},
+    "unpaired_cycle": {},
+    "multi_domain": {"domains": ["mr_flair"], "architecture": {"style": ("domain", "latent", "reference")}},
+    "harmonization": {"domains": ["mr_flair"], "architecture": {"residual": True}},
+}
+MAPS = {"mr_t1": lambda x: x, "mr_t2": lambda x: -x, "mr_flair": lambda x: 2 * np.abs(x) - 1}
+SLICES = 6
+
+
+def make_store(folder: Path, change=lambda domain, images: images, subjects: int = 5, size: int = 24) -> SliceStore:
+    """Write smooth random slices in three domains; ``change(domain, images)`` may spoil the training images."""
+    rng = np.random.default_rng(0)
+    rows: dict = {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, n in (("train", subjects), ("validation", 2)):
+        noise = rng.normal(size=(n * SLICES, 1, size, size))
+        base = np.stack([gaussian_filter(one[0], 2)[None] * 8 for one in noise]).clip(-0.99, 1)
+        (folder / split).mkdir()
+        for domain, make in MAPS.items():
+            images = make(base).clip(-0.99, 1)
+            images = change(domain, images) if split == "train" else images
+            np.save(folder / split / f"{domain}.npy", images.astype(np.float16))
+        one = [[f"{split}-{i // SLICES}", i % SLICES, (i % SLICES) / (SLICES - 1), 1.0] for i in range(n * SLICES)]
+        rows[split] = dict.fromkeys(MAPS, one)
+    (folder / "index.json").write_text(json.dumps({"rows": rows, "subjects": {}}))
+    return SliceStore.open(folder)
+
+
+def train(
+    store: SliceStore,
+    scratch: Path,
+    kind: str = "paired",
+    show=lambda step, values: None,
+    objective: dict | None = None,
+    architecture: dict | None = None,
+    contrasts=(),
+    augmentation: Augmentation | None = None,
+    **settings,
+):
+    """Train ``kind`` for a few steps; returns (members, curve)."""
+    needs = NEEDS[kind]
+    defaults = {"steps": 8, "batch": 2, "threads": 1, "device": "cpu", "checkpoint_s": 0.0, "log_every": 2,
+                "validate_every": 4, "depth": 8}  # fmt: skip
+    return fit(
+        store, "mr_t1", "mr_t2",
+        contrasts=contrasts,
+        domains=needs.get("domains", []),
+        settings=Training(**{**defaults, **settings}),
+        objective=Objective(kind=kind, **{"discriminator_width": 4, "discriminator_layers": 1, **(objective or {})}),
+        architecture=Architecture(
+            **{"widths": (4, 6, 8), "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {})}
+        ),
+        augmentation=augmentation or Augmentation(),
+        scratch=scratch, log=lambda step, values: None, show=show,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SliceStore:
+    return make_store(tmp_path / "store")
