@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch import nn
+
+from medstyle import Translator, UserError
+from medstyle.networks.export import SUFFIXES, export
+from medstyle.networks.translator import Architecture, Networks, TranslatorConfig
+
+
+def translator(dims, members=1):
+    config = TranslatorConfig(
+        Architecture(widths=(4, 6), bottleneck_blocks=1, dimensions=dims, residual=True), ["mr_t1", "mr_t2"],
+        "mr_t1", "mr_t2", {}, {}, contrasts=["mr_pd"],
+    )  # fmt: skip
+    torch.manual_seed(0)
+    networks = [Networks(config.architecture, config.domains, 2).eval() for _ in range(members)]
+    for one in networks:
+        for parameter in one.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return Translator(config, networks)
+
+
+def restored(path):
+    if path.suffix == ".ts":
+        return torch.jit.load(path)
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda x: torch.from_numpy(session.run(None, {"content": x.numpy()})[0])
+
+
+@pytest.mark.parametrize("dims", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_exported_and_eager_agree_at_other_sizes_too(suffix, dims, tmp_path):
+    model = translator(dims, members=2)
+    export(model, tmp_path / f"model{suffix}")
+    run = restored(tmp_path / f"model{suffix}")
+    for n, size in ((1, (16, 10, 14)), (3, (8, 24, 20))):
+        x = torch.randn(n, 2, *size[-dims:])
+        torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+def test_an_unknown_format_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"must be one of \.onnx \(ONNX\)"):
+        export(translator(2), tmp_path / "model.h5")
