@@ -58,8 +58,7 @@ OWN_RUNS = {
     "ours_unpaired_third": ("ours_unpaired", 1 / 3),
 }
 UNTRAINED = {"copy": "identity", "histogram_matching": "histogram_matching"}
-PAIRED = ["pix2pix", "pix2pix_our_network"]  # the row of ours that a method is compared with has the same pairing
-ROWS = [*UNTRAINED, *PAIRED, "cyclegan", "cut", "fastcut", *OWN_RUNS]
+ROWS = [*UNTRAINED, "pix2pix", "pix2pix_our_network", "cyclegan", "cut", "fastcut", *OWN_RUNS]
 TIMES = (15, 30, 48, 60, 96, 120, 160, 240, 360, 480)  # seconds of training at which a reference is measured
 STRIDE, CURVE_STRIDE = 2, 3  # measured: every 2nd slice at the end, every 3rd of those on the way
 SHOWN = (0.3, 0.5, 0.7)  # slices in the figure, as shares of the first unseen subject's extent
@@ -214,44 +213,31 @@ def _shown(volume: np.ndarray) -> np.ndarray:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Format the results as a Markdown table.
 
-    Wins: on how many subjects the row of ours with the same pairing is better in PSNR / SSIM / MAE. Reached: seconds
-    that ours took, in a run of its own, to be at least as good as the row's end in PSNR.
+    The last columns set each row beside ours: on how many subjects ours (the full run) is better in PSNR / SSIM / MAE,
+    and after how many seconds ours, in a run of its own, had at least the row's final PSNR.
     """
-    head = [
-        "method",
-        "parameters",
-        "s/step",
-        "images/s",
-        "peak MiB",
-        "s",
-        "PSNR",
-        "SSIM",
-        "MAE",
-        "ours wins",
-        "reached",
-    ]
+    kinds = list(OURS)
+    head = ["method", "parameters", "s/step", "images/s", "peak MiB", "s", "PSNR", "SSIM", "MAE", *kinds]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for row, result in results.items():
-        trained = "steps" in result
         cells = [row]
         cells += [
             f"{result['parameters'] / 1e6:.2f} M", f"{result['s_per_step']:.3f}", f"{result['images_per_s']:.2f}",
             f"{result['peak_mib']:.0f}", f"{result['seconds']:.0f}",
-        ] if trained else [""] * 5  # fmt: skip
+        ] if "steps" in result else [""] * 5  # fmt: skip
         for name, digits in (("psnr", 2), ("ssim", 3), ("mae", 4)):
             values = [subject[name] for subject in result["subjects"].values()]
             cells.append(f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}")
-        kind = "ours_paired" if row in PAIRED else "ours_unpaired"
-        cells += _against(result, results, [name for name, own in OWN_RUNS.items() if own[0] == kind])
+        cells += ["" if row in OWN_RUNS else _beside(result, results, kind) for kind in kinds]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def _against(result: dict[str, Any], results: dict[str, dict[str, Any]], rows: list[str]) -> list[str]:
-    """Return the cells wins and reached of a row beside our runs ``rows``, the longest first."""
-    if result["row"] in OWN_RUNS or rows[0] not in results:
-        return ["", ""]
-    best = results[rows[0]]["subjects"]
+def _beside(result: dict[str, Any], results: dict[str, dict[str, Any]], kind: str) -> str:
+    """Return the wins of the full run of ``kind`` over a row, and the seconds after which ours was as good."""
+    if kind not in results:
+        return ""
+    best = results[kind]["subjects"]
     wins = [
         sum(sign * (best[subject][name] - theirs[name]) > 0 for subject, theirs in result["subjects"].items())
         for name, sign in MEASURES.items()
@@ -260,8 +246,11 @@ def _against(result: dict[str, Any], results: dict[str, dict[str, Any]], rows: l
     def psnr(one: dict[str, Any]) -> float:
         return float(np.mean([subject["psnr"] for subject in one["subjects"].values()]))
 
-    reached = [results[row]["seconds"] for row in rows if row in results and psnr(results[row]) >= psnr(result)]
-    return [" / ".join(map(str, wins)) + f" of {len(best)}", f"{min(reached):.0f} s" if reached else "no"]
+    runs = [results[row] for row, (recipe, _) in OWN_RUNS.items() if recipe == kind and row in results]
+    reached = [run["seconds"] for run in runs if psnr(run) >= psnr(result)]
+    return f"{wins[0]} / {wins[1]} / {wins[2]} of {len(best)}, " + (
+        f"{min(reached):.0f} s" if reached else "not reached"
+    )
 
 
 def figure(results: dict[str, dict[str, Any]], data: str, out: Path, path: str) -> None:
