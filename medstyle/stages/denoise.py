@@ -17,6 +17,7 @@ import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop
 
 from medstyle.errors import UserError
+from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
@@ -41,6 +42,8 @@ class Params:
     """Share of the subjects that steer training."""
     test: float = 0.2
     """Share of the subjects that only `evaluate` sees."""
+    test_subjects: tuple[str, ...] = ()
+    """Instead of that share, their names as `ingest` found them: PatientID, folder, or what ingest.subject matched."""
     seed: int = 0
     """Changes the split."""
 
@@ -105,14 +108,21 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
 
 def _split(subjects: dict[str, dict[str, Path]], params: Params) -> dict[str, str]:
     """Split subjects; where every subject has one domain only (unpaired pictures), each domain is split alike."""
+    held = {subject_key(name): name for name in params.test_subjects}
+    if absent := [name for key, name in held.items() if key not in subjects]:
+        raise UserError(
+            f"denoise.test_subjects: no subject is named {', '.join(absent)}; a name is a PatientID, a folder below "
+            "ingest.source or what ingest.subject matches, and MEDSTYLE_SECRET must be what it was at ingest"
+        )
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for subject, images in subjects.items():
         kinds[tuple(sorted(images))].append(subject)
     single = all(len(kind) == 1 for kind in kinds)
     groups = list(kinds.values()) if single else [list(subjects)]
-    splits: dict[str, str] = {}
+    shares = (params.validation, 0.0 if held else params.test)
+    splits = dict.fromkeys(held, "test")
     for group in groups:
-        splits.update(split_subjects(group, (params.validation, params.test), params.seed))
+        splits.update(split_subjects([key for key in group if key not in held], shares, params.seed))
     return dict(sorted(splits.items()))
 
 

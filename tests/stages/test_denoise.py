@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from medstyle import Volume, write_volume
+from medstyle.errors import UserError
+from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.store import SliceStore
 from medstyle.stages.denoise import Params
 from medstyle.stages.denoise import run as denoise
@@ -50,6 +52,28 @@ def test_the_same_input_gives_the_same_bytes(run, tmp_path):
     first = {p.relative_to(run.root / "data/slices"): p.read_bytes() for p in (run.root / "data/slices").rglob("*.*")}
     second = {p.relative_to(tmp_path / "again"): p.read_bytes() for p in (tmp_path / "again").rglob("*.*")}
     assert first == second
+
+
+def test_named_subjects_are_the_test_split(run, tmp_path):
+    names = ("PHANTOM-0001", "PHANTOM-0003")
+    settings = Params((48, 40), validation=0.34, test=0.9, test_subjects=names)
+    denoise(settings, run.root / "data/scans", tmp_path / "slices")
+    store = SliceStore.open(tmp_path / "slices")
+    assert set(store.subjects("test")) == {subject_key(name) for name in names}
+    assert [len(store.subjects(split)) for split in ("train", "validation")] == [2, 1]  # shares of the three others
+    assert {row.subject for row in store.rows("mr_t1", "test")} == set(store.subjects("test"))
+
+
+def test_a_named_subject_that_is_absent_is_an_error(run, tmp_path):
+    settings = Params(test_subjects=("PHANTOM-0001", "Somebody"))
+    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject is named Somebody;"):
+        denoise(settings, run.root / "data/scans", tmp_path / "slices")
+
+
+def test_naming_every_subject_leaves_none_to_train_on(run, tmp_path):
+    settings = Params(test_subjects=tuple(f"PHANTOM-{i:04}" for i in range(5)))
+    with pytest.raises(UserError, match="none to train on"):
+        denoise(settings, run.root / "data/scans", tmp_path / "slices")
 
 
 def test_a_target_on_another_grid_is_brought_to_the_source(run, tmp_path):
@@ -109,7 +133,6 @@ def test_oblique_scans_are_sliced_axially(tmp_path, rng):
 
 @pytest.mark.parametrize("size", [[8, 8]])
 def test_sizes_too_small_are_errors(size):
-    from medstyle.errors import UserError
     from medstyle.params import parse
 
     with pytest.raises(UserError, match=r"denoise\.size"):

@@ -1,0 +1,153 @@
+"""The data of the benchmarks, prepared once by medstyle's own stages, read alike by every method.
+
+``brain``: ``../shared/data/brain_t1_flair``, T1 to FLAIR of 16 adults at 2 mm, subjects 04, 11, 18, 21 and 23 unseen.
+``phantom``: medstyle's digital phantom, T1 to T2. Both 128 x 128, because the U-Net of pix2pix halves seven times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
+from torch import Tensor
+
+from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.protocols import plain
+from medstyle.imaging.rules import Rule
+from medstyle.imaging.store import SliceStore
+from medstyle.stages import acquire, denoise, ingest
+from medstyle.transforms.prepare import Preparation
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".medstyle/bench"
+BRAIN = ROOT / "../shared/data/brain_t1_flair"
+DOMAINS = {"brain": ("mr_t1", "mr_flair"), "phantom": ("mr_t1", "mr_t2")}
+FOREGROUND = 0.1  # slices with a smaller share of body are left out of training
+Image = NDArray[np.float32]
+
+
+def store_of(name: str) -> SliceStore:
+    """Open the store ``brain`` or ``phantom``; the first call builds it, in about a minute."""
+    folder = CACHE / name
+    if not (folder / "slices/index.json").is_file():
+        if name == "brain":
+            rules = tuple(Rule(domain, {"path": f"*/{file}.nii.gz"}) for domain, file in _FILES.items())
+            settings = ingest.Params(str(BRAIN), rules)
+            slices = denoise.Params(
+                preparation=Preparation(denoise="none"), registration="rigid", validation=0.0,
+                test_subjects=tuple(f"sub-{number}" for number in ("04", "11", "18", "21", "23")),
+            )  # fmt: skip
+        else:
+            acquire.run(acquire.Params(lesions=16), folder / "raw")
+            rules = tuple(Rule(d, {"SeriesDescription": f"*{d[-2:]}*"}) for d in DOMAINS[name])
+            settings, slices = ingest.Params(str(folder / "raw"), rules), denoise.Params(validation=0.1)
+        ingest.run(settings, folder / "scans", folder / "ingest.json")
+        denoise.run(slices, folder / "scans", folder / "slices")
+    return SliceStore.open(folder / "slices")
+
+
+_FILES = {"mr_t1": "t1", "mr_flair": "flair"}
+
+
+class Feed:
+    """Batches of one training slice in [-1, 1], shifted by up to 4 pixels and mirrored half of the time.
+
+    That is the published resize-crop-mirror augmentation at this size; source and target of a pair move together.
+    Values above 1 are cut, because the references end in tanh (and because the measures cut them too).
+    """
+
+    def __init__(self, store: SliceStore, source: str, target: str, paired: bool, seed: int = 0) -> None:
+        self.rng, self.paired = np.random.default_rng(seed), paired
+        self.arrays = store.array(source, "train"), store.array(target, "train")
+        body = [np.array([row.foreground for row in store.rows(domain, "train")]) for domain in (source, target)]
+        pairs = store.pairs(source, target, "train")
+        if paired:
+            draws = [pairs[body[0][pairs[:, 0]] >= FOREGROUND]]
+        else:
+            draws = [np.flatnonzero(share >= FOREGROUND)[:, None] for share in body]
+        self.draws = [self._endless(rows) for rows in draws]
+
+    def _endless(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+        while True:
+            yield from self.rng.permutation(rows)
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """Return source and target ``(1, C, H, W)`` float32."""
+        rows = np.concatenate([next(draw) for draw in self.draws])
+        moves = [self._move()] * 2 if self.paired else [self._move(), self._move()]
+        x, y = (self._moved(array[row], *move) for array, row, move in zip(self.arrays, rows, moves, strict=True))
+        return x, y
+
+    def _move(self) -> tuple[int, int, bool]:
+        return int(self.rng.integers(9)), int(self.rng.integers(9)), bool(self.rng.random() < 0.5)
+
+    @staticmethod
+    def _moved(image: NDArray[np.float16], down: int, right: int, mirrored: bool) -> Tensor:
+        _, h, w = image.shape
+        padded = np.pad(image.astype(np.float32), ((0, 0), (4, 4), (4, 4)), constant_values=-1)
+        moved = padded[:, down : down + h, right : right + w].clip(-1, 1)
+        return torch.from_numpy(np.ascontiguousarray(moved[..., ::-1] if mirrored else moved))[None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Every ``stride``-th slice of an unseen subject.
+
+    ``source (D, 1, H, W)`` in network units; ``real (D, H, W)`` in [0, 1]; ``mask``: the foreground of the target;
+    ``body``: that of the source, for histogram matching.
+    """
+
+    name: str
+    source: Tensor
+    real: Image
+    mask: NDArray[np.bool_]
+    body: NDArray[np.bool_]
+
+    def measure(self, output: Image) -> dict[str, float]:
+        """Measure ``(D, H, W)`` in [0, 1] by the product's protocol ``plain``."""
+        return plain(output, self.real, self.mask)
+
+
+def unit(scaled: NDArray) -> Image:
+    """Network units to [0, 1], as the product's evaluation has it."""
+    return ((np.clip(scaled, -1, 1) + 1) / 2).astype(np.float32)
+
+
+def unseen(store: SliceStore, source: str, target: str, stride: int) -> list[Subject]:
+    """Return the test subjects, sorted by key; slices without foreground are left out."""
+    pairs = store.pairs(source, target, "test")
+    rows = store.rows(source, "test")
+    found = []
+    for subject in sorted(store.subjects("test")):
+        own = np.array([pair for pair in pairs if rows[pair[0]].subject == subject])[::stride]
+        x = store.array(source, "test")[own[:, 0]].astype(np.float32)
+        y = store.array(target, "test")[own[:, 1], 0].astype(np.float32)
+        mask = _filled(y > -1)
+        seen = mask.any(axis=(1, 2))
+        body = _filled(x[seen, 0] > -1)
+        found.append(Subject(subject, torch.from_numpy(x[seen]), unit(y[seen]), mask[seen], body))
+    return found
+
+
+def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the body from what is above air: the store keeps no mask, and dark spots inside it are at -1 too."""
+    return np.stack([binary_fill_holes(one) for one in mask])
+
+
+def classical(name: str, subject: Subject, targets: Image) -> Image:
+    """Return what a baseline of the product makes of a subject; ``targets (m, 1)`` are training values in [0, 1]."""
+    image = unit(subject.source[:, 0].numpy())
+    image[subject.body] = BASELINES[name](image[subject.body][:, None], targets)[:, 0]
+    return image
+
+
+def target_values(store: SliceStore, target: str) -> Image:
+    """Return at most 200,000 body values ``(m, 1)`` of the training targets, in [0, 1]."""
+    stored = np.asarray(store.array(target, "train"), np.float32)
+    body = stored[stored > -1]
+    return unit(body[:: max(1, body.size // 200_000)])[:, None]

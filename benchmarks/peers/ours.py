@@ -1,0 +1,123 @@
+"""The one door to medstyle's training: change this file when the loop's signature changes, and nothing else."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medstyle.imaging.store import SliceStore
+from medstyle.networks.translator import Architecture, Networks
+from medstyle.params import parse
+from medstyle.stages.train import Params
+from medstyle.training.loop import fit
+from medstyle.training.objectives import RECIPES, Batch
+
+Settings = dict[str, Any]  # sections of params.yaml's `train`: training, objective, network, augmentation
+
+
+def train(
+    store: SliceStore,
+    source: str,
+    target: str,
+    settings: Settings,
+    steps: int,
+    threads: int,
+    seed: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Callable[[Tensor], Tensor], int]:
+    """Train by the product's loop for ``steps``; return ``source (N, C, H, W) -> target`` and its number of weights.
+
+    ``tick`` is called after every step. Nothing is validated or saved on the way: the references do neither.
+    """
+    own = {"steps": steps, "threads": threads, "seed": seed, "validate_every": steps, "checkpoint_s": 1e9}
+    plain = {**settings, "training": {**settings.get("training", {}), **own}, "source": source, "target": target}
+    params = parse(Params, plain, "benchmark")
+    with tempfile.TemporaryDirectory() as scratch:
+        networks, _ = fit(
+            store,
+            source,
+            target,
+            settings=params.training,
+            objective=params.objective,
+            architecture=params.network,
+            augmentation=params.augmentation,
+            scratch=Path(scratch),
+            log=lambda step, values: None,
+            show=lambda step, values: tick(),
+        )
+    device = next(networks.parameters()).device
+
+    @torch.inference_mode()
+    def generate(x: Tensor) -> Tensor:
+        which = torch.ones(len(x), dtype=torch.long, device=device)  # the target is the second domain
+        return networks(x.to(device), which).float().cpu()
+
+    return generate, sum(p.numel() for p in networks.parameters())
+
+
+class OurNetwork(nn.Module):
+    """Our generator with the target's style, as a module that another objective can train."""
+
+    def __init__(self, settings: Settings, domains: tuple[str, str]) -> None:
+        super().__init__()
+        self.networks = Networks(parse(Architecture, settings.get("network", {}), "benchmark"), list(domains))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` to the same shape."""
+        output: Tensor = self.networks(x, torch.ones(len(x), dtype=torch.long, device=x.device))
+        return output
+
+
+def textbook_step(
+    domains: tuple[str, str],
+    settings: Settings,
+    x: Tensor,
+    y: Tensor,
+    change: Callable[[nn.Module], nn.Module],
+    autocast: torch.autocast | None = None,
+    compiled: bool = False,
+) -> Callable[[int], None]:
+    """Return a full training step ``step(number)`` of our networks and losses, written plainly.
+
+    One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors, and the moving
+    average parameter by parameter; no augmentation. ``change`` is applied to each network: another layout or
+    normalisation. ``x``, ``y``: ``(N, C, H, W)`` on the device.
+    """
+    import copy
+    from contextlib import nullcontext
+
+    params = parse(Params, {**settings, "source": domains[0], "target": domains[1]}, "benchmark")
+    networks = Networks(params.network, list(domains))
+    recipe = RECIPES[params.objective.kind](networks, params.objective, x.shape[1], 2)
+    modules = {name: change(module).to(x.device) for name, module in recipe.players.items()}
+    average = copy.deepcopy(networks)
+    optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}
+    if compiled:
+        networks.compile()
+    index = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def step(number: int) -> None:
+        batch = Batch(x, y, index, index + 1, torch.Generator().manual_seed(number))
+        with autocast or nullcontext():
+            fake = recipe.play(batch)
+        for phase in recipe.phases:
+            if number % phase.every:
+                continue
+            for optimiser in optimisers.values():
+                optimiser.zero_grad()
+            with (phase.name != "r1" and autocast) or nullcontext():
+                loss, _ = phase.loss(batch, fake, 0.5)
+            loss.backward()
+            for name in phase.player.split("+"):
+                nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0, foreach=False)
+                optimisers[name].step()
+        with torch.no_grad():
+            for slow, fast in zip(average.parameters(), networks.parameters(), strict=True):
+                slow.lerp_(fast, 0.005)
+
+    return step
