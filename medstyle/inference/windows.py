@@ -1,8 +1,9 @@
 """Large inputs in overlapping windows, blended without seams.
 
-MONAI's ``sliding_window_inference`` does the same with a map of the summed weights as large as the image and weights
-cut off at 1e-3. Gaussian weights are a product over axes and windows form a grid, so each axis is normalised by
-itself: no map, no last division, and the result goes straight into its place in the whole image.
+MONAI's ``sliding_window_inference`` cuts its weights off at 1e-3, so that near the edges of an image, where every
+weight is smaller, windows are averaged and not blended; and it keeps a map of their sum as large as the image. Gaussian
+weights are a product over axes and windows form a grid, so here each axis is normalised by itself: no cut-off, no map,
+no last division, and the result goes straight into its place in the whole image.
 """
 
 from __future__ import annotations

@@ -139,7 +139,11 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         with tempfile.TemporaryDirectory() as name:  # mode 0700, removed whatever happens
             folder = Path(name)
-            options: dict[str, Any] = {"target": target, "seed": seed if seed >= 0 else None, "uncertainty": uncertainty}
+            options: dict[str, Any] = {
+                "target": target,
+                "seed": seed if seed >= 0 else None,
+                "uncertainty": uncertainty,
+            }
             style = _put(reference, folder / "style") if reference else None
             if container == "npy":
                 return self._array(

@@ -19,7 +19,7 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    low, high = np.percentile(values, (0.1, 99.9))
+    low, high = np.percentile(values, (0.1, 99.9)).astype(np.float32)  # doubles would double what is clipped
     if high <= low:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)

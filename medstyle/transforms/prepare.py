@@ -16,7 +16,7 @@ from monai.transforms import Compose, Orientation, Spacing
 from numpy.typing import NDArray
 
 from medstyle.errors import UserError
-from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.modality import DOMAINS, Fingerprint, Modality
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
@@ -62,18 +62,21 @@ class Prepared:
 
     def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
         """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
-        from scipy.ndimage import binary_dilation
-
         modality = DOMAINS[domain]
-        # a margin, because skin that is dark in the source may be bright in the target
-        body = binary_dilation(self.foreground, np.ones((1, 3, 3), bool), iterations=RIM)
-        above_air = np.zeros(body.shape, np.float32)  # slice by slice: memory holds few copies of a large scan
-        for painted, inside, (values, *_) in zip(above_air, body, slices, strict=True):
-            scaled = values.float().cpu().numpy()[inside]
-            painted[inside] = modality.denormalise(scaled, fingerprint) - np.float32(modality.air)
-        made = self._back(above_air)
+        made = self._back(self._above_air(slices, modality, fingerprint))
         made += np.float32(modality.air)
         return self.source.with_voxels(made, domain)
+
+    def _above_air(self, slices: torch.Tensor, modality: Modality, fingerprint: Fingerprint) -> NDArray[np.float32]:
+        from scipy.ndimage import binary_dilation
+
+        # a margin, because skin that is dark in the source may be bright in the target
+        body = binary_dilation(self.foreground, np.ones((1, 3, 3), bool), iterations=RIM)
+        values = np.zeros(body.shape, np.float32)
+        for painted, inside, one in zip(values, body, slices, strict=True):  # memory holds few copies of a large scan
+            scaled = one[0].float().cpu().numpy()[inside]
+            painted[inside] = modality.denormalise(scaled, fingerprint) - np.float32(modality.air)
+        return values
 
     def to_source_grid(self, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
         """Bring ``(D, H, W)`` values on the prepared grid back to the source's voxel grid."""

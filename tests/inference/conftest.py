@@ -22,7 +22,11 @@ ANYTHING = {"centre": [0.0] * 21, "spread": [1.0] * 21, "largest": 100.0}
 
 
 def make_translator(
-    domains: tuple[str, ...] = ("mr_t1", "mr_t2"), *, members: int = 1, generator: nn.Module | None = None, **config: Any
+    domains: tuple[str, ...] = ("mr_t1", "mr_t2"),
+    *,
+    members: int = 1,
+    generator: nn.Module | None = None,
+    **config: Any,
 ) -> Translator:
     """Make a translator from the first to the last of ``domains`` whose styles differ; keywords are configuration.
 
