@@ -49,8 +49,8 @@ def translate_path(
         out: file or folder.
         translator: see :class:`Translator`.
         target: default: the domain it was trained for.
-        source_domain: of all images below ``source`` but contrasts; default: those that rules or file names tell to be
-            the domain it was trained from. A file that nothing tells is taken for it if it is the only one.
+        source_domain: default: the domain it was trained from. Its images are told by the translator's rules or by
+            their file names. Where none are, all images are taken for it if it was named, and else a single file.
         reference: image of ``target`` whose style is taken: a file, or a folder with one such image.
         seed, uncertainty: see :func:`translate_volume`.
         force: translate even what is unlike the training images.
@@ -67,7 +67,7 @@ def translate_path(
     root = source if source.is_dir() else source.parent
     around = _usable(root) if config.contrasts and source.is_file() else items
     domains = {o.key: domain_in(o, o.path.relative_to(root).as_posix(), translator) for o in (*items, *around)}
-    if source_domain is not None:  # a person's word; rules still tell contrasts
+    if source_domain is not None and wanted not in {domains[o.key] for o in items}:  # a person's word
         domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
     elif len(items) == 1 and items[0].source != "dicom":
         domains[items[0].key] = domains[items[0].key] or wanted

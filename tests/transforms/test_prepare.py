@@ -140,4 +140,5 @@ def test_registration_finds_a_known_shift(rng):
     before, after = (float(np.abs(v.voxels - fixed.voxels).mean()) for v in (by_headers, rigid))
     assert after < 0.35 * before
     assert rigid.domain == "mr_t2"
+    np.testing.assert_array_equal(onto_grid(moving, fixed, rigid=True).voxels, rigid.voxels)
     assert onto_grid(fixed, fixed) is fixed
