@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -63,12 +64,32 @@ def _mr(label: str) -> Modality:
     return Modality("a.u.", "percentile", (0.0, 65535.0), 0.0, 1, "MR", label)
 
 
-DOMAINS: dict[str, Modality] = {
-    "mr_t1": _mr("T1"),
-    "mr_t2": _mr("T2"),
-    "mr_pd": _mr("PD"),
-    "mr_flair": _mr("FLAIR"),
-    "ct": Modality("HU", "fixed", (-1024.0, 3071.0), -1024.0, 1, "CT", "CT"),
-    "photo": Modality("8-bit", "fixed", (0.0, 255.0), 0.0, 3, None, "photo"),
-    "painting": Modality("8-bit", "fixed", (0.0, 255.0), 0.0, 3, None, "painting"),
-}
+class _Domains(dict[str, Modality]):
+    """Domains by name; ``mr_t1@site`` is the look of one site or scanner: a domain of its own, like ``mr_t1``."""
+
+    def __missing__(self, name: str) -> Modality:
+        base, _, site = name.partition("@")
+        if not re.fullmatch(r"[A-Za-z0-9-]+", site):
+            raise KeyError(name)
+        modality = self[base]
+        return replace(modality, label=f"{modality.label} {site}")
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            self[str(name)]
+        except KeyError:
+            return False
+        return True
+
+
+DOMAINS: dict[str, Modality] = _Domains(
+    {
+        "mr_t1": _mr("T1"),
+        "mr_t2": _mr("T2"),
+        "mr_pd": _mr("PD"),
+        "mr_flair": _mr("FLAIR"),
+        "ct": Modality("HU", "fixed", (-1024.0, 3071.0), -1024.0, 1, "CT", "CT"),
+        "photo": Modality("8-bit", "fixed", (0.0, 255.0), 0.0, 3, None, "photo"),
+        "painting": Modality("8-bit", "fixed", (0.0, 255.0), 0.0, 3, None, "painting"),
+    }
+)

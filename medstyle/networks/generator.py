@@ -21,8 +21,6 @@ from monai.networks.blocks import Convolution
 from monai.networks.layers.utils import get_norm_layer
 from torch import Tensor, nn
 
-from medstyle.errors import UserError
-
 
 def _norm(spatial_dims: int, channels: int, affine: bool) -> nn.Module:
     # One group per channel is instance normalisation by value, on the fast channels_last path. The large eps keeps a
@@ -93,7 +91,6 @@ class Generator(nn.Module):
         style_size: length ``S`` of the style code.
         spatial_dims: 2 or 3.
         bottleneck_blocks: residual blocks at the coarsest level, the later half modulated.
-        residual: add ``x`` to the output, for source and target in the same unit.
         bounded: end in ``tanh``, for 8-bit pictures only (it would flatten bone and CSF).
     """
 
@@ -106,11 +103,10 @@ class Generator(nn.Module):
         style_size: int = 8,
         spatial_dims: int = 2,
         bottleneck_blocks: int = 4,
-        residual: bool = False,
         bounded: bool = False,
     ) -> None:
         super().__init__()
-        self.residual, self.bounded = residual, bounded
+        self.bounded = bounded
         self.multiple = 2 ** (len(widths) - 1)
         self.widths = tuple(widths)
         dims = spatial_dims
@@ -155,9 +151,6 @@ class Generator(nn.Module):
             h = F.interpolate(reduce(h), scale_factor=2.0, mode="nearest")
             h = second(first(torch.cat([h, skip], 1), s), s)
         y: Tensor = self.head(h)
-        if self.residual:
-            middle = (x.shape[1] - y.shape[1]) // 2  # of neighbouring slices the one that is rendered
-            y = y + x[:, middle : middle + y.shape[1]]
         return y.tanh() if self.bounded else y
 
 
@@ -167,24 +160,17 @@ class StandIn(nn.Module):
     Args:
         network: maps ``(N, C_in + S, ...)`` to ``(N, C_out, ...)``.
         multiple: sizes that it accepts are multiples of this.
-        residual, bounded: as for :class:`Generator`.
+        bounded: as for :class:`Generator`.
     """
 
-    def __init__(self, network: nn.Module, multiple: int, residual: bool, bounded: bool) -> None:
+    def __init__(self, network: nn.Module, multiple: int, bounded: bool) -> None:
         super().__init__()
-        self.network, self.multiple, self.residual, self.bounded = network, multiple, residual, bounded
-
-    def features(self, x: Tensor) -> list[Tensor]:
-        """Refuse: only :class:`Generator` shows its content features."""
-        raise UserError("network.generator: a contrastive objective needs the features of `medstyle`; choose it")
+        self.network, self.multiple, self.bounded = network, multiple, bounded
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
         """Render content ``(N, C_in, ...)`` in style ``(N, S)``."""
         plane = s[(..., *[None] * (x.ndim - 2))].expand(*s.shape, *x.shape[2:])
         y: Tensor = self.network(torch.cat([x, plane], 1))
-        if self.residual:
-            middle = (x.shape[1] - y.shape[1]) // 2
-            y = y + x[:, middle : middle + y.shape[1]]
         return y.tanh() if self.bounded else y
 
 
@@ -234,4 +220,4 @@ def build_generator(name: str, **arguments: Any) -> Generator | StandIn:
         arguments["widths"],
         arguments["bottleneck_blocks"],
     )
-    return StandIn(network, multiple, arguments["residual"], arguments["bounded"])
+    return StandIn(network, multiple, arguments["bounded"])

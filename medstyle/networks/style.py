@@ -57,6 +57,18 @@ class Style(nn.Module):
         )
         return codes
 
+    def usual(self, domain: Tensor, reference: Tensor) -> Tensor:
+        """Return the codes ``(N, S)`` without a wish: of the domain, else of latent 0, else of ``reference``."""
+        latent = torch.zeros(len(domain), LATENT, device=domain.device)
+        codes: Tensor = (
+            self(domain)
+            if "domain" in self.sources
+            else self(domain, latent)
+            if "latent" in self.sources
+            else self(domain, None, reference)
+        )
+        return codes
+
 
 def _pick(every: Tensor, domain: Tensor) -> Tensor:
     """Choose ``(N, S)`` out of ``(N, K, S)``."""

@@ -72,6 +72,8 @@ class Networks(nn.Module):
         if len(channels) != 1:
             raise UserError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
         colours = max(channels)
+        self.colours, self.neighbours = colours, architecture.neighbours
+        self.residual, self.dimensions = architecture.residual, architecture.dimensions
         self.generator = build_generator(
             architecture.generator,
             in_channels=colours * contrasts * architecture.neighbours,
@@ -80,8 +82,7 @@ class Networks(nn.Module):
             style_size=architecture.style_size,
             spatial_dims=architecture.dimensions,
             bottleneck_blocks=architecture.bottleneck_blocks,
-            residual=architecture.residual,
-            bounded=DOMAINS[domains[0]].unit == "8-bit",
+            bounded=DOMAINS[domains[0]].unit == "8-bit" and not architecture.residual,
         )
         self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
 
@@ -89,13 +90,17 @@ class Networks(nn.Module):
         """Render content ``(N, C_in, ...)`` in the style of domain indices ``(N,)``, a latent or a reference."""
         return self.render(x, self.style(domain, z, reference))
 
+    def content(self, x: Tensor) -> Tensor:
+        """Return the image ``(N, C, ...)`` that is rendered: the source's own slice among contrasts and neighbours."""
+        return x[:, self.neighbours // 2 : self.colours * self.neighbours : self.neighbours]
+
     def render(self, x: Tensor, s: Tensor) -> Tensor:
         """Render content of any size in style ``(N, S)``: padded to the generator's multiple and cut again."""
         short = [-size % self.generator.multiple for size in x.shape[2:]]
-        if any(short):
-            x = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
-        y: Tensor = self.generator(x, s)
-        return y[(..., *(slice(size - n) for size, n in zip(x.shape[2:], short, strict=True)))] if any(short) else y
+        inside = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
+        y: Tensor = self.generator(inside, s)
+        y = y[(..., *(slice(size) for size in x.shape[2:]))]
+        return y + self.content(x) if self.residual else y
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def _split(subjects: dict[str, dict[str, Path]], params: Params) -> dict[str, st
 def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path) -> list[_Block]:
     blocks = []
     reference: Volume | None = None
-    for domain in sorted(images, key=list(DOMAINS).index):
+    for domain in sorted(images, key=lambda name: (list(DOMAINS).index(name.partition("@")[0]), name)):
         modality = DOMAINS[domain]
         if modality.dicom is None:
             pixels = read_picture(images[domain])

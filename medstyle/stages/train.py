@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import numpy as np
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Translator, TranslatorConfig, model_card
+from medstyle.networks.translator import Architecture, Translator, TranslatorConfig, model_card, weights_sha256
 from medstyle.params import params
 from medstyle.training.checkpoint import run_key
 from medstyle.training.loop import Log, Training, fit
@@ -34,6 +35,10 @@ class Params:
     """Domain of the content images."""
     target: str
     """Domain whose style is learned."""
+    contrasts: tuple[str, ...] = ()
+    """Further domains of the same subject that the generator sees beside the source (T1 + T2 -> FLAIR)."""
+    domains: tuple[str, ...] = ()
+    """Further domains that are learned, by multi_domain and harmonization."""
     training: Training = Training()
     """Length, speed, seed, device."""
     objective: Objective = Objective()
@@ -44,9 +49,14 @@ class Params:
     """Random changes of training images."""
 
     def __post_init__(self) -> None:
-        for role, name in (("source", self.source), ("target", self.target)):
+        named = [("source", self.source), ("target", self.target)]
+        named += [("contrasts", name) for name in self.contrasts] + [("domains", name) for name in self.domains]
+        for role, name in named:
             if name not in DOMAINS:
                 raise UserError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
+        learned = [self.source, self.target, *self.domains]
+        if len(set(learned)) < len(learned) or set(self.contrasts) & {self.source, self.target}:
+            raise UserError("train: a domain stands twice among source, target, contrasts and domains")
 
 
 def run(params: Params, slices: Path, out: Path, curve_file: Path, log: Log = lambda step, values: None) -> None:
@@ -55,45 +65,57 @@ def run(params: Params, slices: Path, out: Path, curve_file: Path, log: Log = la
     Killed and run again with the same params, data and code, it goes on where it stopped and ends in the same bits.
     """
     store = SliceStore.open(slices)
-    key = run_key(asdict(params), _fingerprint(slices), _code())
-    scratch = SCRATCH / key
+    scratch = SCRATCH / run_key(asdict(params), _fingerprint(slices), _code())
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0 and not scratch.exists() and SCRATCH.exists() and any(SCRATCH.iterdir()):
+        print(
+            f"params, data or code differ from those of the interrupted training in {SCRATCH}: starting afresh",
+            file=sys.stderr,
+        )
     with _progress(params.training) as show:
-        networks, curve = fit(
+        members, curve = fit(
             store,
             params.source,
             params.target,
+            contrasts=params.contrasts,
+            domains=params.domains,
             settings=params.training,
             objective=params.objective,
             architecture=params.network,
             augmentation=params.augmentation,
             scratch=scratch,
             log=log,
-            show=show,
+            show=show if rank == 0 else lambda step, values: None,
         )
-    translator = Translator(_config(params, store), networks)
+    if rank != 0:
+        return
+    translator = Translator(_config(params, store), members)
     part = out.with_name(f".part-{out.name}")
     shutil.rmtree(part, ignore_errors=True)
     translator.save(part)
-    sha256 = hashlib.sha256((part / "weights.safetensors").read_bytes()).hexdigest()
+    sha256 = weights_sha256(part)
     (part / "MODEL_CARD.md").write_text(model_card(translator.config, sha256))
     shutil.rmtree(out, ignore_errors=True)
     part.replace(out)
     _write_curve(curve_file, curve)
     shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{params.training.steps} steps, weights sha256 {sha256[:16]}, translator in {out}")
+    print(f"{curve[-1]['step']:.0f} steps, weights sha256 {sha256[:16]}, translator in {out}")
 
 
 def _config(params: Params, store: SliceStore) -> TranslatorConfig:
     prints = store.index["fingerprints"]["train"]
-    medians = {
-        domain: Fingerprint(*np.median(np.array(prints[domain]), axis=0).tolist())
-        for domain in (params.source, params.target)
-    }
+    domains = [params.source, params.target, *params.domains]
+    medians = {domain: Fingerprint(*np.median(np.array(prints[domain]), axis=0).tolist()) for domain in domains}
+    depth = [params.training.depth] if params.network.dimensions == 3 else []
     return TranslatorConfig(
         architecture=params.network,
-        domains=[params.source, params.target],
+        domains=domains,
         source=params.source,
         target=params.target,
+        contrasts=list(params.contrasts),
+        size=[*depth, *store.index["size"]],
+        registration=store.index["registration"],
+        mirror=params.augmentation.flip,
         preparation=store.index["preparation"],
         fingerprints=medians,
         rules=store.index["rules"],
@@ -147,14 +169,15 @@ def _code() -> str:
     """Hash the modules that decide the result, so that a state of other code is not resumed."""
     from importlib.metadata import version
 
-    from medstyle.networks import discriminator, generator, style, translator
-    from medstyle.training import checkpoint, loop, losses, objectives
-    from medstyle.transforms import augment
-
-    modules = (discriminator, generator, style, translator, checkpoint, loop, losses, objectives, augment)
+    package = Path(__file__).parents[1]
+    files = [
+        *(package / "networks").glob("*.py"),
+        *(package / "training").glob("*.py"),
+        package / "transforms/augment.py",
+    ]
     digest = hashlib.sha256(version("medstyle").encode())
-    for module in modules:
-        digest.update(Path(module.__file__ or "").read_bytes())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
     return digest.hexdigest()
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from medstyle.errors import UserError
+
 KEEP = 2
 
 
@@ -24,13 +26,24 @@ def run_key(*parts: object) -> str:
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after ``step`` steps: complete and synced before it gets its name."""
+    """Write the state after ``step`` steps: complete and synced before it gets its name.
+
+    Raises:
+        UserError: it cannot be written, as on a full disk; the states before it stay.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "writing"
-    with scratch.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with scratch.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer turns a short write into a RuntimeError
+        cause = error.strerror if isinstance(error, OSError) else "the disk takes no more"
+        raise UserError(
+            f"{folder}: the state after step {step} cannot be written ({cause}); make room and run the same command "
+            "again: it goes on from the state before"
+        ) from None
     scratch.replace(folder / f"step-{step:09d}.pt")
     for old in _states(folder)[KEEP:]:
         old.unlink(missing_ok=True)

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import copy
 import ctypes
-import hashlib
 import math
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +24,11 @@ from medstyle.imaging.store import SliceStore
 from medstyle.networks.translator import Architecture, Networks
 from medstyle.params import params
 from medstyle.training.checkpoint import load_state, save_state
-from medstyle.training.objectives import RECIPES, Batch, Objective, Recipe
-from medstyle.transforms.augment import Augmentation, augment
+from medstyle.training.feed import Feed
+from medstyle.training.guards import Guard, check_data
+from medstyle.training.objectives import RECIPES, Objective, Recipe
+from medstyle.training.parallel import World
+from medstyle.transforms.augment import Augmentation
 
 # (step, values): a number is a point of a curve, a (H, W) or (H, W, 3) uint8 array is a picture
 Log = Callable[[int, Mapping[str, Any]], None]
@@ -40,7 +41,9 @@ class Training:
     steps: int = 1500
     """Optimiser steps of the generator."""
     batch: int = 8
-    """Slices per step."""
+    """Slices per step, over all processes."""
+    depth: int = 16
+    """Slices of an example of a three-dimensional generator."""
     learning_rate: float = 5e-4
     """Peak learning rate of the generator (AdamW): 5 % warm-up, then cosine to zero."""
     discriminator_learning_rate: float = 5e-4
@@ -54,7 +57,9 @@ class Training:
     seed: int = 0
     """Changes weights at the start, order and augmentation."""
     threads: int = 2
-    """CPU threads; a parameter because another number changes the bits of the result."""
+    """CPU threads of a process; a parameter because another number changes the bits of the result."""
+    processes: int = 1
+    """Processes (GPUs) that share each batch; changes the bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU where there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -67,111 +72,25 @@ class Training:
     """Steps between points of the curves."""
     validate_every: int = 250
     """Steps between measurements on validation subjects."""
+    patience: int = 0
+    """Paired: stop after this many measurements without a better one; 0 trains all steps."""
+    keep: Literal["best", "last"] = "last"
+    """Weights that are exported: the last, or (paired) the best on validation subjects."""
+    snapshots: int = 0
+    """Further moving averages, from the last third of the steps, exported as members of an ensemble."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "threads", "log_every", "validate_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"training.{name}: must be at least 1, got {getattr(self, name)}")
-
-
-def seeded(seed: int, step: int, purpose: str) -> torch.Generator:
-    """Return a CPU generator that is a function of its arguments."""
-    digest = hashlib.sha256(f"{seed}/{step}/{purpose}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        least = {"steps": 1, "batch": 1, "threads": 1, "processes": 1, "depth": 1, "log_every": 1, "validate_every": 1}
+        for name, low in {**least, "patience": 0, "snapshots": 0}.items():
+            if getattr(self, name) < low:
+                raise UserError(f"training.{name}: must be at least {low}, got {getattr(self, name)}")
+        if self.batch % self.processes:
+            raise UserError(f"training.batch: {self.batch} is not divisible among {self.processes} processes")
 
 
 def schedule(progress: float) -> float:
     """Return the factor of the learning rate: 5 % linear warm-up, then cosine to zero."""
     return min(1.0, progress / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Sampler:
-    """Which rows of the store step ``t`` sees: a new permutation per epoch, positioned by ``t`` alone."""
-
-    def __init__(self, rows: np.ndarray, batch: int, seed: int, purpose: str) -> None:
-        self.rows, self.batch, self.seed, self.purpose = rows, batch, seed, purpose
-
-    def __call__(self, step: int) -> np.ndarray:
-        """Return ``batch`` rows."""
-        places = np.arange(step * self.batch, (step + 1) * self.batch)
-        epochs, within = places // len(self.rows), places % len(self.rows)
-        orders = {int(e): self._order(int(e)) for e in np.unique(epochs)}
-        return np.stack([self.rows[orders[int(e)][w]] for e, w in zip(epochs, within, strict=True)])
-
-    def _order(self, epoch: int) -> np.ndarray:
-        return torch.randperm(len(self.rows), generator=seeded(self.seed, epoch, self.purpose)).numpy()
-
-
-class Feed:
-    """Batches from the slice store: paired rows, or rows of each domain drawn apart."""
-
-    def __init__(
-        self, store: SliceStore, source: str, target: str, paired: bool, settings: Training, augmentation: Augmentation
-    ) -> None:
-        self.settings, self.augmentation = settings, augmentation
-        self.arrays = store.array(source, "train"), store.array(target, "train")
-        rows = store.rows(source, "train"), store.rows(target, "train")
-        seen = [np.array([i for i, row in enumerate(r) if row.foreground >= settings.foreground]) for r in rows]
-        if paired:
-            pairs = store.pairs(source, target, "train")
-            pairs = pairs[np.isin(pairs[:, 0], seen[0])]
-            draws = [Sampler(pairs, settings.batch, settings.seed, "pairs")]
-        else:
-            draws = [
-                Sampler(r[:, None], settings.batch, settings.seed, n)
-                for r, n in zip(seen, (source, target), strict=True)
-            ]
-        if any(len(draw.rows) == 0 for draw in draws):
-            kind = "paired slices: no training subject has both" if paired else "slices: no training subject has one of"
-            raise UserError(f"no {kind} {source} and {target} with enough foreground; check ingest.rules and the split")
-        self.draws = draws
-
-    def __call__(self, step: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return source and target ``(N, C, H, W)`` float32 of ``step``, augmented."""
-        rows = np.concatenate([draw(step) for draw in self.draws], axis=1)  # (N, 2)
-        source, target = (
-            torch.from_numpy(array[rows[:, i]].astype(np.float32)).to(device, non_blocking=True)
-            for i, array in enumerate(self.arrays)
-        )
-        return augment(source, target, self.augmentation, seeded(self.settings.seed, step, "augment"))
-
-
-class Guard:
-    """Stop with a named cause instead of training on silently."""
-
-    def __init__(self) -> None:
-        self.bad = 0
-        self.right: deque[float] = deque(maxlen=40)
-
-    def finite(self, phase: str, norm: Tensor) -> bool:
-        """Tell whether the gradient is usable: skip one or two bad updates, stop at the third in a row."""
-        if bool(torch.isfinite(norm)):
-            self.bad = 0
-            return True
-        self.bad += 1
-        if self.bad == 3:
-            raise UserError(
-                f"training stopped: the gradient of the {phase} is not finite three times in a row; look for flat or "
-                "damaged images in reports/ingest.json, or lower training.learning_rate"
-            )
-        return False
-
-    def output(self, fake: Tensor, step: int) -> None:
-        """Stop where the generator paints one constant."""
-        if step > 20 and float(fake.detach().float().flatten(1).std(1).max()) < 1e-3:
-            raise UserError(
-                f"training stopped at step {step}: the generator's images are constant; lower training.learning_rate "
-                "or objective.adversarial_weight, and check that the training images are not flat"
-            )
-
-    def critic(self, share: float, step: int) -> None:
-        """Stop where the discriminator has won: its gradient then teaches nothing."""
-        self.right.append(share)
-        if len(self.right) == self.right.maxlen and min(self.right) > 0.995:
-            raise UserError(
-                f"training stopped at step {step}: the discriminator tells every image apart; raise objective.r1 or "
-                "lower training.discriminator_learning_rate"
-            )
 
 
 def pick_device(name: str) -> torch.device:
@@ -196,28 +115,28 @@ def _steady(threads: int) -> None:
 class Players:
     """Networks, their optimisers and the moving average: everything that a checkpoint holds."""
 
-    def __init__(self, recipe: Recipe, networks: Networks, settings: Training, device: torch.device) -> None:
-        self.settings = settings
-        self.networks = networks
+    def __init__(self, recipe: Recipe, settings: Training, device: torch.device, world: World) -> None:
+        self.settings, self.world = settings, world
+        self.networks = recipe.networks
         self.modules = nn.ModuleDict(recipe.players).to(device)
         if device.type == "cuda":  # on CPU the plain layout is faster: docs/benchmarks.md
-            self.modules.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.average = copy.deepcopy(networks).requires_grad_(False).eval()
+            layout = torch.channels_last if self.networks.dimensions == 2 else torch.channels_last_3d
+            self.modules.to(memory_format=layout)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
         self.optimisers = {  # the rate is set at every turn
-            name: torch.optim.AdamW(module.parameters(), lr=1.0, betas=(0.5, 0.99), weight_decay=1e-4)
+            name: torch.optim.AdamW(module.parameters(), lr=1.0, betas=(0.5, 0.99), weight_decay=1e-4, fused=True)
             for name, module in self.modules.items()
         }
 
-    def turn(self, player: str, loss: Tensor, progress: float, guard: Guard, phase: str) -> float:
-        """Take one optimiser step of ``player`` (several joined by ``+``); returns the gradient norm."""
-        names = player.split("+")
+    def turn(self, names: Sequence[str], loss: Tensor, progress: float, guard: Guard, phase: str) -> float:
+        """Take one optimiser step of the players ``names``; returns the gradient norm before clipping."""
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        critic = names == ["discriminator"]
-        limit = self.settings.clip * (10 if critic else 1)
+        critic = tuple(names) == ("discriminator",)
         weights = [p for name in names for p in self.modules[name].parameters()]
-        norm = nn.utils.clip_grad_norm_(weights, limit, foreach=True)
+        self.world.average(weights)
+        norm = nn.utils.clip_grad_norm_(weights, self.settings.clip * (10 if critic else 1), foreach=True)
         if guard.finite(phase, norm):
             peak = self.settings.discriminator_learning_rate if critic else self.settings.learning_rate
             for name in names:
@@ -230,8 +149,9 @@ class Players:
     def follow(self, step: int) -> None:
         """Move the average towards the weights, faster at first."""
         decay = min(self.settings.ema, (1 + step) / (10 + step))
-        for slow, fast in zip(self.average.state_dict().values(), self.networks.state_dict().values(), strict=True):
-            slow.lerp_(fast, 1 - decay)
+        pairs = list(zip(self.average.state_dict().values(), self.networks.state_dict().values(), strict=True))
+        numbers = [(slow, fast) for slow, fast in pairs if slow.is_floating_point()]
+        torch._foreach_lerp_([slow for slow, _ in numbers], [fast for _, fast in numbers], 1 - decay)
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs."""
@@ -254,6 +174,8 @@ def fit(
     source: str,
     target: str,
     *,
+    contrasts: Sequence[str] = (),
+    domains: Sequence[str] = (),
     settings: Training,
     objective: Objective,
     architecture: Architecture,
@@ -261,98 +183,194 @@ def fit(
     scratch: Path,
     log: Log,
     show: Callable[[int, dict[str, float]], None],
-) -> tuple[Networks, list[dict[str, float]]]:
-    """Train and return the averaged networks and the curve, one row per logged step.
+) -> tuple[list[Networks], list[dict[str, float]]]:
+    """Train and return the averaged networks (several where there are snapshots) and the curve, a row per logged step.
 
     Args:
         store: slices with a train split.
         source, target: domains.
+        contrasts: further domains of the same subject that the generator sees beside the source.
+        domains: further domains that it learns to render.
+        settings, objective, architecture, augmentation: sections of params.
         scratch: folder of resumable states; it must be keyed by everything that determines the run.
         log: receives curves and pictures.
         show: receives progress for a person: step and the latest values.
+
+    Raises:
+        UserError: the data, the parameters or the course of training make no model; the message names the cause.
     """
+    world = World.join()
+    try:
+        return _fit(
+            store, [source, target, *domains], list(contrasts), settings, objective, architecture, augmentation,
+            scratch, log, show, world,
+        )  # fmt: skip
+    finally:
+        world.leave()
+
+
+def _fit(
+    store: SliceStore,
+    domains: list[str],
+    contrasts: list[str],
+    settings: Training,
+    objective: Objective,
+    architecture: Architecture,
+    augmentation: Augmentation,
+    scratch: Path,
+    log: Log,
+    show: Callable[[int, dict[str, float]], None],
+    world: World,
+) -> tuple[list[Networks], list[dict[str, float]]]:
     device = pick_device(settings.device)
     _steady(settings.threads)
     bf16 = settings.precision == "bfloat16" or (
         settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
     )
-    domains = [source, target]
+    kind = RECIPES[objective.kind]
+    if contrasts and not kind.several_contrasts:
+        raise UserError(f"train.contrasts: {objective.kind} takes none; use a paired recipe")
+    volumetric = architecture.dimensions == 3
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        networks = Networks(architecture, domains)
-        channels = store.array(source, "train").shape[1]
-        recipe = RECIPES[objective.kind](networks, objective, channels, len(domains))
-    players = Players(recipe, networks, settings, device)
+        networks = Networks(architecture, domains, 1 + len(contrasts))
+        channels = networks.colours * (1 + len(contrasts)) * architecture.neighbours, networks.colours
+        recipe = kind(networks, objective, channels, len(domains))
+    size = [*([settings.depth] if volumetric else []), *store.array(domains[0], "train").shape[2:]]
+    recipe.check(size)
+    players = Players(recipe, settings, device, world)
     if settings.compile and device.type == "cuda":
-        networks.compile()
-    feed = Feed(store, source, target, objective.kind == "paired", settings, augmentation)
-    preview = _preview(store, source, target, objective.kind == "paired")
+        networks.generator.compile()
+        if recipe.discriminator is not None:
+            recipe.discriminator.compile()
+
+    def feed_of(split: str, **changes: Any) -> Feed:
+        arguments: dict[str, Any] = {
+            "contrasts": contrasts, "paired": kind.paired, "everywhere": kind.directions == "all",
+            "batch": settings.batch, "seed": settings.seed, "foreground": settings.foreground,
+            "depth": settings.depth if volumetric else architecture.neighbours, "volumetric": volumetric,
+            "augmentation": augmentation, "rank": world.rank, "size": world.size,
+        }  # fmt: skip
+        return Feed(store, domains, split=split, **{**arguments, **changes})
+
+    feed = feed_of("train")
+    check_data(feed)
+    preview = Preview(store, feed_of, domains, volumetric)
     guard = Guard()
     curve: list[dict[str, float]] = []
+    best: dict[str, Any] = {}
+    snapshots: list[dict[str, Tensor]] = []
     begin = 0
     if (state := load_state(scratch)) is not None:
         players.load(state)
-        begin, curve = state["step"], state["curve"]
+        begin, curve, best, snapshots, guard.bad = (state[k] for k in ("step", "curve", "best", "snapshots", "bad"))
         show(begin, {"resumed": 1.0})
-    source_index = torch.zeros(settings.batch, dtype=torch.long, device=device)
     saved = time.monotonic()
     for step in range(begin, settings.steps):
-        progress = step / settings.steps
-        x, y = feed(step, device)
-        batch = Batch(x, y, source_index, source_index + 1, seeded(settings.seed, step, "loss"))
+        batch = feed(step, settings.steps, device)
         values: dict[str, float] = {}
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            fake = recipe.play(batch)
+            played = recipe.play(batch)
         for phase in recipe.phases:
             if step % phase.every:
                 continue
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16 and phase.name != "r1"):
-                loss, terms = phase.loss(batch, fake, progress)
-            norm = players.turn(phase.player, loss, progress, guard, phase.name)
+                loss, terms = phase.loss(batch, played)
+            norm = players.turn(phase.players, loss, batch.progress, guard, phase.name)
             if step % settings.log_every == 0:
-                values |= {f"{phase.name}/norm": norm} | {
-                    f"{phase.name}/{k}": float(v.detach()) for k, v in terms.items()
-                }
+                measured = world.mean(torch.stack([term.detach().float() for term in terms.values()]))
+                values |= {f"{phase.name}/norm": norm}
+                values |= {f"{phase.name}/{k}": float(v) for k, v in zip(terms, measured, strict=True)}
         players.follow(step)
         done = step + 1
         if step % settings.log_every == 0:
-            guard.output(fake, step)
-            if "discriminator/share_right" in values:
-                guard.critic(values["discriminator/share_right"], step)
+            values |= guard.outputs(played["fake"], batch.target, networks.content(batch.source), step)
+        if done in _snapshot_steps(settings):
+            snapshots.append(_copy(players.average))
         if done % settings.validate_every == 0 or done == settings.steps:
-            error, picture = _validate(players.average, *preview, device)
-            values["validation/l1"] = error
-            log(done, {"validation/sample": picture})
+            found, picture = preview(players.average, device)
+            values |= found
+            if world.rank == 0:
+                log(done, {"validation/sample": picture})
+            if kind.paired and found["validation/l1"] < best.get("l1", math.inf):
+                best = {"l1": found["validation/l1"], "step": done, "weights": _copy(players.average)}
         if values:
-            log(done, values)
             curve.append({"step": float(done), **values})
+            if world.rank == 0:
+                log(done, values)
+            guard.curve(curve, kind.paired, batch.progress)
         show(done, values)
-        if time.monotonic() - saved > settings.checkpoint_s and done < settings.steps:
-            save_state(scratch, done, {"step": done, "curve": curve, **players.state()})
+        if (
+            kind.paired
+            and settings.patience
+            and done - best.get("step", done) >= settings.patience * settings.validate_every
+        ):
+            print(f"stopped early at step {done}: no better since step {best['step']}", file=sys.stderr, flush=True)
+            break
+        if world.rank == 0 and time.monotonic() - saved > settings.checkpoint_s and done < settings.steps:
+            rest = {"step": done, "curve": curve, "best": best, "snapshots": snapshots, "bad": guard.bad}
+            save_state(scratch, done, {**rest, **players.state()})
             saved = time.monotonic()
-    return players.average, curve
+    members = []
+    for weights in [best["weights"] if settings.keep == "best" and best else _copy(players.average), *snapshots]:
+        member = copy.deepcopy(players.average)
+        member.load_state_dict(weights)
+        members.append(member)
+    return members, curve
 
 
-def _preview(store: SliceStore, source: str, target: str, paired: bool) -> tuple[Tensor, Tensor | None]:
-    """Choose a few validation slices (training ones where there are none), the same throughout the run."""
-    split = "validation" if store.rows(source, "validation") else "train"
-    rows = store.pairs(source, target, split) if paired else np.arange(len(store.rows(source, split)))[:, None]
-    body = [store.rows(source, split)[i].foreground for i in rows[:, 0]]
-    rows = rows[[i for i, share in enumerate(body) if share >= 0.1]] if max(body) >= 0.1 else rows
-    rows = rows[np.linspace(0, len(rows) - 1, min(32, len(rows))).round().astype(int)]
-    x = torch.from_numpy(store.array(source, split)[rows[:, 0]].astype(np.float32))
-    y = torch.from_numpy(store.array(target, split)[rows[:, 1]].astype(np.float32)) if paired else None
-    return x, y
+def _copy(networks: Networks) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in networks.state_dict().items()}
 
 
-@torch.inference_mode()
-def _validate(networks: Networks, x: Tensor, y: Tensor | None, device: torch.device) -> tuple[float, np.ndarray]:
-    """Return the mean absolute error (change of the source where unpaired) and a strip of examples."""
-    which = torch.ones(len(x), dtype=torch.long, device=device)
-    out = torch.cat([networks(a.to(device), k).cpu() for a, k in zip(x.split(8), which.split(8), strict=True)])
-    error = float((out - (y if y is not None else x)).abs().mean())
-    some = torch.linspace(0, len(x) - 1, min(6, len(x))).round().long()
-    rows = [x[some], out[some], *([y[some]] if y is not None else [])]
-    grid = torch.cat([torch.cat(list(row), -1) for row in rows], -2)  # (C, rows * H, columns * W)
-    pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    return error, pixels[..., 0] if pixels.shape[-1] == 1 else pixels
+def _snapshot_steps(settings: Training) -> set[int]:
+    """Return the steps after which an ensemble member is taken: evenly over the last third, before the end."""
+    n = settings.snapshots
+    return {round(settings.steps * (2 / 3 + i / (3 * n))) for i in range(n)} if n else set()
+
+
+class Preview:
+    """A few validation images (training ones where there are none), the same throughout the run."""
+
+    def __init__(
+        self,
+        store: SliceStore,
+        feed_of: Callable[..., Feed],
+        domains: Sequence[str],
+        volumetric: bool,
+    ) -> None:
+        plain = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
+        common = {"everywhere": False, "batch": 2 if volumetric else 32, "augmentation": plain, "rank": 0, "size": 1}
+        self.volumetric = volumetric
+        splits = ["validation"] if store.rows(domains[0], "validation") else []
+        for split, self.paired in [(s, p) for s in [*splits, "train"] for p in (True, False)]:
+            try:
+                self.feed = feed_of(split, paired=self.paired, **common)
+                break
+            except UserError:  # no subject of the split has both: the next best
+                continue
+
+    @torch.inference_mode()
+    def __call__(self, networks: Networks, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
+        """Return errors on the images and a picture of examples: source, output and, where there is one, target.
+
+        ``validation/l1`` is the mean absolute error, ``validation/of_copy`` its ratio to that of the untouched source;
+        without pairs ``validation/change`` is the mean change of the source.
+        """
+        batch = self.feed(0, 1, device)
+        made = []
+        for x, index, y in zip(*(t.split(8) for t in (batch.source, batch.target_index, batch.target)), strict=True):
+            made.append(networks.render(x, networks.style.usual(index, y)))
+        source, out, target = networks.content(batch.source).cpu(), torch.cat(made).float().cpu(), batch.target.cpu()
+        rows = [source, out, *([target] if self.paired else [])]
+        if self.paired:
+            error = float((out - target).abs().mean())
+            copied = float((source - target).abs().mean())
+            values = {"validation/l1": error, "validation/of_copy": error / max(copied, 1e-6)}
+        else:
+            values = {"validation/change": float((out - source).abs().mean())}
+        some = torch.linspace(0, len(source) - 1, min(6, len(source))).round().long()
+        shown = [row[some][:, :, row.shape[2] // 2] if self.volumetric else row[some] for row in rows]
+        grid = torch.cat([torch.cat(list(row), -1) for row in shown], -2)  # (C, rows * H, columns * W)
+        pixels = ((grid.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        return values, pixels[..., 0] if pixels.shape[-1] == 1 else pixels

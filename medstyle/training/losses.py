@@ -60,15 +60,16 @@ def r1_penalty(images: Tensor, logits: list[Tensor]) -> Tensor:
 
 
 def detail_loss(output: Tensor, target: Tensor, detail: float) -> Tensor:
-    """Return the mean absolute difference, weighted towards what differs from its surroundings.
+    """Return the mean absolute difference of each image, averaged, weighted towards what differs from its surroundings.
 
     A pixel weighs ``1 + detail |y - mean of its 9 x 9 neighbours|``: small lesions and sulci fill a few pixels and
     would hardly count in the plain mean. With ``detail`` 0 it is L1; a uniform error ``e`` gives ``e`` for any value.
     """
-    pool = F.avg_pool2d if target.ndim == 4 else F.avg_pool3d
-    around = pool(target, 9, stride=1, padding=4, count_include_pad=False)
-    weight = 1 + detail * (target - around).abs()
-    return (weight * (output.float() - target).abs()).sum() / weight.sum()
+    flat = target.flatten(1, -3)  # slice by slice, also in a volume
+    around = F.avg_pool2d(flat, 9, stride=1, padding=4, count_include_pad=False).view_as(target)
+    weight = (1 + detail * (target - around).abs()).flatten(1)
+    # a mean of the images' own means, so that a batch may be divided among processes
+    return ((weight * (output.float() - target).abs().flatten(1)).sum(1) / weight.sum(1)).mean()
 
 
 def structure_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -79,10 +80,62 @@ def structure_loss(output: Tensor, target: Tensor) -> Tensor:
     from monai.losses import SSIMLoss
 
     # shifted to [0, 1]: among signed means the luminance term would reward the negative image
-    ssim = SSIMLoss(spatial_dims=output.ndim - 2, data_range=1.0, win_size=7)
+    ssim = SSIMLoss(spatial_dims=2, data_range=1.0, win_size=7)
+    if output.ndim == 5:  # slice by slice, as it is measured
+        output, target = (x.transpose(1, 2).flatten(0, 1) for x in (output, target))
     with torch.autocast(output.device.type, enabled=False):  # local variances cancel in bfloat16
         loss: Tensor = ssim((output.float() + 1) / 2, (target.float() + 1) / 2)
     return loss
+
+
+def mind(image: Tensor) -> Tensor:
+    """Describe the neighbourhood of every pixel by numbers that no contrast changes (MIND, Heinrich 2012).
+
+    ``exp(-d_r / v)`` for the 2 x dims nearest neighbours ``r``: ``d_r`` is the squared difference of the 3 x 3 patches
+    here and there, ``v`` their mean over ``r``.
+
+    Args:
+        image: ``(N, C, ...)`` in network units; colours are averaged.
+
+    Returns:
+        ``(N, R, ...)`` in (0, 1]; 1 where the surroundings are flat.
+    """
+    grey = image.float().mean(1, keepdim=True)
+    dims = grey.ndim - 2
+    pool = F.avg_pool2d if dims == 2 else F.avg_pool3d
+    distances = []
+    for axis in range(2, grey.ndim):
+        for shift in (-1, 1):
+            distances.append((grey - torch.roll(grey, shift, axis)).square())
+    d = pool(torch.cat(distances, 1), 3, stride=1, padding=1)
+    # the constant stands for noise: where there is less contrast than that, there is nothing to keep
+    return torch.exp(-d / (d.mean(1, keepdim=True) + 1e-3))
+
+
+def anatomy_loss(output: Tensor, content: Tensor) -> Tensor:
+    """Return the mean absolute difference of the MIND descriptors: 0 where edges stayed where they were."""
+    return (mind(output) - mind(content)).abs().mean()
+
+
+def smoothness(field: Tensor) -> Tensor:
+    """Return the mean squared first difference of a displacement field ``(N, dims, ...)`` in pixels."""
+    terms = [field.diff(dim=axis).square().mean() for axis in range(2, field.ndim)]
+    return torch.stack(terms).mean()
+
+
+def folded(field: Tensor) -> Tensor:
+    """Return the share of places where ``x + field(x)`` folds space: the Jacobian determinant is not positive."""
+    jacobian = torch.stack(torch.gradient(field.float(), dim=list(range(2, field.ndim))), -1)  # (N, dims, ..., dims)
+    jacobian = jacobian.movedim(1, -2) + torch.eye(field.shape[1], device=field.device)
+    return (torch.linalg.det(jacobian) <= 0).float().mean()
+
+
+def perceptual_loss(features: Callable[[Tensor], list[Tensor]], output: Tensor, target: Tensor) -> Tensor:
+    """Return the mean absolute difference of frozen features, mean over levels (Johnson 2016)."""
+    with torch.no_grad():
+        wanted = features(target)
+    made = features(output)
+    return torch.stack([(a.float() - b.float()).abs().mean() for a, b in zip(made, wanted, strict=True)]).mean()
 
 
 def contrastive_loss(queries: list[Tensor], keys: list[Tensor], temperature: float = 0.07) -> Tensor:

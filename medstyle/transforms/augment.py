@@ -1,8 +1,9 @@
-"""Augmentation that is lawful in medicine: one identical map for source and target, contrast on the source only."""
+"""Augmentation that is lawful in medicine: one map for all images of an example, contrast on the source only."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -16,47 +17,93 @@ class Augmentation:
     """Random changes of each training example; every amount may be 0."""
 
     rotation_deg: float = 10.0
-    """Largest rotation either way."""
+    """Largest rotation either way, in the slice's plane."""
     scale: float = 0.1
     """Largest relative change of size."""
     shift: float = 0.04
     """Largest shift as a share of the image size."""
+    elastic: float = 0.0
+    """Largest displacement of a smooth random deformation, as a share of the image size."""
     flip: bool = True
     """Mirror left and right half of the time: lawful for heads without lateralised labels, never for the abdomen."""
     gamma: float = 0.2
-    """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma)."""
+    """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma). Source changes never touch CT."""
+    bias: float = 0.0
+    """Source: largest relative change by a smooth coil-like shading."""
+    noise: float = 0.0
+    """Source: largest standard deviation of Gaussian noise inside the body, in network units."""
+    blur: float = 0.0
+    """Source: largest share of a 3 x 3 mean mixed in, as by a lower resolution."""
 
 
-def augment(source: Tensor, target: Tensor, settings: Augmentation, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+COARSE = 4  # control points per axis of smooth random fields
+DRAWS = 10 + 3 * COARSE * COARSE
+
+
+def augment(images: list[Tensor], settings: Augmentation, seeds: Sequence[int], contrast: Tensor) -> list[Tensor]:
     """Change a batch at random.
 
     Args:
-        source, target: ``(N, C, H, W)`` in network units; they may differ in ``C``.
+        images: ``(N, C, H, W)`` or ``(N, C, D, H, W)`` in network units, the source first; ``C`` may differ. All
+            undergo the same map, one interpolation each, slice by slice the same.
         settings: amounts.
-        rng: CPU generator; the same state gives the same change.
+        seeds: one for each example, whose change depends on nothing else.
+        contrast: ``(N,)`` bool: examples whose source may change its values (not CT).
     """
-    n, channels = source.shape[0], source.shape[1]
-    draw = torch.rand(6, n, generator=rng)
+    rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+    draw = torch.stack([torch.rand(DRAWS, generator=rng) for rng in rngs])
+    shapes = [image.shape for image in images]
+    flat = [image.flatten(1, -3) for image in images]  # a volume's slices are channels: one map for all
+    both = _warp(torch.cat(flat, 1), settings, draw)
+    parts = list(both.split([f.shape[1] for f in flat], 1))
+    parts[0] = _change_values(parts[0], settings, draw, contrast, rngs)
+    return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
+
+
+def _warp(both: Tensor, settings: Augmentation, draw: Tensor) -> Tensor:
+    if not (settings.rotation_deg or settings.scale or settings.shift or settings.elastic or settings.flip):
+        return both
     amount = draw * 2 - 1
-    angle = amount[0] * math.radians(settings.rotation_deg)
-    scale = 1 + amount[1] * settings.scale
-    mirror = torch.where(draw[2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones(n)
-    aspect = source.shape[-1] / source.shape[-2]  # grid coordinates are relative: a rotation needs square pixels
+    angle = amount[:, 0] * math.radians(settings.rotation_deg)
+    scale = 1 + amount[:, 1] * settings.scale
+    mirror = torch.where(draw[:, 2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones(len(draw))
+    aspect = both.shape[-1] / both.shape[-2]  # grid coordinates are relative: a rotation needs square pixels
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack(
         [
-            torch.stack([mirror * cos, -mirror * sin / aspect, 2 * settings.shift * amount[3]], -1),
-            torch.stack([sin * aspect, cos, 2 * settings.shift * amount[4]], -1),
+            torch.stack([mirror * cos, -mirror * sin / aspect, 2 * settings.shift * amount[:, 3]], -1),
+            torch.stack([sin * aspect, cos, 2 * settings.shift * amount[:, 4]], -1),
         ],
         1,
-    ).to(source.device)
-    both = torch.cat([source, target], 1)
+    ).to(both.device)
     grid = F.affine_grid(theta, list(both.shape), align_corners=False)
+    if settings.elastic:
+        field = amount[:, 10 : 10 + 2 * COARSE * COARSE].reshape(-1, 2, COARSE, COARSE).to(both.device)
+        smooth = F.interpolate(field, both.shape[-2:], mode="bicubic", align_corners=True)
+        grid = grid + 2 * settings.elastic * smooth.permute(0, 2, 3, 1)
     # shifted so that the zeros beyond the border mean air; bicubic because bilinear would teach the network to blur
-    both = F.grid_sample(both + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False) - 1
-    both = both.clamp(-1, 3)
-    source, target = both[:, :channels], both[:, channels:]
+    moved = F.grid_sample(both + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False) - 1
+    return moved.clamp(-1, 3)
+
+
+def _change_values(
+    source: Tensor, settings: Augmentation, draw: Tensor, contrast: Tensor, rngs: list[torch.Generator]
+) -> Tensor:
+    """Change values above air, which stays -1, of the examples that ``contrast`` allows."""
+    level = (source + 1) / 2
+    own = draw.to(source.device)[..., None, None]
     if settings.gamma:
-        power = torch.exp(amount[5] * -math.log(1 - settings.gamma)).to(source.device)[:, None, None, None]
-        source = ((source + 1) / 2).pow(power) * 2 - 1
-    return source, target
+        level = level.pow(torch.exp((own[:, 5:6] * 2 - 1) * -math.log(1 - settings.gamma)))
+    if settings.bias:
+        field = own[:, -COARSE * COARSE :].reshape(-1, 1, COARSE, COARSE) * 2 - 1
+        shading = F.interpolate(field, source.shape[-2:], mode="bicubic", align_corners=True)
+        level = level * (1 + settings.bias * shading)
+    if settings.blur:
+        mean = F.avg_pool2d(level, 3, stride=1, padding=1, count_include_pad=False)
+        level = torch.lerp(level, mean, settings.blur * own[:, 6:7])
+    if settings.noise:
+        noise = torch.stack([torch.randn(level.shape[1:], generator=rng) for rng in rngs]).to(level.device)
+        level = (level + settings.noise / 2 * own[:, 7:8] * noise).clamp(min=0) * (level > 0)
+    if level.data_ptr() == source.data_ptr():
+        return source
+    return torch.where(contrast.to(source.device)[:, None, None, None], level * 2 - 1, source)

@@ -1,0 +1,216 @@
+"""Which images a step sees. Everything is a function of (seed, step): an interrupted run goes on with the same images.
+
+Examples are drawn uniformly over subjects and then over slices, whatever the numbers of slices; unpaired images of
+similar height in the body meet each other.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from medstyle.errors import UserError
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.store import SliceStore
+from medstyle.training.objectives import Batch
+from medstyle.transforms.augment import Augmentation, augment
+
+NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
+MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, where the subject has it
+
+
+def seed_of(*parts: object) -> int:
+    """Return a seed that is a function of ``parts``."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def seeded(*parts: object) -> torch.Generator:
+    """Return a CPU generator that is a function of ``parts``."""
+    return torch.Generator().manual_seed(seed_of(*parts))
+
+
+@functools.lru_cache(maxsize=65536)
+def _order(n: int, *parts: object) -> NDArray[np.int64]:
+    return torch.randperm(n, generator=seeded(*parts)).numpy()
+
+
+def nth(n: int, k: int, *parts: object) -> int:
+    """Return item ``k`` of an endless sequence of permutations of ``range(n)``: each of ``n`` once in every round."""
+    return int(_order(n, *parts, k // n)[k % n])
+
+
+class Images:
+    """The slices of one domain and split, by subject.
+
+    Attributes:
+        array: ``(N, C, H, W)``, mapped.
+        rows: subject -> rows of the array in spatial order.
+        usable: subject -> places in ``rows`` with enough body.
+        position: relative height of each row.
+    """
+
+    def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
+        self.domain = domain
+        self.array = store.array(domain, split)
+        listed = store.rows(domain, split)
+        self.position = np.array([row.position for row in listed])
+        self.slices = [row.slice for row in listed]
+        groups: dict[str, list[int]] = {}
+        for number, row in enumerate(listed):
+            groups.setdefault(row.subject, []).append(number)
+        self.rows = {subject: np.array(rows) for subject, rows in groups.items()}
+        self.usable = {
+            subject: np.array([i for i, row in enumerate(rows) if listed[row].foreground >= foreground])
+            for subject, rows in groups.items()
+        }
+        self.subjects = sorted(subject for subject, places in self.usable.items() if len(places))
+
+    def block(self, subject: str, place: int, depth: int) -> NDArray[np.float32]:
+        """Read ``(depth, C, H, W)`` around a place; beyond the ends the last slice stands again."""
+        rows = self.rows[subject]
+        where = np.clip(np.arange(place - depth // 2, place - depth // 2 + depth), 0, len(rows) - 1)
+        return np.asarray(self.array[rows[where]], np.float32)
+
+
+class Example(NamedTuple):
+    """One example: domains, subjects and places in their rows."""
+
+    source: str
+    target: str
+    subject: str
+    place: int
+    target_subject: str
+    target_place: int
+
+
+class Feed:
+    """Batches of a split of the store.
+
+    Args:
+        store: of `denoise`.
+        domains: names in the order of the style indices; the first two are source and target.
+        contrasts: further inputs of the same subject.
+        paired: whether the target shows the same slice.
+        everywhere: draw every ordered pair of domains instead of source -> target.
+        batch, seed, foreground: of training.
+        depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
+        volumetric: whether the network is 3-D.
+        augmentation: random changes.
+        rank, size: this process and how many there are; the batch is divided among them.
+    """
+
+    def __init__(
+        self,
+        store: SliceStore,
+        domains: Sequence[str],
+        *,
+        contrasts: Sequence[str] = (),
+        paired: bool,
+        everywhere: bool = False,
+        batch: int,
+        seed: int,
+        foreground: float,
+        depth: int = 1,
+        volumetric: bool = False,
+        augmentation: Augmentation,
+        split: str = "train",
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
+        self.domains, self.contrasts, self.paired = list(domains), list(contrasts), paired
+        self.batch, self.seed, self.depth, self.volumetric = batch, seed, depth, volumetric
+        self.augmentation, self.rank, self.size = augmentation, rank, size
+        self.images = {name: Images(store, name, split, foreground) for name in {*domains, *contrasts}}
+        self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
+        needed = [*contrasts, *([domains[1]] if paired else [])]
+        self.subjects = {
+            a: [s for s in self.images[a].subjects if all(self._matches(s, a, b) for b in needed)]
+            for a in dict.fromkeys(a for a, _ in self.ways)
+        }
+        for name, subjects in self.subjects.items():
+            if not subjects or not all(self.images[b].subjects for a, b in self.ways if a == name):
+                what = " and ".join(dict.fromkeys([name, *needed])) if needed else f"{name} and another domain"
+                have = "all slices of" if needed else "one of"
+                raise UserError(
+                    f"no {split} subject has {have} {what} with enough body; check ingest.rules, denoise and the split"
+                )
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
+
+    def _matches(self, subject: str, a: str, b: str) -> bool:
+        """Tell whether two domains of a subject have the same slices."""
+        one, other = self.images[a], self.images[b]
+        rows = other.rows.get(subject)
+        return rows is not None and [one.slices[i] for i in one.rows[subject]] == [other.slices[i] for i in rows]
+
+    def example(self, k: int) -> Example:
+        """Choose example ``k`` of the endless sequence."""
+        a, b = self.ways[nth(len(self.ways), k, self.seed, "ways")]
+        turn = k // len(self.ways)
+        subjects, images = self.subjects[a], self.images[a]
+        subject = subjects[nth(len(subjects), turn, self.seed, "source", a, b)]
+        places = images.usable[subject]
+        place = int(places[nth(len(places), turn // len(subjects), self.seed, "slice", subject, a, b)])
+        lots = torch.rand(2, generator=seeded(self.seed, k, "meeting")).tolist()
+        if self.paired or (len(self.ways) > 1 and lots[0] < MATCHED and self._matches(subject, a, b)):
+            return Example(a, b, subject, place, subject, place)
+        others = self.images[b]
+        other = others.subjects[nth(len(others.subjects), turn, self.seed, "target", a, b)]
+        height = images.position[images.rows[subject][place]] + NEAR * (2 * lots[1] - 1)
+        candidates = others.usable[other]
+        nearest = np.abs(others.position[others.rows[other][candidates]] - height).argmin()
+        return Example(a, b, subject, place, other, int(candidates[nearest]))
+
+    def read(self, step: int) -> dict[str, Any]:
+        """Read this process's part of the batch of ``step``, without augmentation."""
+        share = self.batch // self.size
+        first = step * self.batch + self.rank * share
+        chosen = [self.example(k) for k in range(first, first + share)]
+        inputs = [
+            [
+                self._arrange(self.images[name].block(e.subject, e.place, self.depth))
+                for name in (e.source, *self.contrasts)
+            ]
+            for e in chosen
+        ]
+        depth = self.depth if self.volumetric else 1
+        targets = [self.images[e.target].block(e.target_subject, e.target_place, depth) for e in chosen]
+        return {
+            "source": torch.from_numpy(np.stack([np.concatenate(parts) for parts in inputs])),
+            "target": torch.from_numpy(np.stack([self._arrange(block) for block in targets])),
+            "source_index": torch.tensor([self.domains.index(e.source) for e in chosen]),
+            "target_index": torch.tensor([self.domains.index(e.target) for e in chosen]),
+            "paired": torch.tensor([e.subject == e.target_subject and e.place == e.target_place for e in chosen]),
+            "contrast": torch.tensor([DOMAINS[e.source].dicom != "CT" for e in chosen]),
+            "seeds": [seed_of(self.seed, k, "example") for k in range(first, first + share)],
+        }
+
+    def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``; for a 3-D network ``(C, depth, H, W)``."""
+        turned = block.swapaxes(0, 1)
+        return turned if self.volumetric else turned.reshape(-1, *block.shape[2:])
+
+    def __call__(self, step: int, steps: int, device: torch.device) -> Batch:
+        """Return the batch of ``step``, augmented, on ``device``; the next one is read meanwhile."""
+        ready = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == step else self.read(step)
+        self._ahead = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < steps else None
+        source, target = (ready[name].to(device, non_blocking=True) for name in ("source", "target"))
+        source, target = augment([source, target], self.augmentation, ready["seeds"], ready["contrast"])
+        return Batch(
+            source,
+            target,
+            ready["source_index"].to(device),
+            ready["target_index"].to(device),
+            ready["paired"].to(device),
+            ready["seeds"],
+            step,
+            step / steps,
+        )

@@ -1,0 +1,165 @@
+"""Stop with a named cause instead of training on silently: checks of the data first, guards at every turn."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medstyle.errors import UserError
+from medstyle.training.feed import Feed, Images
+
+CHECKED = 64  # subjects looked at before training
+WARM_UP = 200  # steps before outputs are expected to be images
+Curve = Sequence[dict[str, float]]
+
+
+def check_data(feed: Feed) -> None:
+    """Look at a few slices of up to ``CHECKED`` subjects before training.
+
+    Raises:
+        UserError: images are flat or hold NaN, a subject's domains are swapped, or pairs show different anatomy. The
+            subject is named by its pseudonym.
+    """
+    middles = {name: _middles(images) for name, images in feed.images.items()}
+    for name, slices in middles.items():
+        for subject, image in slices.items():
+            if not np.isfinite(image).all():
+                raise UserError(
+                    f"{name} of subject {subject}: holds values that are not finite; take it out or repair it"
+                )
+        flat = [subject for subject, image in slices.items() if np.ptp(image) < 1e-2]
+        if flat:
+            raise UserError(f"{name} of subject {flat[0]} ({len(flat)} in all): flat image; take it out or repair it")
+    if feed.paired:
+        source, target = (middles[name] for name in feed.domains[:2])
+        _check_pairs(source, target, feed.domains[0], feed.domains[1])
+
+
+def _middles(images: Images) -> dict[str, NDArray[np.float32]]:
+    """Return the middle usable slice ``(C, H, W)`` of each subject looked at."""
+    step = max(1, len(images.subjects) // CHECKED)
+    found = {}
+    for subject in images.subjects[::step][:CHECKED]:
+        places = images.usable[subject]
+        found[subject] = images.block(subject, int(places[len(places) // 2]), 1)[0]
+    return found
+
+
+def _check_pairs(
+    source: dict[str, NDArray[np.float32]], target: dict[str, NDArray[np.float32]], name: str, other: str
+) -> None:
+    """Compare a subject's own pair with pairs made of two subjects, and its histograms with those of the others."""
+    subjects = [s for s in source if s in target]
+    if len(subjects) < 4:
+        return
+    own = {s: _information(source[s], target[s]) for s in subjects}
+    mixed = {s: _information(source[s], target[o]) for s, o in zip(subjects, [*subjects[1:], subjects[0]], strict=True)}
+    broken = [s for s in subjects if own[s] <= np.median(list(mixed.values()))]
+    if len(broken) > len(subjects) / 2:
+        raise UserError(
+            f"pairs of {name} and {other} show different anatomy ({len(broken)} of {len(subjects)} subjects looked at, "
+            f"{broken[0]} among them): check who is who, set denoise.registration to rigid, or train unpaired"
+        )
+    histograms = {s: (_histogram(source[s]), _histogram(target[s])) for s in subjects}
+    centre = [np.median([h[i] for h in histograms.values()], axis=0) for i in (0, 1)]
+    gap = float(np.abs(centre[0] - centre[1]).sum())
+    for subject, (mine, theirs) in histograms.items():
+        straight = np.abs(mine - centre[0]).sum() + np.abs(theirs - centre[1]).sum()
+        crossed = np.abs(mine - centre[1]).sum() + np.abs(theirs - centre[0]).sum()
+        if gap > 0.5 and crossed < 0.5 * straight:
+            raise UserError(
+                f"subject {subject}: its {name} looks like the others' {other} and the other way round; correct "
+                "ingest.rules or the files"
+            )
+
+
+def _information(a: NDArray[np.float32], b: NDArray[np.float32], bins: int = 24) -> float:
+    """Return the normalised mutual information of two slices within their common body."""
+    inside = (a[0] > -0.999) & (b[0] > -0.999)
+    if inside.sum() < 50:
+        return 0.0
+    ranks = [np.argsort(np.argsort(x[0][inside])) * bins // int(inside.sum()) for x in (a, b)]
+    joint = np.bincount(ranks[0] * bins + ranks[1], minlength=bins * bins) / int(inside.sum())
+    positive = joint[joint > 0]
+    return float(2 * np.log(bins) + (positive * np.log(positive)).sum()) / float(np.log(bins))
+
+
+def _histogram(image: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the cumulative shares of body values at 16 levels."""
+    body = np.sort(image[image > -0.999])
+    return np.searchsorted(body, np.linspace(-1, 1.5, 17)[1:]) / max(1, body.size)
+
+
+class Guard:
+    """Watches training; what it remembers is in the curve and in ``bad``, so a resumed run watches alike."""
+
+    def __init__(self) -> None:
+        self.bad = 0
+        self.warned: set[str] = set()
+
+    def finite(self, phase: str, norm: Tensor) -> bool:
+        """Tell whether the gradient is usable: skip one or two bad updates, stop at the third in a row."""
+        if bool(torch.isfinite(norm)):
+            self.bad = 0
+            return True
+        self.bad += 1
+        if self.bad == 3:
+            raise UserError(
+                f"training stopped: the gradient of the {phase} is not finite three times in a row; look for flat or "
+                "damaged images in reports/ingest.json, or lower training.learning_rate"
+            )
+        return False
+
+    def outputs(self, fake: Tensor, target: Tensor, source: Tensor, step: int) -> dict[str, float]:
+        """Measure the generated images; stop where they are constant, all alike, or of a wild contrast."""
+        made, real, seen = (x.detach().float().flatten(1) for x in (fake, target, source))
+        ratio = float(made.std(1).mean() / real.std(1).mean().clamp(min=1e-6))
+        values = {"guard/contrast": ratio}
+        if step <= WARM_UP:
+            return values
+        if float(made.std(1).max()) < 1e-3:
+            raise UserError(
+                f"training stopped at step {step}: the generator's images are constant; lower training.learning_rate "
+                "or the adversarial weight, and check that the training images are not flat"
+            )
+        if len(made) > 1:
+            apart = (seen[1:] - seen[:-1]).abs().mean()
+            values["guard/variety"] = float((made[1:] - made[:-1]).abs().mean() / apart.clamp(min=1e-6))
+            if float(apart) > 0.05 and values["guard/variety"] < 0.02:
+                raise UserError(
+                    f"training stopped at step {step}: different inputs give the same image (mode collapse); lower the "
+                    "adversarial weight or raise the contrastive or cycle weight"
+                )
+        if not 0.1 < ratio < 10:
+            raise UserError(
+                f"training stopped at step {step}: the contrast of the outputs is {ratio:.2g} times the targets'; "
+                "lower training.learning_rate, and check that all images of a domain are normalised alike"
+            )
+        return values
+
+    def curve(self, curve: Curve, paired: bool, progress: float) -> None:
+        """Stop where the curve shows that the discriminator has won or that the pairs teach nothing."""
+        if not curve:
+            return
+        now = curve[-1]["step"]
+        right = [row["discriminator/share_right"] for row in curve if "discriminator/share_right" in row]
+        recent = right[-40:]
+        if len(recent) == 40 and min(recent) > 0.98:
+            raise UserError(
+                f"training stopped at step {now:.0f}: the discriminator tells every image apart; raise weights.r1 or "
+                "lower training.discriminator_learning_rate"
+            )
+        if len(recent) == 40 and max(recent) < 0.52 and "dead" not in self.warned:
+            self.warned.add("dead")
+            print("medstyle: the discriminator tells nothing apart: it teaches nothing", file=sys.stderr, flush=True)
+        errors = [row["validation/of_copy"] for row in curve if "validation/of_copy" in row][-3:]
+        if paired and progress > 0.1 and now > WARM_UP and len(errors) == 3 and min(errors) > 1:
+            raise UserError(
+                f"training stopped at step {now:.0f}: on unseen subjects the output is further from the target than "
+                "the untouched source; check ingest.rules (swapped domains?) and the alignment of the pairs"
+            )

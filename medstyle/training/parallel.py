@@ -1,0 +1,61 @@
+"""Several processes as one: each takes its part of every batch, gradients are averaged after each turn.
+
+Averaging by hand instead of a DDP wrapper: a step runs the discriminator several times and differentiates R1 twice,
+which the wrapper's hooks do not allow for (docs/decisions.md).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of one training: which one this is, of how many."""
+
+    rank: int = 0
+    size: int = 1
+
+    @staticmethod
+    def join() -> World:
+        """Join the processes that ``torchrun`` started; alone where it did not."""
+        size = int(os.environ.get("WORLD_SIZE", "1"))
+        if size == 1:
+            return World()
+        if not dist.is_initialized():
+            gpu = torch.cuda.is_available()
+            if gpu:
+                torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            dist.init_process_group("nccl" if gpu else "gloo")
+        return World(dist.get_rank(), size)
+
+    def leave(self) -> None:
+        """Part from the others, where there are others."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+    @torch.no_grad()
+    def average(self, weights: Iterable[nn.Parameter]) -> None:
+        """Replace the gradients by their mean over the processes, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in weights if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of ``values`` over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            dist.all_reduce(values)
+            values /= self.size
+        return values
