@@ -168,7 +168,7 @@ def translate(
     model: Model = DEFAULT_MODEL,
     to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, where rules cannot tell.")] = None,
-    style: Annotated[Path | None, typer.Option(help="Exemplar picture of the style.")] = None,
+    style: Annotated[Path | None, typer.Option(help="Image of the target domain whose style is taken.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
     force: Annotated[bool, typer.Option(help="Translate even what is unlike the training images.")] = False,
@@ -180,11 +180,16 @@ def translate(
     """
     from medstyle.inference.files import translate_path
 
-    if style is not None or seed is not None:
-        raise UserError("this translator has one style per domain; --style and --seed need another style source")
-    translator = _translator(model)
     results = translate_path(
-        source, out, translator, target=to, source_domain=from_, uncertainty=uncertainty, force=force
+        source,
+        out,
+        _translator(model),
+        target=to,
+        source_domain=from_,
+        reference=style,
+        seed=seed,
+        uncertainty=uncertainty,
+        force=force,
     )
     if json_:
         print(json.dumps(results, indent=1))
@@ -194,6 +199,25 @@ def translate(
             f"{result['out']}: {result['domain']}, {result['shape']}, out-of-distribution {result['ood_verdict']} "
             f"(score {result['ood_score']:.2f})"
         )
+        for warning in result["warnings"]:
+            print(f"medstyle: warning: {warning}", file=sys.stderr)
+
+
+@app.command()
+def ensemble(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New translator folder.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Translators that differ in their seed.")],
+) -> None:
+    """Join translators into one whose output is the mean of theirs.
+
+    Example: medstyle ensemble models/ensemble models/seed-0 models/seed-1 models/seed-2
+    """
+    from medstyle.networks.translator import join
+
+    if out.exists():
+        raise UserError(f"{out}: exists already; name a new folder")
+    joined = join(folders, out)
+    print(f"{out}: {len(joined.members)} members, weights sha256 {joined.sha256[:16]}")
 
 
 def _translator(reference: str) -> Any:

@@ -35,11 +35,11 @@ BAD = {
     "no store": (["train", "--params", "params.yaml"], "no readable slice store"),
     "no translator": (["translate", "raw", "out", "--model", "nowhere"], "nowhere: not a translator folder"),
     "no registered model": (["translate", "raw", "out"], "no such registered model"),
-    "style without its model": (["translate", "raw", "out", "--seed", "3"], "one style per domain"),
     "nothing to inspect": (["inspect", "nowhere"], "nowhere: no such file or folder"),
     "existing output": (["phantom", "raw"], "raw: exists already"),
     "phantom without subjects": (["phantom", "new", "--subjects", "0"], "subjects"),
     "no champion to leave": (["rollback"], "no previous champion"),
+    "an ensemble of nothing": (["ensemble", "new", "nowhere", "raw"], "nowhere: not a translator folder"),
     "no such version": (["promote", "3"], "no version 3"),
     "nothing measured": (["summary"], "run `dvc repro` first"),
 }

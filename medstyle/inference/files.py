@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,18 @@ from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, write_volume
-from medstyle.inference.translate import translate_picture, translate_volume
+from medstyle.inference.translate import Image, Translation, translate_picture, translate_volume
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 
 CLINICAL_NOTE = "AI SYNTHETIC - NOT FOR DIAGNOSTIC USE"
 
 
-def source_domain_of(item: Item, translator: Translator, path: str, named: str | None, alone: bool) -> str | None:
-    """Tell whether ``item`` is an input for this translator: its domain, or None.
-
-    ``named`` is the user's word. A single volume file or picture that no rule knows is taken for the source: file
-    names follow no standard. A DICOM series must match a rule.
-    """
-    if named is not None:
-        return named
+def domain_in(item: Item, path: str, translator: Translator) -> str | None:
+    """Tell the domain of ``item`` at ``path`` by the translator's rules, else by a file name that is a domain's."""
     rules = [parse(Rule, rule, "translator rules") for rule in translator.config.rules]
-    found = domain_of({**item.attributes, "path": path}, rules)
-    if found is None and alone and item.source != "dicom":
-        return translator.config.source
-    return found
+    named = item.path.name.split(".")[0] if item.source != "dicom" else ""
+    return domain_of({**item.attributes, "path": path}, rules) or (named if named in DOMAINS else None)
 
 
 def translate_path(
@@ -40,93 +33,169 @@ def translate_path(
     *,
     target: str | None = None,
     source_domain: str | None = None,
+    reference: Path | None = None,
+    seed: int | None = None,
     uncertainty: bool = False,
     force: bool = False,
 ) -> list[dict[str, Any]]:
     """Translate every image of the source domain below ``source``; answers with a row of facts for each.
 
     DICOM series become series in folders below ``out``. One volume file or picture becomes the file ``out`` (or a file
-    of the same name in the folder ``out``). Nothing is overwritten.
+    of the same name in the folder ``out``). Nothing is overwritten. A translator of several contrasts finds the others
+    in the same DICOM study, or in the same folder.
+
+    Args:
+        source: file or folder.
+        out: file or folder.
+        translator: see :class:`Translator`.
+        target: default: the domain it was trained for.
+        source_domain: default: the domain it was trained from. Its images are told by the translator's rules or by
+            their file names. Where none are, all images are taken for it if it was named, and else a single file.
+        reference: image of ``target`` whose style is taken: a file, or a folder with one such image.
+        seed, uncertainty: see :func:`translate_volume`.
+        force: translate even what is unlike the training images.
 
     Raises:
-        UserError: nothing below ``source`` fits the translator, or an output exists.
+        UserError: nothing below ``source`` fits the translator, a contrast is missing, or an output exists.
         Refusal: ``E_OUT_OF_DISTRIBUTION`` unless ``force``.
     """
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+    config = translator.config
     for name in filter(None, (target, source_domain)):
         translator.index(name)
-    wanted = source_domain or translator.config.source
-    items = inventory([source]).volumes
+    items = _usable(source)
+    target, wanted = target or config.target, source_domain or config.source
     root = source if source.is_dir() else source.parent
-    chosen = [
-        item
-        for item in items
-        if item.usable
-        and source_domain_of(item, translator, item.path.relative_to(root).as_posix(), source_domain, len(items) == 1)
-        == wanted
-    ]
+    around = _usable(root) if config.contrasts and source.is_file() else items
+    domains = {o.key: domain_in(o, o.path.relative_to(root).as_posix(), translator) for o in (*items, *around)}
+    if source_domain is not None and wanted not in {domains[o.key] for o in items}:  # a person's word
+        domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
+    elif len(items) == 1 and items[0].source != "dicom":
+        domains[items[0].key] = domains[items[0].key] or wanted
+    chosen = [item for item in items if domains[item.key] == wanted]
     if not chosen:
-        causes = sorted({f"{i.code}: {i.reason}" for i in items if not i.usable})
-        why = (
-            causes[0]
-            if causes
-            else f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
-        )
+        why = f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
         raise UserError(f"{source}: nothing to translate: {why}")
-    return [_translate_item(item, source, out, translator, target, uncertainty, force) for item in chosen]
+    style = read_reference(reference, translator, target) if reference else None
+    rows = []
+    for item in chosen:
+        place = _place(item, source, out)
+        contrasts = [_beside(item, name, around, domains) for name in config.contrasts]
+        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty)
+        if result.ood.verdict == "refuse" and not force:
+            raise Refusal(
+                "E_OUT_OF_DISTRIBUTION",
+                f"{item.path.name} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
+                "check its domain, or insist with --force",
+            )
+        written = _write(item, place, result, translator, wanted)
+        shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
+        rows.append(
+            {
+                "series": item.key,
+                "out": str(written),
+                "domain": target,
+                "shape": list(shape),
+                "ood_score": result.ood.score,
+                "ood_verdict": result.ood.verdict,
+                "warnings": list(result.warnings),
+                "weights_sha256": translator.sha256,
+            }
+        )
+    return rows
 
 
-def _translate_item(
-    item: Item, source: Path, out: Path, translator: Translator, target: str | None, uncertainty: bool, force: bool
-) -> dict[str, Any]:
-    domain, config = target or translator.config.target, translator.config
+def read_reference(path: Path, translator: Translator, target: str | None) -> Image:
+    """Read the image of ``target`` that is or lies below ``path``; :class:`UserError` if there is not exactly one."""
+    domain, items = target or translator.config.target, _usable(path)
+    root = path if path.is_dir() else path.parent
+    if len(items) > 1:
+        items = [i for i in items if domain_in(i, i.path.relative_to(root).as_posix(), translator) == domain]
+    if len(items) != 1:
+        raise UserError(f"{path}: a style needs one image of {domain}; {len(items)} found")
+    [item] = items
+    return read_picture(item.path) if item.source == "picture" else item.load(domain)
+
+
+def _usable(path: Path) -> list[Item]:
+    """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file or folder")
+    items = inventory([path]).volumes
+    usable = [item for item in items if item.usable]
+    if not usable:
+        causes = sorted({f"{i.code}: {i.reason}" for i in items}) or ["it holds no image"]
+        raise UserError(f"{path}: nothing that can be used: {causes[0]}")
+    return usable
+
+
+def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str, str | None]) -> Item:
+    """Find the image of ``domain`` in the study, or the folder, of ``item``."""
+
+    def place(one: Item) -> str:
+        return one.series.study_uid if one.series is not None else str(one.path.parent)
+
+    found = [other for other in items if domains[other.key] == domain and place(other) == place(item)]
+    if len(found) != 1:
+        where = "DICOM study" if item.series is not None else "folder"
+        raise UserError(
+            f"{item.path.name}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
+        )
+    return found[0]
+
+
+def _translate(
+    item: Item,
+    contrasts: Sequence[Item],
+    translator: Translator,
+    domain: str,
+    target: str,
+    reference: Image | None,
+    seed: int | None,
+    uncertainty: bool,
+) -> Translation:
     if item.source == "video":
         raise UserError(f"{item.path}: video is not supported yet; extract its frames as pictures")
-    if (item.source == "picture") != (DOMAINS[config.source].dicom is None):
-        raise UserError(f"{item.path.name}: a {item.source} is no input for {config.source} -> {domain}")
-    place = _place(item, source, out)
+    if (item.source == "picture") != (DOMAINS[domain].dicom is None):
+        raise UserError(f"{item.path.name}: a {item.source} is no input for {domain} -> {target}")
     if item.source == "picture":
-        result = translate_picture(read_picture(item.path), translator, target)
-    else:
-        result = translate_volume(item.load(config.source), translator, target, uncertainty)
-    if result.ood.verdict == "refuse" and not force:
-        raise Refusal(
-            "E_OUT_OF_DISTRIBUTION",
-            f"{item.path.name} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
-            "check its domain, or insist with --force",
-        )
-    written = place
-    if isinstance(result.image, Volume):
-        if item.series is not None:
-            from importlib.metadata import version
+        if uncertainty:
+            raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
+        pixels = read_picture(item.path)
+        return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed)
+    volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
+    return translate_volume(
+        item.load(domain),
+        translator,
+        target,
+        contrasts=volumes,
+        reference=reference,
+        seed=seed,
+        uncertainty=uncertainty,
+    )
 
-            from medstyle.imaging.dicom.write import ModelIdentity, write_derived
 
-            details = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
-            name = f"medstyle {DOMAINS[config.source].label}->{DOMAINS[domain].label}"
-            model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
-            written = write_derived(result.image, item.series, out, model, source_domain=config.source)[0].parent
-            if result.uncertainty is not None:
-                write_derived(
-                    result.uncertainty, item.series, out, model, kind="uncertainty", source_domain=config.source
-                )
-        else:
-            write_volume(place, result.image, CLINICAL_NOTE)
-            if result.uncertainty is not None:
-                write_volume(_companion(place), result.uncertainty, f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+def _write(item: Item, place: Path, result: Translation, translator: Translator, domain: str) -> Path:
+    """Write image and uncertainty beside each other; returns the file, or the folder of a DICOM series."""
+    image, uncertainty = result.image, result.uncertainty
+    if not isinstance(image, Volume):
+        write_picture(place, image, SYNTHETIC_NOTE)
+    elif item.series is None:
+        write_volume(place, image, CLINICAL_NOTE)
+        if uncertainty is not None:
+            write_volume(_companion(place), uncertainty, f"UNCERTAINTY MAP {CLINICAL_NOTE}")
     else:
-        write_picture(place, result.image, SYNTHETIC_NOTE)
-    shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
-    return {
-        "series": item.key,
-        "out": str(written),
-        "domain": domain,
-        "shape": list(shape),
-        "ood_score": result.ood.score,
-        "ood_verdict": result.ood.verdict,
-        "weights_sha256": translator.sha256,
-    }
+        from importlib.metadata import version
+
+        from medstyle.imaging.dicom.write import ModelIdentity, write_derived
+
+        details = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
+        name = f"medstyle {DOMAINS[domain].label}->{DOMAINS[image.domain].label}"
+        model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
+        written = write_derived(image, item.series, place, model, source_domain=domain)[0].parent
+        if uncertainty is not None:
+            write_derived(uncertainty, item.series, place, model, kind="uncertainty", source_domain=domain)
+        return written
+    return place
 
 
 def _place(item: Item, source: Path, out: Path) -> Path:

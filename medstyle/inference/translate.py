@@ -2,97 +2,253 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medstyle.errors import Refusal
+from medstyle.errors import Refusal, UserError
+from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
-from medstyle.inference.ood import Verdict, judge
+from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.uncertainty import spread
+from medstyle.inference.windows import blend
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
+from medstyle.transforms.register import onto_grid
 
-BATCH = {"cpu": 4, "cuda": 64}  # slices at once; small batches stay in a CPU's cache
+CHUNK = {
+    "cpu": 1 << 16,
+    "cuda": 1 << 22,
+}  # pixels at once; more than a CPU's cache holds is slower (docs/benchmarks.md)
+WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
+WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
 MARGIN = 8  # pixels of air kept around the body
+STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
+
+Image = Volume | NDArray[np.uint8]  # a scan, or an RGB picture (H, W, 3)
 
 
 @dataclass(frozen=True)
 class Translation:
     """What came out: a volume on the grid of its source, or an ``(H, W, 3)`` picture.
 
-    ``uncertainty`` is in the unit of the target domain, uncalibrated; None unless asked for.
+    ``uncertainty`` is in the unit of the target domain, uncalibrated; None unless asked for. ``warnings`` says what is
+    wrong with the output, whatever the input was.
     """
 
-    image: Volume | NDArray[np.uint8]
+    image: Image
     ood: Verdict
     uncertainty: Volume | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def translate_volume(
-    volume: Volume, translator: Translator, target: str | None = None, uncertainty: bool = False
+    volume: Volume,
+    translator: Translator,
+    target: str | None = None,
+    *,
+    contrasts: Sequence[Volume] = (),
+    reference: Image | None = None,
+    seed: int | None = None,
+    uncertainty: bool = False,
 ) -> Translation:
     """Render ``volume`` in ``target`` (default: the domain the translator was trained for).
 
     The output lies on exactly the grid of the source; CT is in HU, MR in the units of the median training image.
+
+    Args:
+        volume: of any domain of the translator; it was trained from ``config.source``.
+        translator: see :class:`Translator`.
+        target: one of the translator's domains.
+        contrasts: the other scans of the subject that the translator needs, on any grid and in any order.
+        reference: a scan of ``target`` whose style is taken.
+        seed: draws a style.
+        uncertainty: also measure how much the output changes where it should not.
+
+    Raises:
+        UserError: a domain, a contrast or a source of style is not what the translator was trained with.
+        Refusal: ``E_EMPTY`` there is no body to translate.
     """
-    return translate_prepared(prepare_source(volume, translator), translator, target, uncertainty)
+    style = style_of(translator, target, reference, seed)
+    prepared = prepare_source(volume, translator, contrasts)
+    return translate_prepared(prepared, translator, target, style=style, uncertainty=uncertainty)
 
 
-def prepare_source(volume: Volume, translator: Translator) -> Prepared:
-    """Clean and grid ``volume`` as the translator's training images were."""
-    return prepare(volume, parse(Preparation, translator.config.preparation, "translator preparation"))
+def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[Volume] = ()) -> Prepared:
+    """Clean and grid ``volume`` and its contrasts as the translator's training images were."""
+    config = translator.config
+    translator.index(volume.domain)
+    settings = parse(Preparation, config.preparation, "translator preparation")
+    given = [other.domain for other in contrasts]
+    if sorted(given) != sorted(config.contrasts):
+        needs = " and ".join(config.contrasts) or "nothing"
+        raise UserError(f"this translator needs {needs} beside {config.source}, not {' and '.join(given) or 'nothing'}")
+    prepared = prepare(volume, settings)
+    if not contrasts:
+        return prepared
+    stack = [prepared.slices]
+    for other in sorted(contrasts, key=lambda other: config.contrasts.index(other.domain)):
+        stack.append(prepare(onto_grid(other, volume, rigid=config.registration == "rigid"), settings).slices)
+    return replace(prepared, slices=torch.cat(stack, 1))
+
+
+def style_of(
+    translator: Translator,
+    target: str | None = None,
+    reference: Image | None = None,
+    seed: int | None = None,
+) -> list[Tensor]:
+    """Return the style codes of ``target``: of a reference image of it, of a seed, else its own."""
+    if reference is None:
+        return translator.style(target, seed=seed)
+    if seed is not None:
+        raise UserError("a style comes from a reference or from a seed, not from both")
+    domain, config = target or translator.config.target, translator.config
+    translator.index(domain)
+    if isinstance(reference, Volume) != (DOMAINS[domain].dicom is not None):
+        raise UserError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
+    if "reference" not in config.architecture.style:
+        return translator.style(domain, torch.empty(1))  # says so
+    images = _reference_images(reference, translator, domain)
+    return translator.style(domain, images)
+
+
+def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
+    """Return ``(R, C, ...)`` images in network units, framed as the training images were."""
+    from monai.transforms import Resize, ResizeWithPadOrCrop
+
+    config = translator.config
+    if isinstance(reference, Volume):
+        if reference.domain != domain:
+            raise UserError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
+        prepared = prepare(reference, parse(Preparation, config.preparation, "translator preparation"))
+        if not prepared.foreground.any():
+            raise Refusal("E_EMPTY", "the reference shows no body: every voxel has about the same value")
+        if config.architecture.dimensions == 3:
+            images = prepared.slices.movedim(1, 0)[None]
+        else:
+            depths = np.flatnonzero(prepared.foreground.any(axis=(1, 2)))
+            where = np.unique(np.quantile(depths, STYLE_SLICES, method="nearest"))
+            images = prepared.slices[torch.from_numpy(where)]
+    else:
+        images = picture_slices(reference, domain)
+        if config.size:
+            scale = max(n / m for n, m in zip(config.size, images.shape[2:], strict=True))
+            fit = Resize([max(n, round(m * scale)) for n, m in zip(config.size, images.shape[2:], strict=True)],
+                         mode="bilinear", anti_aliasing=True)  # fmt: skip
+            images = torch.as_tensor(np.asarray(fit(images[0])))[None]
+    if not config.size:
+        return images
+    framed = ResizeWithPadOrCrop(config.size, mode="constant", value=-1)(images.flatten(0, 1))
+    return torch.as_tensor(np.asarray(framed)).unflatten(0, images.shape[:2])
 
 
 def translate_prepared(
-    prepared: Prepared, translator: Translator, target: str | None = None, uncertainty: bool = False
+    prepared: Prepared,
+    translator: Translator,
+    target: str | None = None,
+    *,
+    style: list[Tensor] | None = None,
+    uncertainty: bool = False,
 ) -> Translation:
-    """Do as :func:`translate_volume` for a source that is prepared already."""
+    """Do as :func:`translate_volume` for a source that is prepared already, in a style of :func:`style_of`."""
     target = target or translator.config.target
     if not prepared.foreground.any():
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
-    box = _body(prepared.foreground, translator.multiple)
-    inside = prepared.slices[:, :, *box]
-    made = synthesise(translator, inside, target)
-
-    def whole(values: Tensor, fill: float) -> Tensor:
-        out = torch.full_like(prepared.slices, fill)
-        out[:, :, *box] = values
-        return out
-
-    image = prepared.restore(whole(made, -1.0), target, fingerprint)
+    verdict = judge(prepared.slices[:, :1], translator, prepared.source.domain)
+    box = (..., *_body(prepared.foreground, translator.multiple))
+    made = torch.full_like(prepared.slices[:, :1], -1)
+    deviation = torch.zeros_like(made) if uncertainty else None
+    inside = None if deviation is None else deviation[box]
+    synthesise(translator, prepared.slices[box], target, style=style, out=made[box], deviation=inside)
     extra = None
-    if uncertainty:
-        deviation = torch.cat(
-            [
-                spread(translator, x, target, y)
-                for x, y in zip(_chunks(inside, translator), _chunks(made, translator), strict=True)
-            ]
-        )
-        unit = (fingerprint.high - fingerprint.low) / 2
-        extra = prepared.source.with_voxels(prepared.to_source_grid(whole(deviation * unit, 0.0)[:, 0].numpy()), target)
-    return Translation(image, judge(prepared.slices, translator), extra)
+    if deviation is not None:
+        deviation *= (fingerprint.high - fingerprint.low) / 2
+        extra = prepared.source.with_voxels(prepared.to_source_grid(deviation[:, 0].numpy()), target)
+    warnings = oddities(made, prepared.foreground)
+    return Translation(prepared.restore(made, target, fingerprint), verdict, extra, warnings)
 
 
-def translate_picture(pixels: NDArray[np.uint8], translator: Translator, target: str | None = None) -> Translation:
-    """Render an ``(H, W, 3)`` RGB picture in ``target``, at its own size."""
-    target = target or translator.config.target
-    slices = picture_slices(pixels, translator.config.source)
-    return Translation(slices_picture(synthesise(translator, slices, target), target), judge(slices, translator))
+def translate_picture(
+    pixels: NDArray[np.uint8],
+    translator: Translator,
+    target: str | None = None,
+    *,
+    domain: str | None = None,
+    reference: Image | None = None,
+    seed: int | None = None,
+) -> Translation:
+    """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
+
+    Default: from the domain that the translator was trained from to the one it was trained for.
+    """
+    target, domain = target or translator.config.target, domain or translator.config.source
+    translator.index(domain)
+    style = style_of(translator, target, reference, seed)
+    slices = picture_slices(pixels, domain)
+    made = synthesise(translator, slices, target, style=style)
+    return Translation(slices_picture(made, target), judge(slices, translator, domain), warnings=oddities(made))
 
 
-def synthesise(translator: Translator, slices: Tensor, target: str) -> Tensor:
-    """Run the generator over slices ``(N, C, H, W)`` in batches; returns float32 on the CPU."""
-    return torch.cat([translator(chunk, target).float() for chunk in _chunks(slices, translator)])
+@torch.inference_mode()
+def synthesise(
+    translator: Translator,
+    content: Tensor,
+    target: str | None = None,
+    *,
+    style: list[Tensor] | None = None,
+    out: Tensor | None = None,
+    deviation: Tensor | None = None,
+) -> Tensor:
+    """Render a stack of slices; never more than a few of them, or one window, are at work at once.
+
+    Args:
+        translator: 2-D: slices one by one; 2.5-D: each with its neighbours; 3-D: windows of its training size.
+        content: ``(D, M, H, W)`` in network units, a view or not; ``M`` counts the channels of source and contrasts.
+        target: default: the trained one.
+        style: of :meth:`Translator.style`; default: the target's.
+        out: ``(D, C, H, W)`` to fill, a view or not; default: a new one.
+        deviation: filled with :func:`spread`, which is not computed without it. Where windows overlap it is the
+            blend of theirs.
+    """
+    architecture, training = translator.config.architecture, translator.config.size
+    codes = style or translator.style(target)
+    if out is None:
+        channels = DOMAINS[translator.config.domains[0]].channels
+        out = content.new_empty((len(content), channels, *content.shape[2:]))
+    outs = [out] if deviation is None else [out, deviation]
+
+    def render(x: Tensor) -> Sequence[Tensor]:
+        return [translator(x, style=codes)] if deviation is None else spread(translator, x, codes)
+
+    if architecture.dimensions == 3:
+        volume = content.movedim(0, 1)[None]
+        blend(render, volume, training or volume.shape[2:], [image.movedim(0, 1)[None] for image in outs])
+        return out
+    height, width = content.shape[2:]
+    large = height * width > WHOLE
+    size = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
+    step = max(1, CHUNK[translator.device.type] // (height * width))
+    for start in range(0, len(content), step):
+        chunk = torch.arange(start, min(start + step, len(content)))
+        x = _with_neighbours(content, chunk, architecture.neighbours)
+        blend(render, x, size, [image[start : start + step] for image in outs])
+    return out
 
 
-def _chunks(slices: Tensor, translator: Translator) -> list[Tensor]:
-    return list(slices.split(BATCH[translator.device.type]))
+def _with_neighbours(content: Tensor, chunk: Tensor, neighbours: int) -> Tensor:
+    """Return slices ``chunk`` of ``(D, M, H, W)`` as ``(N, M B, H, W)``: channel ``m B + b``, the ends repeated."""
+    if neighbours == 1:
+        return content[chunk[0] : chunk[-1] + 1]
+    beside = torch.arange(neighbours) - neighbours // 2
+    where = (chunk[:, None] + beside).clamp(0, len(content) - 1)
+    return content[where].transpose(1, 2).flatten(1, 2)
 
 
 def _body(foreground: NDArray[np.bool_], multiple: int) -> tuple[slice, slice]:

@@ -1,27 +1,45 @@
-"""How much the output changes under changes of the input that should not matter."""
+"""How much the output changes from one member of an ensemble to the next, and where it should not change at all."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from medstyle.networks.translator import Translator
 
-SHIFTS = ((0, 3), (3, 0), (-3, -3))  # pixels; odd against the strides of the network
+SHIFTS = ((0, 3), (3, 0), (5, 5))  # pixels down and right; odd against the strides of the network
 
 
-def spread(translator: Translator, slices: Tensor, domain: str | None, plain: Tensor) -> Tensor:
-    """Return the standard deviation ``(N, C, H, W)`` over test-time augmentation: shifts and a left-right mirror.
+def spread(translator: Translator, x: Tensor, style: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the mean over members, as without this function, and the standard deviation, both ``(N, C, ...)``.
 
-    It is not calibrated against the error. ``plain`` is the output without augmentation, which counts as one sample.
+    The deviation is over members times test-time augmentation: the image as it is, shifted, and mirrored left to right
+    where the translator may be. It is not calibrated against the error.
     """
-    total, squares = plain.clone(), plain.square()
-    samples: list[Tensor] = [translator(slices.flip(-1), domain).flip(-1)]
-    for shift in SHIFTS:
-        moved = torch.roll(slices, shift, (-2, -1))
-        samples.append(torch.roll(translator(moved, domain), tuple(-s for s in shift), (-2, -1)))
-    for sample in samples:
-        total += sample
-        squares += sample.square()
-    n = len(samples) + 1
-    return (squares / n - (total / n).square()).clamp(min=0).sqrt()
+    views: list[tuple[int, int, bool]] = [(0, 0, False), *((*shift, False) for shift in SHIFTS)]
+    if translator.config.mirror:
+        views.append((0, 0, True))
+    first: Tensor | None = None
+    plain, total, squares = torch.zeros(3)
+    for view in views:
+        for y in translator.each(_change(x, *view), style):
+            back = _undo(y, *view)
+            if view == views[0]:
+                plain = plain + back
+            first = back if first is None else first
+            apart = back - first  # small numbers: squares of large ones would round their differences away
+            total, squares = total + apart, squares + apart**2
+    n = len(views) * len(translator.members)
+    return plain / len(translator.members), (squares / n - (total / n) ** 2).clamp(min=0).sqrt()
+
+
+def _change(x: Tensor, down: int, right: int, mirror: bool) -> Tensor:
+    """Repeat the first rows and columns, so that the rest moves and nothing comes in from the other side."""
+    padding = (right, 0, down, 0, *[0] * (2 * (x.ndim - 4)))
+    moved = F.pad(x, padding, mode="replicate") if down or right else x
+    return moved.flip(-1) if mirror else moved
+
+
+def _undo(y: Tensor, down: int, right: int, mirror: bool) -> Tensor:
+    return y.flip(-1) if mirror else y[..., down:, right:]

@@ -13,24 +13,31 @@ def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
     centre of mass within the body's own height and depth. They tell other contrasts, modalities, noise and
     orientations from the ones that were trained on; anatomy moves them little.
     """
-    body = slices > -0.999
-    inside = slices[body]
-    if inside.size == 0:
-        return np.zeros(21)
     levels = np.linspace(-1, 1.5, 17)[1:]
-    cumulative = np.searchsorted(np.sort(inside), levels) / inside.size
-    share = body.mean(axis=(1, 2, 3))
-    rows = np.abs(np.diff(slices, axis=2)).mean() / max(share.mean(), 1e-6)
-    columns = np.abs(np.diff(slices, axis=3)).mean() / max(share.mean(), 1e-6)
-    weight = np.where(body, slices + 1, 0)
-    lean, rise = (
-        _centre(weight.sum(axis=(0, 1, 3)), body.any(axis=(0, 1, 3))),
-        _centre(weight.sum(axis=(1, 2, 3)), body.any(axis=(1, 2, 3))),
-    )
-    return np.array([*cumulative, share.mean(), rows, columns, lean, rise])
+    depth, channels, height, width = slices.shape
+    below, rows, columns = np.zeros(16), 0.0, 0.0
+    by_depth, by_row = np.zeros(depth), np.zeros(height)
+    in_depth, in_row = np.zeros(depth, int), np.zeros(height, int)
+    for z, one in enumerate(slices):  # slice by slice: a scan may fill the memory
+        body = one > -0.999
+        below += np.searchsorted(np.sort(one[body]), levels)
+        rows += np.abs(np.diff(one, axis=1)).sum(dtype=float)
+        columns += np.abs(np.diff(one, axis=2)).sum(dtype=float)
+        weight = np.where(body, one + 1, 0).sum(axis=(0, 2), dtype=float)
+        by_row += weight
+        by_depth[z] = weight.sum()
+        in_row += body.sum(axis=(0, 2))
+        in_depth[z] = body.sum()
+    inside = int(in_depth.sum())
+    if inside == 0:
+        return np.zeros(21)
+    lines = depth * channels
+    share = inside / slices.size
+    edges = rows / (lines * (height - 1) * width) / share, columns / (lines * height * (width - 1)) / share
+    return np.array([*below / inside, share, *edges, _centre(by_row, in_row), _centre(by_depth, in_depth)])
 
 
-def _centre(profile: NDArray, extent: NDArray | np.bool_) -> float:
+def _centre(profile: NDArray, extent: NDArray) -> float:
     """Return the centre of mass of a profile within the body's extent, from -1 (first) to 1 (last)."""
     where = np.flatnonzero(extent)
     place = np.linspace(-1, 1, where[-1] - where[0] + 1)

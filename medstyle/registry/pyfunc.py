@@ -1,7 +1,7 @@
 """The served model, logged as models-from-code: weights are safetensors, nothing is unpickled.
 
-Each row holds one image as bytes: DICOM, NIfTI, PNG, JPEG, NPY, or a zip of a DICOM series. The answer holds the
-synthetic image in the same container, base64, with its scores.
+Each row holds one image as bytes: DICOM, NIfTI, PNG, JPEG, NPY, or a zip of a DICOM series, or of all series that the
+translator needs. The answer holds the synthetic image in the same container, base64, with its scores.
 """
 
 from __future__ import annotations
@@ -117,67 +117,67 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         rows = []
         for number, (image, reference) in enumerate(zip(model_input["image"], references, strict=True)):
             try:
-                if reference:
-                    raise UserError("this model has one style per domain and takes no reference")
-                if int(params.get("seed", -1)) >= 0:
-                    raise UserError("this model is deterministic and takes no seed")
-                rows.append(self._answer(bytes(image), params))
+                rows.append(self._answer(bytes(image), params, bytes(reference or b"")))
             except UserError as error:
                 raise MlflowException(f"row {number}: {error}", error_code=BAD_REQUEST) from None
         return pd.DataFrame(rows)
 
-    def _answer(self, data: bytes, params: dict[str, Any]) -> dict[str, Any]:
+    def _answer(self, data: bytes, params: dict[str, Any], reference: bytes) -> dict[str, Any]:
         from medstyle.errors import UserError
 
         container = container_of(data)
         output = params.get("output") or "same"
         if output not in ("same", "npy"):
             raise UserError(f"output {output!r} is not known; use same or npy")
+        if output == "npy" and container != "npy":
+            raise UserError("output npy needs an npy input")
         config = self.translator.config
         target = params.get("target") or config.target
         self.translator.index(target)
-        if container == "npy" or output == "npy":
-            return self._array(data, container, target, bool(params.get("uncertainty")))
-        from medstyle.inference.files import translate_path
+        seed, uncertainty = int(params.get("seed", -1)), bool(params.get("uncertainty"))
+        from medstyle.inference.files import read_reference, translate_path
 
         with tempfile.TemporaryDirectory() as name:  # mode 0700, removed whatever happens
             folder = Path(name)
+            options: dict[str, Any] = {
+                "target": target,
+                "seed": seed if seed >= 0 else None,
+                "uncertainty": uncertainty,
+            }
+            style = _put(reference, folder / "style") if reference else None
+            if container == "npy":
+                return self._array(
+                    data, {**options, "reference": style and read_reference(style, self.translator, target)}
+                )
             content_type, suffix = CONTENT[container]
-            inside, out = folder / f"image{suffix}", folder / f"out{suffix}"
-            if container == "zip":
-                inside, out = folder / "series", folder / "out"
-                inside.mkdir()
-                unpack(data, inside)
-            else:
-                inside.write_bytes(data)
+            inside = _put(data, folder / "image")
             [result, *more] = translate_path(
                 inside,
-                out,
+                folder / ("out" if container == "zip" else f"out{suffix}"),
                 self.translator,
-                target=target,
                 source_domain=None if container == "zip" else config.source,
-                uncertainty=bool(params.get("uncertainty")),
                 force=True,
+                reference=style,
+                **options,
             )
             if more:
                 raise UserError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
             made = Path(result["out"])
             extra = sorted(p for p in folder.rglob("*uncertainty*") if p != made)
+            single = result["shape"][0] == 1
             return {
                 "image": _encode(made, container),
                 "content_type": content_type,
                 "uncertainty": _encode(extra[0], container) if extra else "",
-                **self._facts(target, result["ood_score"], result["ood_verdict"], result["shape"][0] == 1),
+                **self._facts(target, result["ood_score"], result["ood_verdict"], single, result["warnings"]),
             }
 
-    def _array(self, data: bytes, container: str, target: str, uncertainty: bool) -> dict[str, Any]:
-        """Answer with a float32 NPY of voxel values: ``(D, H, W)``, or the input's shape for an NPY input."""
-        from medstyle.errors import Refusal, UserError
+    def _array(self, data: bytes, options: dict[str, Any]) -> dict[str, Any]:
+        """Answer with a float32 NPY of voxel values of the input's shape, ``(H, W)`` or ``(D, H, W)``."""
+        from medstyle.errors import Refusal
         from medstyle.imaging.volume import Volume
         from medstyle.inference.translate import translate_volume
 
-        if container != "npy":
-            raise UserError("output npy needs an npy input")
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError):
@@ -185,19 +185,19 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise Refusal("E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.dtype} {array.shape}")
         voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
-        result = translate_volume(
-            Volume(voxels, np.eye(4), self.translator.config.source), self.translator, target, uncertainty
-        )
+        volume = Volume(voxels, np.eye(4), self.translator.config.source)
+        result = translate_volume(volume, self.translator, **options)
         assert isinstance(result.image, Volume)
+        single, warnings = len(voxels) == 1, list(result.warnings)
         return {
             "image": _npy(result.image.voxels.reshape(array.shape)),
             "content_type": CONTENT["npy"][0],
             "uncertainty": _npy(result.uncertainty.voxels.reshape(array.shape)) if result.uncertainty else "",
-            **self._facts(target, result.ood.score, result.ood.verdict, len(voxels) == 1),
+            **self._facts(options["target"], result.ood.score, result.ood.verdict, single, warnings),
         }
 
-    def _facts(self, target: str, score: float, verdict: str, single: bool) -> dict[str, Any]:
-        warnings = []
+    def _facts(self, target: str, score: float, verdict: str, single: bool, found: list[str]) -> dict[str, Any]:
+        warnings = list(found)
         if verdict != "ok":
             warnings.append(f"out-of-distribution verdict: {verdict}")
         if single:
@@ -209,6 +209,18 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             "weights_sha256": self.translator.sha256,
             "warnings": "; ".join(warnings),
         }
+
+
+def _put(data: bytes, path: Path) -> Path:
+    """Write an image where the readers look: a folder of slices for a zip, else a file with its container's suffix."""
+    container = container_of(data)
+    if container == "zip":
+        path.mkdir()
+        unpack(data, path)
+        return path
+    file = path.with_name(path.name + CONTENT[container][1])
+    file.write_bytes(data)
+    return file
 
 
 def _npy(array: np.ndarray) -> str:

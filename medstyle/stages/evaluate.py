@@ -65,12 +65,11 @@ def run(
     images: dict[str, dict[str, Path]] = {}
     for item in items:
         images.setdefault(item["subject"], {})[item["domain"]] = scans / item["path"]
-    subjects = [s for s in store.subjects("test") if translator.config.source in images[s]]
-    protocol = PROTOCOLS[params.protocol]
-    if protocol.paired:
-        subjects = [s for s in subjects if translator.config.target in images[s]]
+    protocol, config = PROTOCOLS[params.protocol], translator.config
+    needed = {config.source, *config.contrasts, *([config.target] if protocol.paired else [])}
+    subjects = [s for s in store.subjects("test") if needed <= set(images[s])]
     if not subjects:
-        raise UserError("evaluate: no test subject has the images that the protocol needs; raise denoise.test")
+        raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; raise denoise.test")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
@@ -175,7 +174,8 @@ class _Scans:
         config = self.translator.config
         modality = DOMAINS[config.target]
         source = read_volume(images[config.source], config.source)
-        prepared = prepare_source(source, self.translator)
+        contrasts = [read_volume(images[name], name) for name in config.contrasts]
+        prepared = prepare_source(source, self.translator, contrasts)
         made = translate_prepared(prepared, self.translator).image
         assert isinstance(made, Volume)
         outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}

@@ -19,18 +19,23 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    low, high = np.percentile(values, (0.1, 99.9))
+    low, high = np.percentile(values, (0.1, 99.9)).astype(np.float32)  # doubles would double what is clipped
     if high <= low:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)
     mask = clipped > low + (threshold_otsu(clipped) - low) / 2
+    del clipped  # a large scan fills memory with few copies
     mask = ndimage.binary_opening(
         mask, ndimage.generate_binary_structure(2, 1)[..., None]
     )  # in-plane: one slice may come
     labels, count = ndimage.label(mask)
     if count == 0:
         return np.zeros(values.shape, bool)
-    mask = labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+    sizes = np.zeros(count + 1, int)
+    for plane in labels:  # one by one, because bincount widens what it counts
+        sizes += np.bincount(plane.ravel(), minlength=count + 1)
+    mask = labels == 1 + np.argmax(sizes[1:])
+    del labels
     for z in range(mask.shape[-1]):
         mask[..., z] = ndimage.binary_fill_holes(ndimage.binary_closing(mask[..., z], iterations=2))
     return mask
@@ -68,7 +73,7 @@ class Denoise(Transform):
         from scipy import ndimage
         from skimage.restoration import denoise_nl_means
 
-        values = np.asarray(volume[0], np.float32)
+        values = volume[0].float().numpy().copy()  # the input may share the memory of the scan itself
         if self.method == "median":
             values = ndimage.median_filter(values, size=(3, 3, 1))
         else:

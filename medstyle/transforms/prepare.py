@@ -16,7 +16,7 @@ from monai.transforms import Compose, Orientation, Spacing
 from numpy.typing import NDArray
 
 from medstyle.errors import UserError
-from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.modality import DOMAINS, Fingerprint, Modality
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
@@ -46,7 +46,8 @@ class Prepared:
     """Network slices of one volume with everything needed to return to its grid.
 
     Attributes:
-        slices: ``(D, 1, H, W)`` float32 in network units, axial from inferior to superior, -1 outside the body.
+        slices: ``(D, M, H, W)`` float32 in network units, axial from inferior to superior, -1 outside the body; the
+            volume's own first, then those of its contrasts, where there are any.
         foreground: ``(D, H, W)`` bool, the body.
         fingerprint: what -1 and +1 stand for in this volume.
         source: the volume it was made from.
@@ -61,22 +62,45 @@ class Prepared:
 
     def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
         """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
+        modality = DOMAINS[domain]
+        made = self._back(self._above_air(slices, modality, fingerprint))
+        made += np.float32(modality.air)
+        return self.source.with_voxels(made, domain)
+
+    def _above_air(self, slices: torch.Tensor, modality: Modality, fingerprint: Fingerprint) -> NDArray[np.float32]:
         from scipy.ndimage import binary_dilation
 
-        modality = DOMAINS[domain]
-        values = modality.denormalise(slices[:, 0].float().cpu().numpy(), fingerprint)
         # a margin, because skin that is dark in the source may be bright in the target
         body = binary_dilation(self.foreground, np.ones((1, 3, 3), bool), iterations=RIM)
-        painted = np.where(body, values, np.float32(modality.air))
-        return self.source.with_voxels(self.to_source_grid(painted, modality.air), domain)
+        values = np.zeros(body.shape, np.float32)
+        for painted, inside, one in zip(values, body, slices, strict=True):  # memory holds few copies of a large scan
+            scaled = one[0].float().cpu().numpy()[inside]
+            painted[inside] = modality.denormalise(scaled, fingerprint) - np.float32(modality.air)
+        return values
 
     def to_source_grid(self, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
         """Bring ``(D, H, W)`` values on the prepared grid back to the source's voxel grid."""
-        grid = self._grid.clone()
-        # MONAI pads with zeros or edges; shifting makes zero the fill value
-        grid[0] = torch.from_numpy(np.ascontiguousarray(values.transpose(2, 1, 0) - fill))
+        back = self._back(values - np.float32(fill))  # MONAI pads with zeros or edges; zero becomes the fill value
+        back += np.float32(fill)
+        return back
+
+    def _back(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        grid = MetaTensor(torch.from_numpy(values.transpose(2, 1, 0))[None]).copy_meta_from(self._grid)
         back = self._geometry.inverse(grid)
-        return np.ascontiguousarray(np.asarray(back[0], np.float32).transpose(2, 1, 0)) + np.float32(fill)
+        return np.ascontiguousarray(np.asarray(back[0], np.float32).transpose(2, 1, 0))
+
+
+def axial(volume: Volume, settings: Preparation) -> tuple[MetaTensor, Compose]:
+    """Bring voxels onto the axial grid, ``(1, W, H, D)``; may share the volume's memory. Returns the way there too."""
+    geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
+    if settings.spacing_mm is not None:
+        geometry.append(
+            Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True)
+        )
+    chain = Compose(geometry)
+    voxels = np.require(volume.voxels, np.float32, ["C", "W"])  # what torch can wrap without a copy
+    affine = torch.from_numpy(LPS_TO_RAS @ volume.affine)
+    return chain(MetaTensor(torch.from_numpy(voxels.transpose(2, 1, 0))[None], affine=affine)), chain
 
 
 def prepare(volume: Volume, settings: Preparation) -> Prepared:
@@ -87,28 +111,21 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
         settings: the chain's parameters.
     """
     modality = DOMAINS[volume.domain]
-    geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
-    if settings.spacing_mm is not None:
-        geometry.append(
-            Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True)
-        )
-    chain = Compose(geometry)
-    tensor = MetaTensor(
-        torch.from_numpy(np.ascontiguousarray(volume.voxels.transpose(2, 1, 0)))[None],
-        affine=torch.from_numpy(LPS_TO_RAS @ volume.affine),
-    )
-    grid = chain(tensor)
+    grid, chain = axial(volume, settings)
     values: torch.Tensor = grid.as_tensor().float()
     if modality.dicom == "MR":
         values = Denoise(settings.denoise, rician=True)(values)
         if settings.bias_field:
             values = CorrectBias()(values)
     array = np.asarray(values[0])
-    foreground = foreground_mask(array)
-    fingerprint = modality.fingerprint(array, foreground)
-    scaled = np.where(foreground, modality.normalise(array, fingerprint), np.float32(-1))
-    slices = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 1, 0)))[:, None]
-    return Prepared(slices, foreground.transpose(2, 1, 0), fingerprint, volume, grid, chain)
+    mask = foreground_mask(array)
+    fingerprint = modality.fingerprint(array, mask)
+    foreground = np.ascontiguousarray(mask.transpose(2, 1, 0))
+    slices = torch.full((len(foreground), 1, *foreground.shape[1:]), -1.0)
+    for scaled, inside, one in zip(slices.numpy(), foreground, array.transpose(2, 1, 0), strict=True):
+        scaled[0][inside] = modality.normalise(one[inside], fingerprint)
+    where = MetaTensor(torch.zeros(0)).copy_meta_from(grid)  # the way back needs no voxels
+    return Prepared(slices, foreground, fingerprint, volume, where, chain)
 
 
 def picture_slices(pixels: NDArray[np.uint8], domain: str) -> torch.Tensor:

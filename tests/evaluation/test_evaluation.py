@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from medstyle.evaluation.baselines import BASELINES, histogram_matching
-from medstyle.evaluation.protocols import PROTOCOLS
+from medstyle.evaluation.protocols import PROTOCOLS, through_plane
 from medstyle.evaluation.safety import lesions, survival
 from medstyle.evaluation.statistics import paired_test, summary
 
@@ -41,6 +41,31 @@ def test_plain_agrees_with_monai_and_ignores_what_lies_outside(image, rng):
     changed = np.where(mask, other, 0.9)
     again = PROTOCOLS["plain"].measure(changed.astype(np.float32), image, mask)
     assert again["mae"] == pytest.approx(PROTOCOLS["plain"].measure(other, image, mask)["mae"])
+
+
+FLICKER = {
+    "the same": (lambda v: v, 1.0),
+    "brighter": (lambda v: v + 0.2, 1.0),
+    "no change from slice to slice": (lambda v: np.repeat(v[:1], len(v), 0), 0.0),
+    "twice the change": (lambda v: 2 * v, 2.0),
+    "flickering": (lambda v: v + 0.5 * (np.arange(len(v)) % 2)[:, None, None], None),
+}
+
+
+@pytest.mark.parametrize("name", FLICKER)
+def test_through_plane_tells_flicker_from_blur(image, name):
+    change, expected = FLICKER[name]
+    mask = np.zeros(image.shape, bool)
+    mask[:, 8:30, 8:28] = True
+    changed = np.where(mask, change(image), 5 * image)  # what lies outside does not count
+    ratio = through_plane(changed, image, mask)
+    assert ratio > 1.5 if expected is None else ratio == pytest.approx(expected, abs=1e-3)
+    measured = PROTOCOLS["plain"].measure(changed, image, mask)["through_plane"]
+    assert measured == pytest.approx(abs(np.log(ratio)))
+
+
+def test_one_slice_has_no_plane_to_go_through(image):
+    assert PROTOCOLS["plain"].measure(image[:1], image[:1], np.ones((1, 40, 36), bool))["through_plane"] == 0
 
 
 def test_unpaired_measures_know_their_extremes(rng):

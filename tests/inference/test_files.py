@@ -1,97 +1,320 @@
+import base64
+import io
+import json
+import os
 import shutil
 import subprocess
 import sys
+import warnings
+import zipfile
 
 import numpy as np
+import pandas as pd
 import pytest
+from mlflow.exceptions import MlflowException
 
-from medstyle import Refusal, Translator, UserError, read_volume, translate_path
+from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
+from medstyle.imaging.dicom.acquired import write_series
 from tests.conftest import ROOT
+from tests.inference.conftest import ANYTHING, Plain, head, make_translator
 
 CHECKER = ROOT.parent / "shared/tools/check_derived_dicom.py"
+LABELS = {"mr_t1": "T1 SE", "mr_t2": "T2 SE", "mr_flair": "FLAIR"}
 
 
 @pytest.fixture(scope="module")
-def translator(run):
-    return Translator.load(run.translator)
+def translator():
+    return make_translator()
 
 
-def scan(run):
-    return next((run.root / "data/scans").glob("*/mr_t1.nii.gz"))
+@pytest.fixture
+def nifti(tmp_path):
+    """Write one subject's scans as ingest does."""
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    for domain in LABELS:
+        write_volume(folder / f"{domain}.nii.gz", head(domain))
+    return folder
 
 
-def test_a_study_becomes_a_derived_series(run, translator, tmp_path):
-    """The T1 series of the study is found by the model's own rules, and the T2 series is left alone."""
+@pytest.fixture
+def study(tmp_path):
+    return write_study(tmp_path / "studies" / "A")
+
+
+def write_study(folder, number=1, domains=tuple(LABELS)):
+    """Write a DICOM study of drawn heads."""
+    for series, domain in enumerate(domains, 1):
+        attributes = {
+            "SeriesDescription": LABELS[domain],
+            "PatientName": "Nobody",
+            "PatientID": f"P{number}",
+            "StudyID": str(number),
+            "StudyInstanceUID": f"1.2.{number}",
+            "SeriesInstanceUID": f"1.2.{number}.{series}",
+            "FrameOfReferenceUID": f"1.2.{number}.9",
+            "SeriesNumber": series,
+            "PatientPosition": "HFS",
+        }
+        volume = head(domain, seed=number)
+        write_series(folder / domain, volume, attributes, range(len(volume.voxels)))
+    return folder
+
+
+def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
+    """The T1 series of the study is found by the model's own rules, and the others are left alone."""
     import pydicom
 
-    [result] = translate_path(run.study, tmp_path / "out", translator, uncertainty=True)
+    [result] = translate_path(study, tmp_path / "out", translator, uncertainty=True)
     assert result["ood_verdict"] == "ok"
     files = sorted((tmp_path / "out").rglob("synthetic*/*.dcm"))
-    assert len(files) == 8
+    assert len(files) == 10
     made = pydicom.dcmread(files[0])
     assert made["SyntheticData"].value == "YES"
+    assert "T1->T2" in made.SeriesDescription
     assert "NOT FOR DIAGNOSIS" in made.SeriesDescription
-    assert len(list((tmp_path / "out").rglob("uncertainty*/*.dcm"))) == 8
+    assert len(list((tmp_path / "out").rglob("uncertainty*/*.dcm"))) == 10
     with pytest.raises(Refusal, match="E_EXISTS"):
-        translate_path(run.study, tmp_path / "out", translator)
+        translate_path(study, tmp_path / "out", translator)
 
 
 @pytest.mark.skipif(not shutil.which("dciodvfy") or not CHECKER.is_file(), reason="dciodvfy or the checker is absent")
-def test_the_derived_series_conforms(run, translator, tmp_path):
-    translate_path(run.study, tmp_path / "out", translator)
+def test_the_derived_series_conforms(run, tmp_path):
+    translate_path(run.study, tmp_path / "out", Translator.load(run.translator))
     command = [sys.executable, str(CHECKER), str(run.study), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_dicom_and_nifti_give_the_same_voxels(run, translator, tmp_path):
-    from medstyle.imaging.dicom.deidentify import subject_key
-    from medstyle.imaging.dicom.read import read_series
-    from medstyle.imaging.dicom.scan import scan as scan_dicom
+def read_series(folder, domain):
+    from medstyle.imaging.dicom import read
+    from medstyle.imaging.dicom.scan import scan
 
-    translate_path(run.study, tmp_path / "dicom", translator)
-    [series] = scan_dicom([tmp_path / "dicom"]).series
-    by_dicom = read_series(series, "mr_t2")
-    nifti = run.root / f"data/scans/{subject_key('PHANTOM-0000')}/mr_t1.nii.gz"
-    translate_path(nifti, tmp_path / "out.nii.gz", translator)
+    [series] = scan([folder]).series
+    return read.read_series(series, domain)
+
+
+def test_dicom_and_nifti_give_the_same_voxels(study, translator, tmp_path):
+    translate_path(study, tmp_path / "dicom", translator)
+    by_dicom = read_series(tmp_path / "dicom", "mr_t2")
+    write_volume(tmp_path / "t1.nii.gz", read_series(study / "mr_t1", "mr_t1"))
+    translate_path(tmp_path / "t1.nii.gz", tmp_path / "out.nii.gz", translator)
     by_nifti = read_volume(tmp_path / "out.nii.gz", "mr_t2")
     np.testing.assert_allclose(by_dicom.affine, by_nifti.affine, atol=1e-3)
     np.testing.assert_allclose(by_dicom.voxels, by_nifti.voxels, atol=1.0)  # DICOM stores integers
 
 
-def test_nifti_output_is_marked_and_never_overwritten(run, translator, tmp_path):
+def test_nifti_output_is_marked_and_never_overwritten(nifti, translator, tmp_path):
     import nibabel
 
     out = tmp_path / "t2.nii.gz"
-    translate_path(scan(run), out, translator, uncertainty=True)
+    translate_path(nifti / "mr_t1.nii.gz", out, translator, uncertainty=True)
     assert "SYNTHETIC" in nibabel.load(out).header["descrip"].item().decode()
     assert "UNCERTAINTY" in nibabel.load(tmp_path / "t2_uncertainty.nii.gz").header["descrip"].item().decode()
     before = out.read_bytes()
     with pytest.raises(UserError, match="exists already"):
-        translate_path(scan(run), out, translator)
+        translate_path(nifti / "mr_t1.nii.gz", out, translator)
     assert out.read_bytes() == before
 
 
-def test_inputs_that_do_not_fit_are_named(run, translator, tmp_path, rng):
+def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
     from PIL import Image
 
     with pytest.raises(UserError, match="no such file"):
         translate_path(tmp_path / "none", tmp_path / "out", translator)
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(UserError, match="nothing to translate"):
+    with pytest.raises(UserError, match="nothing that can be used"):
         translate_path(tmp_path / "text.txt", tmp_path / "out", translator)
     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     with pytest.raises(UserError, match="no input for mr_t1"):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", translator)
     with pytest.raises(UserError, match="is written as one of"):
-        translate_path(scan(run), tmp_path / "out.png", translator)
+        translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.png", translator)
+    pictures = make_translator(("photo", "painting"))
+    with pytest.raises(UserError, match="pictures have none"):
+        translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, uncertainty=True)
 
 
-def test_what_is_unlike_the_training_images_needs_insistence(run, tmp_path):
-    translator = Translator.load(run.translator)
-    translator.config.reference["volume"]["largest"] = 0.01
+def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
+    strict = make_translator(reference={"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING})
     with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):
-        translate_path(scan(run), tmp_path / "out.nii.gz", translator)
+        translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict)
     assert not (tmp_path / "out.nii.gz").exists()
-    [result] = translate_path(scan(run), tmp_path / "out.nii.gz", translator, force=True)
+    [result] = translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict, force=True)
     assert result["ood_verdict"] == "refuse"
+
+
+def test_a_source_may_be_any_domain_of_the_translator(study, tmp_path):
+    """The series is found, read and named by the domain that was asked for."""
+    translator = make_translator(("mr_t1", "mr_t2", "mr_flair"))
+    [result] = translate_path(study, tmp_path / "out", translator, source_domain="mr_t2", target="mr_t1")
+    made = read_series(tmp_path / "out", "mr_t1").voxels
+    expected = translate_volume(read_series(study / "mr_t2", "mr_t2"), translator, "mr_t1").image.voxels
+    np.testing.assert_allclose(made, expected, atol=1.0)
+    assert result["domain"] == "mr_t1"
+    import pydicom
+
+    assert "T2->T1" in pydicom.dcmread(next((tmp_path / "out").rglob("*.dcm"))).SeriesDescription
+
+
+# Contrasts
+
+
+@pytest.fixture(scope="module")
+def triple():
+    return make_translator(("mr_t1", "mr_t2", "mr_flair"), contrasts=["mr_t2"])
+
+
+def test_the_contrasts_of_a_study_are_found(study, triple, tmp_path):
+    """Two studies below one folder: each source takes its contrast from its own study."""
+    write_study(study.parent / "B", 2)
+    rows = translate_path(study.parent, tmp_path / "out", triple)
+    assert len(rows) == 2
+    for row, folder in zip(rows, (study, study.parent / "B"), strict=True):
+        t1, t2 = (read_series(folder / name, name) for name in ("mr_t1", "mr_t2"))
+        expected = translate_volume(t1, triple, contrasts=[t2]).image.voxels
+        made = read_series(tmp_path / "out" / row["out"].rsplit("/", 1)[1], "mr_flair").voxels
+        np.testing.assert_allclose(made, expected, atol=1.0)
+
+
+@pytest.mark.parametrize("given", ["file", "folder"])
+def test_the_contrasts_of_a_file_lie_in_its_folder(nifti, triple, tmp_path, given):
+    source = nifti / "mr_t1.nii.gz" if given == "file" else nifti
+    [row] = translate_path(source, tmp_path / "out" if given == "folder" else tmp_path / "out.nii.gz", triple)
+    t1, t2 = (read_volume(nifti / f"{name}.nii.gz", name) for name in ("mr_t1", "mr_t2"))
+    expected = translate_volume(t1, triple, contrasts=[t2]).image.voxels
+    np.testing.assert_array_equal(read_volume(row["out"], "mr_flair").voxels, expected)
+
+
+def test_a_missing_contrast_is_named(nifti, triple, tmp_path):
+    (nifti / "mr_t2.nii.gz").unlink()
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same folder; 0 found"):
+        translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", triple)
+    study = write_study(tmp_path / "study", domains=("mr_t1", "mr_flair"))
+    write_study(tmp_path / "study/other", 2)
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same DICOM study; 0 found"):
+        translate_path(study, tmp_path / "out", triple)
+
+
+# Style
+
+
+@pytest.mark.parametrize("reference", ["mr_t2.nii.gz", ""], ids=["file", "folder"])
+def test_a_style_is_a_file_or_the_target_in_a_folder(nifti, tmp_path, reference):
+    translator = make_translator(style=("domain", "reference"), size=[48, 40])
+    source = nifti / "mr_t1.nii.gz"
+    [row] = translate_path(source, tmp_path / "out.nii.gz", translator, reference=nifti / reference)
+    t1, t2 = (read_volume(nifti / f"{name}.nii.gz", name) for name in ("mr_t1", "mr_t2"))
+    expected = translate_volume(t1, translator, reference=t2).image.voxels
+    np.testing.assert_array_equal(read_volume(row["out"], "mr_t2").voxels, expected)
+    (nifti / "mr_t2.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; 0 found"):
+        translate_path(source, tmp_path / "again.nii.gz", translator, reference=nifti / reference)
+
+
+# One answer, whichever way it is asked for
+
+
+ENV = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def medstyle(*arguments, cwd):
+    command = [sys.executable, "-c", "from medstyle.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def served():
+    """Return the served model, to be given a translator."""
+    with warnings.catch_warnings(action="ignore"):  # MLflow would like type hints that it can validate
+        from medstyle.registry.pyfunc import ServedTranslator
+    return ServedTranslator()
+
+
+def test_command_python_and_server_give_the_same_voxels(nifti, served, tmp_path):
+    translator = make_translator(style=("domain", "latent"), members=2)
+    translator.save(tmp_path / "model")
+    source = nifti / "mr_t1.nii.gz"
+    model, out = tmp_path / "model", tmp_path / "by_command.nii.gz"
+    done = medstyle("translate", source, out, "--model", model, "--seed", 3, "--uncertainty", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["domain"] == "mr_t2"
+    by_command = [read_volume(path, "mr_t2").voxels for path in (out, tmp_path / "by_command_uncertainty.nii.gz")]
+
+    loaded = Translator.load(model)
+    result = translate_volume(read_volume(source, "mr_t1"), loaded, seed=3, uncertainty=True)
+    by_python = [result.image.voxels, result.uncertainty.voxels]
+
+    served.translator = loaded
+    rows = pd.DataFrame({"image": [source.read_bytes()]})
+    row = served.predict(None, rows, {"seed": 3, "uncertainty": True}).iloc[0]
+    for number, name in enumerate(("image", "uncertainty")):
+        path = tmp_path / f"{name}.nii.gz"
+        path.write_bytes(base64.b64decode(row[name]))
+        np.testing.assert_array_equal(by_command[number], by_python[number])
+        np.testing.assert_array_equal(read_volume(path, "mr_t2").voxels, by_python[number])
+
+
+def test_the_server_takes_a_zip_of_all_contrasts(study, triple, served, tmp_path):
+    served.translator = triple
+    row = served.predict(None, pd.DataFrame({"image": [zipped(study)]})).iloc[0]
+    with zipfile.ZipFile(io.BytesIO(base64.b64decode(row["image"]))) as archive:
+        archive.extractall(tmp_path / "made")
+    translate_path(study, tmp_path / "out", triple)
+    made, expected = (read_series(folder, "mr_flair").voxels for folder in (tmp_path / "made", tmp_path / "out"))
+    np.testing.assert_array_equal(made, expected)
+    with pytest.raises(MlflowException, match="needs one image of mr_t2"):
+        served.predict(None, pd.DataFrame({"image": [zipped(study / "mr_t1")]}))
+
+
+def test_the_server_takes_style_and_warns(nifti, served):
+    translator = make_translator(style=("domain", "latent", "reference"), size=[48, 40])
+    served.translator = translator
+    image, reference = ((nifti / f"{name}.nii.gz").read_bytes() for name in ("mr_t1", "mr_t2"))
+    plain, styled = (
+        served.predict(None, pd.DataFrame({"image": [image], "reference": [column]})).iloc[0]["image"]
+        for column in (None, reference)
+    )
+    assert plain != styled
+    drawn = served.predict(None, pd.DataFrame({"image": [image]}), {"seed": 0}).iloc[0]["image"]
+    assert drawn not in (plain, styled)
+    served.translator = make_translator(generator=Plain(lambda x: 0 * x))
+    row = served.predict(None, pd.DataFrame({"image": [image]})).iloc[0]
+    assert "the output is constant" in row["warnings"]
+    for rows, params, word in (
+        ({"image": [image]}, {"seed": 4}, "not from latent"),
+        ({"image": [image], "reference": [reference]}, {}, "not from reference"),
+    ):
+        with pytest.raises(MlflowException, match=f"row 0: .*{word}"):
+            served.predict(None, pd.DataFrame(rows), params)
+
+
+def zipped(folder):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for file in folder.rglob("*.dcm"):
+            archive.write(file, file.relative_to(folder).as_posix())
+    return buffer.getvalue()
+
+
+def test_translators_join_to_an_ensemble(nifti, tmp_path):
+    both = make_translator(members=2)
+    for number, one in enumerate(both.members):
+        Translator(both.config, [one]).save(tmp_path / f"seed-{number}")
+    arguments = ["ensemble", "joined", "seed-0", "seed-1"]
+    done = medstyle(*arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 members" in done.stdout
+    volume = read_volume(nifti / "mr_t1.nii.gz", "mr_t1")
+    expected = translate_volume(volume, both).image.voxels
+    made = translate_volume(volume, Translator.load(tmp_path / "joined")).image.voxels
+    np.testing.assert_array_equal(made, expected)
+    for again, message in (
+        (arguments, "exists already"),
+        (["ensemble", "new", "seed-0", "other"], "other architecture"),
+    ):
+        make_translator(widths=(4, 8)).save(tmp_path / "other")
+        done = medstyle(*again, cwd=tmp_path)
+        assert done.returncode == 2
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

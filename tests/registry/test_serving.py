@@ -149,7 +149,7 @@ BAD = {
     "a zip of nothing": (b"PK\x03\x04broken", {}, "E_DECODE"),
     "an unknown target": (None, {"target": "ct"}, "knows mr_t1, mr_t2"),
     "an unknown output": (None, {"output": "gif"}, "output 'gif'"),
-    "a seed for a deterministic model": (None, {"seed": 4}, "deterministic"),
+    "a seed for a deterministic model": (None, {"seed": 4}, "not from latent"),
     "a picture for a scan model": ("picture", {}, "a picture is no input"),
     "objects in an NPY": ("objects", {}, "E_DECODE"),
 }

@@ -6,6 +6,8 @@ import pytest
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.stages.evaluate import Params
+from medstyle.stages.evaluate import run as evaluate
+from tests.inference.conftest import make_translator
 
 
 @pytest.fixture
@@ -43,3 +45,22 @@ def test_the_page_is_self_contained(run):
 def test_an_unknown_protocol_is_named():
     with pytest.raises(UserError, match="none of plain, unpaired"):
         Params(protocol="fid")
+
+
+@pytest.mark.parametrize("config", [{"contrasts": ["mr_t2"]}, {"dimensions": 3, "size": [4, 32, 32]}], ids=str)
+def test_every_kind_of_translator_is_measured(run, tmp_path, config):
+    translator = make_translator(**config)
+    translator.save(tmp_path / "model")
+    data = run.root / "data"
+    evaluate(Params(figures=1), data / "scans", data / "slices", tmp_path / "model", data / "raw/truth", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["subjects"] == 1
+    assert metrics["tables"]["truth"]["model"]["through_plane"]["mean"] > 0
+    assert "through_plane (lower is better)" in (tmp_path / "report.html").read_text()
+
+
+def test_a_subject_needs_every_contrast(run, tmp_path):
+    make_translator(("mr_t1", "mr_flair", "mr_t2"), contrasts=["mr_flair"]).save(tmp_path / "model")
+    data = run.root / "data"
+    with pytest.raises(UserError, match="no test subject has all of mr_flair, mr_t1, mr_t2"):
+        evaluate(Params(), data / "scans", data / "slices", tmp_path / "model", tmp_path / "truth", tmp_path)

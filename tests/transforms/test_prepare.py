@@ -5,7 +5,7 @@ import pytest
 
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
-from medstyle.transforms.prepare import LPS_TO_RAS, Preparation, prepare
+from medstyle.transforms.prepare import LPS_TO_RAS, Preparation, axial, prepare
 from tests.conftest import affine
 
 RAW = Preparation(denoise="none", bias_field=False)
@@ -25,7 +25,7 @@ ORIENTATIONS = list(itertools.product((0, 90, 180), (0, 90), (0, 10)))
 def test_every_orientation_returns_to_its_own_grid(degrees):
     volume = ramp(affine((1.0, 1.5, 3.0), degrees))
     prepared = prepare(volume, RAW)
-    grid = np.asarray(prepared._grid[0])
+    grid = np.asarray(axial(volume, RAW)[0][0])
     np.testing.assert_array_equal(prepared.to_source_grid(grid.transpose(2, 1, 0)), volume.voxels)
 
 
@@ -42,8 +42,8 @@ def test_slices_are_axial_and_go_up(degrees):
 def test_resampling_keeps_positions_both_ways(spacing):
     matrix = affine((1.2, 1.3, 3.0), (5, -8, 12))
     volume = ramp(matrix)
-    prepared = prepare(volume, Preparation(denoise="none", bias_field=False, spacing_mm=spacing))
-    grid = np.asarray(prepared._grid[0])
+    settings = Preparation(denoise="none", bias_field=False, spacing_mm=spacing)
+    prepared, grid = prepare(volume, settings), np.asarray(axial(volume, settings)[0][0])
     spacings = np.linalg.norm(np.asarray(prepared._grid.affine)[:3, :3], axis=0)
     np.testing.assert_allclose(spacings, (*spacing, 3.0), rtol=1e-3)
     point = np.array([3, 4, 5])
@@ -51,6 +51,16 @@ def test_resampling_keeps_positions_both_ways(spacing):
     assert grid[tuple(point)] == pytest.approx(position[:3] @ [1.0, 2.0, 0.5], abs=1e-3)
     back = prepared.to_source_grid(grid.transpose(2, 1, 0))
     np.testing.assert_allclose(back[:, 4:-4, 4:-4], volume.voxels[:, 4:-4, 4:-4], atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", [RAW, Preparation(bias_field=False), Preparation(denoise="median")], ids=str)
+def test_the_scan_itself_is_left_alone(settings, rng):
+    volume = head(rng, sigma=25)[0]
+    before = volume.voxels.copy()
+    prepared = prepare(volume, settings)
+    prepared.restore(prepared.slices, "mr_t1", prepared.fingerprint)
+    prepared.to_source_grid(prepared.slices[:, 0].numpy())
+    np.testing.assert_array_equal(volume.voxels, before)
 
 
 def test_a_sheared_volume_keeps_its_grid(rng):
@@ -130,4 +140,5 @@ def test_registration_finds_a_known_shift(rng):
     before, after = (float(np.abs(v.voxels - fixed.voxels).mean()) for v in (by_headers, rigid))
     assert after < 0.35 * before
     assert rigid.domain == "mr_t2"
+    np.testing.assert_array_equal(onto_grid(moving, fixed, rigid=True).voxels, rigid.voxels)
     assert onto_grid(fixed, fixed) is fixed

@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+import torch
+
+from medstyle import translate_volume
+from medstyle.inference.ood import judge, oddities
+from tests.inference.conftest import ANYTHING, Plain, make_translator
+
+BODY = np.ones((2, 8, 8), bool)
+ODD = {
+    "as usual": (lambda x: x.clamp(-1, 1), ()),
+    "constant": (lambda x: 0 * x + 0.3, ("constant",)),
+    "out of range": (lambda x: 3 * x, ("outside the range",)),
+    "both": (lambda x: 0 * x + 7, ("outside the range", "constant")),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_output_that_is_no_image_is_named(name, source):
+    function, words = ODD[name]
+    result = translate_volume(source, make_translator(generator=Plain(function)))
+    assert len(result.warnings) == len(words)
+    for word, warning in zip(words, result.warnings, strict=True):
+        assert word in warning
+
+
+def test_what_lies_outside_the_body_is_not_judged():
+    output = torch.linspace(-1, 1, 128).view(2, 1, 8, 8).clone()
+    body = BODY.copy()
+    body[:, :4] = False
+    output[:, :, :4] = 50
+    assert oddities(output, body) == ()
+    assert oddities(output)
+
+
+def test_a_domain_is_judged_by_its_own_statistics():
+    strict = {"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING}
+    reference = {"mr_t1": {"volume": ANYTHING, "slice": ANYTHING}, "mr_t2": strict}
+    translator = make_translator(reference=reference)
+    slices = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert judge(slices, translator).verdict == "ok"
+    assert judge(slices, translator, "mr_t2").verdict == "refuse"
