@@ -36,16 +36,14 @@ OURS: dict[str, dict[str, Any]] = {
     "ours_paired": {
         "training": {"batch": 2, "learning_rate": 1e-3},
         "objective": {
-            "kind": "paired", "l1": 1.0, "detail": 4.0, "structure": 0.1, "adversarial_weight": 0.02,
-            "discriminator_width": 16,
+            "kind": "paired", "weights": {"l1": 1.0, "structure": 0.1, "adversarial": 0.0}, "detail": 4.0,
         },
         "network": NETWORK,
     },
     "ours_unpaired": {
         "training": {"batch": 2, "learning_rate": 1e-3},
         "objective": {
-            "kind": "unpaired_contrastive", "adversarial": "least_squares", "adversarial_weight": 1.0,
-            "adversarial_start": 0.0, "discriminator_width": 16,
+            "kind": "unpaired_contrastive", "adversarial": "least_squares", "discriminator_width": 16,
         },
         "network": NETWORK,
     },

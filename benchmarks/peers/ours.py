@@ -38,7 +38,7 @@ def train(
     plain = {**settings, "training": {**settings.get("training", {}), **own}, "source": source, "target": target}
     params = parse(Params, plain, "benchmark")
     with tempfile.TemporaryDirectory() as scratch:
-        networks, _ = fit(
+        [networks], _ = fit(
             store,
             source,
             target,
@@ -93,7 +93,7 @@ def textbook_step(
 
     params = parse(Params, {**settings, "source": domains[0], "target": domains[1]}, "benchmark")
     networks = Networks(params.network, list(domains))
-    recipe = RECIPES[params.objective.kind](networks, params.objective, x.shape[1], 2)
+    recipe = RECIPES[params.objective.kind](networks, params.objective, (x.shape[1], x.shape[1]), 2)
     modules = {name: change(module).to(x.device) for name, module in recipe.players.items()}
     average = copy.deepcopy(networks)
     optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}
@@ -102,18 +102,19 @@ def textbook_step(
     index = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def step(number: int) -> None:
-        batch = Batch(x, y, index, index + 1, torch.Generator().manual_seed(number))
+        paired = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        batch = Batch(x, y, index, index + 1, paired, range(number, number + len(x)), number, 0.5)
         with autocast or nullcontext():
-            fake = recipe.play(batch)
+            played = recipe.play(batch)
         for phase in recipe.phases:
             if number % phase.every:
                 continue
             for optimiser in optimisers.values():
                 optimiser.zero_grad()
             with (phase.name != "r1" and autocast) or nullcontext():
-                loss, _ = phase.loss(batch, fake, 0.5)
+                loss, _ = phase.loss(batch, played)
             loss.backward()
-            for name in phase.player.split("+"):
+            for name in phase.players:
                 nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0, foreach=False)
                 optimisers[name].step()
         with torch.no_grad():
