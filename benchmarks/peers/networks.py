@@ -163,7 +163,7 @@ def gaussian_(network: nn.Module, std: float = 0.02) -> nn.Module:
 def xavier_(network: nn.Module) -> nn.Module:
     """Draw weights by Glorot's rule, biases zero (CUT, as its paper says).
 
-    Scaled by 0.02, as is common in code, short runs fail: the critic wins within 100 steps while the air is still grey.
+    Scaled by 0.02 a trial at width 16 failed: after 110 steps the critic had won while the air was still grey.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
