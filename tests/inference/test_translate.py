@@ -282,10 +282,9 @@ LARGE_KINDS = {"2-D": {}, "2.5-D": {"neighbours": 3}, "3-D": {"dimensions": 3, "
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE_KINDS)
 def test_a_large_scan_fits_into_memory(name):
-    """A volume of 630 MB takes at most 4 GB, imports and itself included."""
+    """Beside imports and the scan itself (629 MB), at most 4.7 times the scan: 4 GB in all on a CPU."""
     code = LARGE.replace("{config}", repr(LARGE_KINDS[name]))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    peak = int(done.stdout.split()[1]) * 1024
-    print(f"{name}: {peak / 1e9:.2f} GB")
-    assert peak < 4e9
+    before, peak = (int(kilobytes) * 1024 for kilobytes in done.stdout.split())
+    assert peak - before < 4.7 * 600 * 512 * 512 * 4
