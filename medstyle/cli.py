@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -139,7 +142,12 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
     from medstyle.registry.tracking import training_run
 
     run, params = _stage("train", file)
-    with training_run(params) as log:
+    processes = params.training.processes
+    if processes > 1 and "RANK" not in os.environ:  # start them: each comes back here with a rank of its own
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+        done = subprocess.run([*launcher, "-m", "medstyle.cli", "train", "--params", str(file)], check=False)
+        raise typer.Exit(done.returncode)
+    with training_run(params) if os.environ.get("RANK", "0") == "0" else nullcontext(lambda step, values: None) as log:
         run(params, Path("data/slices"), Path("models/translator"), Path("reports/training.csv"), log=log)
 
 
@@ -228,6 +236,25 @@ def _translator(reference: str) -> Any:
     from medstyle.registry.models import fetch
 
     return Translator.load(fetch(reference))
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Translator folder, or a model such as models:/medstyle@champion.")],
+    out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
+    to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
+) -> None:
+    """Write a model for other runtimes: network units in, network units out; batch and sizes are free.
+
+    Example: medstyle export models/translator model.onnx
+    """
+    from medstyle.networks.export import export as write
+
+    if out.exists():
+        raise UserError(f"{out}: exists already; remove it or choose another name")
+    translator = _translator(model)
+    write(translator, out, to)
+    print(f"{out}: sizes must be multiples of {translator.multiple}")
 
 
 @app.command()
@@ -330,3 +357,7 @@ def serve(
     from medstyle.registry.models import serve as start
 
     sys.exit(start(model, host, port, workers))
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medstyle.imaging.store import SliceStore
+from medstyle.inference.translate import body_box
 from medstyle.networks.translator import Architecture, Networks
 from medstyle.params import parse
 from medstyle.stages.train import Params
@@ -55,7 +56,10 @@ def train(
     @torch.inference_mode()
     def generate(x: Tensor) -> Tensor:
         which = torch.ones(len(x), dtype=torch.long, device=device)  # the target is the second domain
-        return networks(x.to(device), which).float().cpu()
+        box = body_box((x[:, 0] > -0.999).numpy(), networks.generator.multiple)  # as `medstyle translate` does
+        out = torch.full_like(x, -1.0)
+        out[(..., *box)] = networks(x[(..., *box)].to(device), which).float().cpu()
+        return out
 
     return generate, sum(p.numel() for p in networks.parameters())
 

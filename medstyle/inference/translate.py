@@ -162,7 +162,7 @@ def translate_prepared(
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
     verdict = judge(prepared.slices[:, :1], translator, prepared.source.domain)
-    box = (..., *_body(prepared.foreground, translator.multiple))
+    box = (..., *body_box(prepared.foreground, translator.multiple))
     made = torch.full_like(prepared.slices[:, :1], -1)
     deviation = torch.zeros_like(made) if uncertainty else None
     inside = None if deviation is None else deviation[box]
@@ -251,7 +251,7 @@ def _with_neighbours(content: Tensor, chunk: Tensor, neighbours: int) -> Tensor:
     return content[where].transpose(1, 2).flatten(1, 2)
 
 
-def _body(foreground: NDArray[np.bool_], multiple: int) -> tuple[slice, slice]:
+def body_box(foreground: NDArray[np.bool_], multiple: int) -> tuple[slice, slice]:
     """Return the in-plane box of the body with a margin, grown to a multiple of the network's stride."""
     box = []
     for axis, size in ((1, foreground.shape[1]), (2, foreground.shape[2])):

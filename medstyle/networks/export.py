@@ -20,7 +20,8 @@ class Rendering(nn.Module):
 
     def __init__(self, translator: Translator, domain: str | None = None) -> None:
         super().__init__()
-        self.members = nn.ModuleList(translator.members)
+        self.members = translator.members
+        self.generators = nn.ModuleList(networks.generator for networks in translator.members)
         for number, code in enumerate(translator.style(domain)):
             self.register_buffer(f"code_{number}", code.clone())
 
@@ -29,7 +30,7 @@ class Rendering(nn.Module):
         total = torch.zeros((), device=x.device)
         for number, networks in enumerate(self.members):
             code = getattr(self, f"code_{number}").expand(x.shape[0], -1)
-            y: Tensor = networks.generator(x, code)
+            y: Tensor = self.generators[number](x, code)
             total = total + (y + networks.content(x) if networks.residual else y)
         return total / len(self.members)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from monai.networks.blocks import Warp
@@ -38,7 +39,8 @@ class Registrar(nn.Module):
         short = [-size % 8 for size in both.shape[2:]]
         padded = nn.functional.pad(both, [n for size in reversed(short) for n in (0, size)], mode="replicate")
         field: Tensor = self.head(self.body(padded)).float()
-        field = self.limit * torch.tanh(field[(..., *(slice(size) for size in both.shape[2:]))] / self.limit)
+        inside: list[Any] = [slice(size) for size in both.shape[2:]]
+        field = self.limit * torch.tanh(field[(..., *inside)] / self.limit)
         with torch.autocast(image.device.type, enabled=False):
             warped: Tensor = self.warp(image.float(), field)
         return warped, field

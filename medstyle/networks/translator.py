@@ -99,7 +99,8 @@ class Networks(nn.Module):
         short = [-size % self.generator.multiple for size in x.shape[2:]]
         inside = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
         y: Tensor = self.generator(inside, s)
-        y = y[(..., *(slice(size) for size in x.shape[2:]))]
+        whole: list[Any] = [slice(size) for size in x.shape[2:]]
+        y = y[(..., *whole)]
         return y + self.content(x) if self.residual else y
 
 
@@ -236,9 +237,12 @@ class Translator:
         which = torch.full((n,), self.index(domain or self.config.target), device=self.device)
         image = None if reference is None else reference.to(self.device)
         z = None
-        if image is None and (seed is not None or "domain" not in self.config.architecture.style):
-            rng = torch.Generator().manual_seed(seed or 0)
-            z = torch.randn(n, LATENT, generator=rng).to(self.device)
+        if image is None and seed is not None:
+            z = torch.randn(n, LATENT, generator=torch.Generator().manual_seed(seed)).to(self.device)
+        elif image is None and "domain" not in self.config.architecture.style:
+            if "latent" not in self.config.architecture.style:
+                raise UserError("this translator takes its style from a reference image: name one with --style")
+            z = torch.zeros(n, LATENT, device=self.device)  # as validation in training has it
         return [networks.style(which, z, image).mean(0, keepdim=True) for networks in self.members]
 
     def each(self, x: Tensor, style: list[Tensor]) -> Iterator[Tensor]:
@@ -248,7 +252,8 @@ class Translator:
         inside = x.to(self.device, non_blocking=True)
         for networks, code in zip(self.members, style, strict=True):
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                yield networks.render(inside, code.expand(len(x), -1)).float().to(x.device)
+                y = networks.render(inside, code.expand(len(x), -1)).float().to(x.device)
+            yield y
 
     def __call__(self, x: Tensor, domain: str | None = None, style: list[Tensor] | None = None) -> Tensor:
         """Render content ``(N, C_in, ...)`` of any size.

@@ -22,6 +22,7 @@ from medstyle.imaging.store import SliceStore
 from medstyle.training.objectives import Batch
 from medstyle.transforms.augment import Augmentation, augment
 
+MARGIN = 8  # pixels of air kept around the bodies, as inference keeps them
 NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
 MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, where the subject has it
 
@@ -73,11 +74,29 @@ class Images:
         }
         self.subjects = sorted(subject for subject, places in self.usable.items() if len(places))
 
+    @functools.cached_property
+    def boxes(self) -> NDArray[np.int64]:
+        """Return ``(N, 4)``: the first and last row and column of each slice's body; an empty one has none."""
+        height, width = self.array.shape[2:]
+        found = np.empty((len(self.array), 4), np.int64)
+        for number, image in enumerate(self.array):
+            body = ~(image <= -0.999).all(axis=0)  # NaN is no air
+            rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
+            found[number] = (rows[0], rows[-1], columns[0], columns[-1]) if len(rows) else (height, -1, width, -1)
+        return found
+
+    def box(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
+        """Return the box of the block around a place, as :meth:`boxes` has it."""
+        boxes = self.boxes[self._around(subject, place, depth)]
+        return np.array([*boxes[:, 0:1].min(0), *boxes[:, 1:2].max(0), *boxes[:, 2:3].min(0), *boxes[:, 3:4].max(0)])
+
+    def _around(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
+        rows = self.rows[subject]
+        return rows[np.clip(np.arange(place - depth // 2, place - depth // 2 + depth), 0, len(rows) - 1)]
+
     def block(self, subject: str, place: int, depth: int) -> NDArray[np.float32]:
         """Read ``(depth, C, H, W)`` around a place; beyond the ends the last slice stands again."""
-        rows = self.rows[subject]
-        where = np.clip(np.arange(place - depth // 2, place - depth // 2 + depth), 0, len(rows) - 1)
-        return np.asarray(self.array[rows[where]], np.float32)
+        return np.asarray(self.array[self._around(subject, place, depth)], np.float32)
 
 
 class Example(NamedTuple):
@@ -104,7 +123,9 @@ class Feed:
         depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
         volumetric: whether the network is 3-D.
         augmentation: random changes.
-        rank, size: this process and how many there are; the batch is divided among them.
+        multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be; 0
+            leaves images whole.
+        rank, world: this process and how many there are; the batch is divided among them.
     """
 
     def __init__(
@@ -122,12 +143,13 @@ class Feed:
         volumetric: bool = False,
         augmentation: Augmentation,
         split: str = "train",
+        multiple: int = 1,
         rank: int = 0,
-        size: int = 1,
+        world: int = 1,
     ) -> None:
         self.domains, self.contrasts, self.paired = list(domains), list(contrasts), paired
         self.batch, self.seed, self.depth, self.volumetric = batch, seed, depth, volumetric
-        self.augmentation, self.rank, self.size = augmentation, rank, size
+        self.augmentation, self.rank, self.world = augmentation, rank, world
         self.images = {name: Images(store, name, split, foreground) for name in {*domains, *contrasts}}
         self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
         needed = [*contrasts, *([domains[1]] if paired else [])]
@@ -149,6 +171,7 @@ class Feed:
                 raise UserError(
                     f"no {split} subject has {have} {what} with enough body; check ingest.rules, denoise and the split"
                 )
+        self.multiple, self.size = multiple, self.images[self.domains[0]].array.shape[2:]
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
 
@@ -178,9 +201,10 @@ class Feed:
 
     def read(self, step: int) -> dict[str, Any]:
         """Read this process's part of the batch of ``step``, without augmentation."""
-        share = self.batch // self.size
+        share = self.batch // self.world
         first = step * self.batch + self.rank * share
-        chosen = [self.example(k) for k in range(first, first + share)]
+        every = [self.example(k) for k in range(step * self.batch, (step + 1) * self.batch)]
+        chosen = every[self.rank * share : (self.rank + 1) * share]
         inputs = [
             [
                 self._arrange(self.images[name].block(e.subject, e.place, self.depth))
@@ -197,8 +221,31 @@ class Feed:
             "target_index": torch.tensor([self.domains.index(e.target) for e in chosen]),
             "paired": torch.tensor([e.subject == e.target_subject and e.place == e.target_place for e in chosen]),
             "contrast": torch.tensor([DOMAINS[e.source].dicom != "CT" for e in chosen]),
+            "box": self._box(every),
             "seeds": [seed_of(self.seed, k, "example") for k in range(first, first + share)],
         }
+
+    def _box(self, every: list[Example]) -> tuple[slice, slice]:
+        """Return the box of the whole batch's bodies: what a generator does depends on the air that it sees."""
+        if self.multiple == 0:
+            return slice(None), slice(None)
+        boxes = [
+            self.images[name].box(subject, place, self.depth)
+            for e in every
+            for name, subject, place in [
+                *((name, e.subject, e.place) for name in (e.source, *self.contrasts)),
+                (e.target, e.target_subject, e.target_place),
+            ]
+        ]
+        if max(box[1] for box in boxes) < 0:  # air alone
+            return slice(None), slice(None)
+        low, high = np.min(boxes, axis=0)[[0, 2]] - MARGIN, np.max(boxes, axis=0)[[1, 3]] + 1 + MARGIN
+        sides = []
+        for a, b, size in zip(low, high, self.size, strict=True):
+            side = min(size, -(-int(b - a) // self.multiple) * self.multiple)
+            start = min(max(0, int(a)), size - side)
+            sides.append(slice(start, start + side))
+        return sides[0], sides[1]
 
     def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``; for a 3-D network ``(C, depth, H, W)``."""
@@ -211,6 +258,7 @@ class Feed:
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < steps else None
         source, target = (ready[name].to(device, non_blocking=True) for name in ("source", "target"))
         source, target = augment([source, target], self.augmentation, ready["seeds"], ready["contrast"])
+        source, target = source[(..., *ready["box"])], target[(..., *ready["box"])]
         return Batch(
             source,
             target,

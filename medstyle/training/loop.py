@@ -48,8 +48,8 @@ class Training:
     """Peak learning rate of the generator (AdamW): 5 % warm-up, then cosine to zero."""
     discriminator_learning_rate: float = 5e-4
     """Peak learning rate of the discriminator."""
-    ema: float = 0.995
-    """Decay per step of the moving average of the weights, which is what is exported."""
+    ema: float = 0.05
+    """The exported weights are a moving average over about this share of the steps taken so far (Karras 2024)."""
     clip: float = 1.0
     """Largest gradient norm of the generator; ten times that for the discriminator."""
     foreground: float = 0.1
@@ -147,8 +147,8 @@ class Players:
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the average towards the weights, faster at first."""
-        decay = min(self.settings.ema, (1 + step) / (10 + step))
+        """Move the average towards the weights; its memory grows with training."""
+        decay = 1 - 1 / (1 + self.settings.ema * step)
         pairs = list(zip(self.average.state_dict().values(), self.networks.state_dict().values(), strict=True))
         numbers = [(slow, fast) for slow, fast in pairs if slow.is_floating_point()]
         torch._foreach_lerp_([slow for slow, _ in numbers], [fast for _, fast in numbers], 1 - decay)
@@ -231,13 +231,15 @@ def _fit(
     if contrasts and not kind.several_contrasts:
         raise UserError(f"train.contrasts: {objective.kind} takes none; use a paired recipe")
     volumetric = architecture.dimensions == 3
+    size = [*([settings.depth] if volumetric else []), *store.array(domains[0], "train").shape[2:]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         networks = Networks(architecture, domains, 1 + len(contrasts))
         channels = networks.colours * (1 + len(contrasts)) * architecture.neighbours, networks.colours
         recipe = kind(networks, objective, channels, len(domains))
-    size = [*([settings.depth] if volumetric else []), *store.array(domains[0], "train").shape[2:]]
     recipe.check(size)
+    # boxes of many sizes would be compiled many times
+    multiple = 0 if settings.compile else math.lcm(networks.generator.multiple, 16)
     players = Players(recipe, settings, device, world)
     if settings.compile and device.type == "cuda":
         networks.generator.compile()
@@ -249,7 +251,7 @@ def _fit(
             "contrasts": contrasts, "paired": kind.paired, "everywhere": kind.directions == "all",
             "batch": settings.batch, "seed": settings.seed, "foreground": settings.foreground,
             "depth": settings.depth if volumetric else architecture.neighbours, "volumetric": volumetric,
-            "augmentation": augmentation, "rank": world.rank, "size": world.size,
+            "augmentation": augmentation, "multiple": multiple, "rank": world.rank, "world": world.size,
         }  # fmt: skip
         return Feed(store, domains, split=split, **{**arguments, **changes})
 
@@ -340,7 +342,7 @@ class Preview:
         volumetric: bool,
     ) -> None:
         plain = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
-        common = {"everywhere": False, "batch": 2 if volumetric else 32, "augmentation": plain, "rank": 0, "size": 1}
+        common = {"everywhere": False, "batch": 2 if volumetric else 32, "augmentation": plain, "rank": 0, "world": 1}
         self.volumetric = volumetric
         splits = ["validation"] if store.rows(domains[0], "validation") else []
         for split, self.paired in [(s, p) for s in [*splits, "train"] for p in (True, False)]:

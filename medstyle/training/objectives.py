@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from medstyle.errors import UserError
 from medstyle.networks.discriminator import Discriminator
+from medstyle.networks.generator import Generator
 from medstyle.networks.registrar import Registrar
 from medstyle.networks.style import LATENT
 from medstyle.networks.translator import Networks, Translator
@@ -263,7 +264,7 @@ class Paired(Recipe):
     No mask is needed: outside the body both images are the constant -1.
     """
 
-    weights: ClassVar = {"l1": 1.0, "structure": 0.2, "perceptual": 0.0, "adversarial": 0.02, "r1": 1.0}
+    weights: ClassVar = {"l1": 1.0, "structure": 0.2, "perceptual": 0.0, "adversarial": 0.02, "r1": 0.02}
     paired = True
     conditional = True
     several_contrasts = True
@@ -342,23 +343,24 @@ class UnpairedContrastive(Recipe):
     ``anatomy`` ties edges to their places by a descriptor that no contrast changes.
     """
 
-    weights: ClassVar = {"adversarial": 1.0, "r1": 1.0, "contrastive": 1.0, "identity": 1.0, "anatomy": 1.0}
+    weights: ClassVar = {"adversarial": 1.0, "r1": 0.02, "contrastive": 1.0, "identity": 1.0, "anatomy": 1.0}
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)
-        widths = getattr(networks.generator, "widths", None)
-        if widths is None:
+        if not isinstance(networks.generator, Generator):
             raise UserError(f"network.generator: {settings.kind} compares features of `medstyle`; choose it")
-        self.projectors = Projectors(widths)
+        self.generator = networks.generator
+        self.projectors = Projectors(self.generator.widths)
         self.players["projectors"] = self.projectors
         weights = self.schedule("contrastive", "identity", "anatomy")
         self.phases.append(Phase("generator", ("generator", "projectors"), weights, self._generate))
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
         """Return the patchwise contrastive loss; places lie in the body as far as there is one."""
-        of_output = self.networks.generator.features(self.seen(output))
+        encode = self.generator.features
+        of_output = encode(self.seen(output))
         with torch.no_grad():
-            of_content = self.networks.generator.features(self.seen(content))
+            of_content = encode(self.seen(content))
             body = (content > -0.999).any(1, keepdim=True).float().cpu()
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         places = []
@@ -393,7 +395,7 @@ class UnpairedCycle(Recipe):
     No buffer of old forgeries: it would be hidden state; R1, spectral normalisation and the moving average replace it.
     """
 
-    weights: ClassVar = {"adversarial": 1.0, "r1": 1.0, "cycle": 10.0, "identity": 5.0, "anatomy": 1.0}
+    weights: ClassVar = {"adversarial": 1.0, "r1": 0.02, "cycle": 10.0, "identity": 5.0, "anatomy": 1.0}
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)
@@ -440,7 +442,7 @@ class MultiDomain(UnpairedContrastive):
     """
 
     weights: ClassVar = {
-        "adversarial": 1.0, "r1": 1.0, "pair": 10.0, "cycle": 1.0, "style": 1.0, "diversity": 0.0,
+        "adversarial": 1.0, "r1": 0.02, "pair": 10.0, "cycle": 1.0, "style": 1.0, "diversity": 0.0,
         "contrastive": 0.5, "anatomy": 1.0,
     }  # fmt: skip
     directions = "all"
@@ -553,6 +555,8 @@ def _perceptual(name: str | None) -> Callable[[Tensor, Tensor], Tensor]:
         raise UserError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
     if Path(name).is_dir():
         encoder = Translator.load(name).members[0].generator
+        if not isinstance(encoder, Generator):
+            raise UserError(f"objective.features: {name} holds a generator that shows no features")
         return lambda output, target: perceptual_loss(encoder.to(output.device).features, output, target)
     from monai.losses import PerceptualLoss
 

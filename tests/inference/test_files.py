@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
 from medstyle.imaging.dicom.acquired import write_series
+from medstyle.imaging.modality import Fingerprint
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
 
@@ -24,7 +25,8 @@ LABELS = {"mr_t1": "T1 SE", "mr_t2": "T2 SE", "mr_flair": "FLAIR"}
 
 @pytest.fixture(scope="module")
 def translator():
-    return make_translator()
+    # bright enough that DICOM stores the values themselves
+    return make_translator(fingerprints={name: Fingerprint(0.0, 6000.0) for name in ("mr_t1", "mr_t2")})
 
 
 @pytest.fixture
@@ -251,7 +253,8 @@ def test_command_python_and_server_give_the_same_voxels(nifti, served, tmp_path)
     for number, name in enumerate(("image", "uncertainty")):
         path = tmp_path / f"{name}.nii.gz"
         path.write_bytes(base64.b64decode(row[name]))
-        np.testing.assert_array_equal(by_command[number], by_python[number])
+        # another process may have another number of threads, and so another order of sums
+        np.testing.assert_allclose(by_command[number], by_python[number], rtol=1e-4, atol=1e-2)
         np.testing.assert_array_equal(read_volume(path, "mr_t2").voxels, by_python[number])
 
 

@@ -210,7 +210,7 @@ WRONG_STYLES = {
     "both": ({"style": ("latent", "reference")}, {"seed": 3, "reference": head("mr_t2")}, "not from both"),
     "of another domain": ({"style": ("reference",)}, {"reference": head("mr_t1")}, "the reference is mr_t1"),
     "a picture": ({"style": ("reference",)}, {"reference": np.zeros((9, 9, 3), np.uint8)}, "must be a scan"),
-    "nothing": ({"style": ("reference",)}, {}, "not from latent"),
+    "nothing": ({"style": ("reference",)}, {}, "takes its style from a reference image"),
 }
 
 

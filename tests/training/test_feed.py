@@ -71,7 +71,7 @@ def test_processes_divide_what_one_would_see(store):
     device = torch.device("cpu")
     shaken = Augmentation(noise=0.1, bias=0.2, elastic=0.02)
     whole = feed(store, augmentation=shaken)(5, 9, device)
-    parts = [feed(store, augmentation=shaken, rank=rank, size=2)(5, 9, device) for rank in (0, 1)]
+    parts = [feed(store, augmentation=shaken, rank=rank, world=2)(5, 9, device) for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([p.source for p in parts]), whole.source)
     torch.testing.assert_close(torch.cat([p.target for p in parts]), whole.target)
     assert [*parts[0].seeds, *parts[1].seeds] == list(whole.seeds)
