@@ -21,7 +21,7 @@ from medstyle.networks.translator import Architecture, Translator, TranslatorCon
 from medstyle.params import params
 from medstyle.training.checkpoint import run_key
 from medstyle.training.loop import Log, Training, fit
-from medstyle.training.objectives import Objective
+from medstyle.training.objectives import RECIPES, Objective
 from medstyle.transforms.augment import Augmentation
 
 SCRATCH = Path(".medstyle/train")  # git-ignored, never an output: DVC would delete it before each run
@@ -106,6 +106,9 @@ def _config(params: Params, store: SliceStore) -> TranslatorConfig:
     prints = store.index["fingerprints"]["train"]
     domains = [params.source, params.target, *params.domains]
     medians = {domain: Fingerprint(*np.median(np.array(prints[domain]), axis=0).tolist()) for domain in domains}
+    reference: dict[str, Any] = reference_statistics(store, params.source)
+    if RECIPES[params.objective.kind].directions != "one":  # any of them may come as an input
+        reference |= {domain: reference_statistics(store, domain) for domain in domains}
     depth = [params.training.depth] if params.network.dimensions == 3 else []
     return TranslatorConfig(
         architecture=params.network,
@@ -119,7 +122,7 @@ def _config(params: Params, store: SliceStore) -> TranslatorConfig:
         preparation=store.index["preparation"],
         fingerprints=medians,
         rules=store.index["rules"],
-        reference=reference_statistics(store, params.source),
+        reference=reference,
         facts={
             "training subjects": len(store.subjects("train")),
             "validation subjects": len(store.subjects("validation")),

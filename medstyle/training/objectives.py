@@ -150,7 +150,8 @@ class Recipe:
         weights: the terms of the recipe with their default weights.
         paired: whether it needs the same slice in source and target.
         conditional: whether the discriminator sees the source beside the image.
-        directions: ``one`` trains source -> target, ``all`` every ordered pair of the domains.
+        directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every ordered pair of the domains.
+        several_contrasts: whether further images of the subject may enter beside the source.
     """
 
     weights: ClassVar[dict[str, float]] = {}
@@ -396,6 +397,7 @@ class UnpairedCycle(Recipe):
     """
 
     weights: ClassVar = {"adversarial": 1.0, "r1": 0.02, "cycle": 10.0, "identity": 5.0, "anatomy": 1.0}
+    directions = "both"
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)

@@ -3,11 +3,15 @@ import torch
 
 from medstyle.training.losses import (
     ADVERSARIAL,
+    anatomy_loss,
     contrastive_loss,
     detail_loss,
     discriminator_loss,
+    folded,
     generator_loss,
+    perceptual_loss,
     r1_penalty,
+    smoothness,
     structure_loss,
 )
 
@@ -96,3 +100,43 @@ def test_half_precision_forwards_do_not_coarsen_the_losses(loss):
     plain = loss(x, y)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(loss(x, y), plain)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_anatomy_hears_places_and_no_contrast(dims):
+    torch.manual_seed(0)
+    x = torch.nn.functional.interpolate(torch.rand(1, 1, *(6,) * dims), scale_factor=4)
+    assert float(anatomy_loss(x, x)) == 0
+    assert float(anatomy_loss(-x, x)) == pytest.approx(0, abs=1e-6)
+    moved = torch.roll(x, 2, -1)
+    assert float(anatomy_loss(moved, x)) > 10 * float(anatomy_loss(0.7 * x + 0.1, x))
+
+
+def test_smoothness_and_folds_of_known_fields():
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    still = torch.zeros(1, 2, 8, 8)
+    stretched, mirrored = torch.stack([0.5 * y, 0 * x])[None], torch.stack([-2 * y, 0 * x])[None]
+    assert float(smoothness(still)) == 0
+    assert float(smoothness(stretched)) == pytest.approx(0.25 / 4)  # one of two components along one of two axes
+    assert [float(folded(field)) for field in (still, stretched, mirrored)] == [0, 0, 1]
+    volume = torch.zeros(1, 3, 4, 4, 4)
+    volume[:, 2] = -2 * torch.arange(4.0)
+    assert float(folded(volume)) == 1
+
+
+def test_perceptual_loss_sends_gradients_to_the_output_alone():
+    output, target = (torch.rand(1, 1, 8, 8, requires_grad=True) for _ in range(2))
+    features = lambda image: [image, 2 * image]  # noqa: E731
+    loss = perceptual_loss(features, output, target)
+    assert float(loss) == pytest.approx(1.5 * float((output - target).abs().mean()), rel=1e-5)
+    loss.backward()
+    assert target.grad is None
+
+
+@pytest.mark.parametrize("loss", [lambda x, y: detail_loss(x, y, 4.0), structure_loss, anatomy_loss])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_divided_batch_has_the_mean_of_its_parts(loss, dims):
+    torch.manual_seed(0)
+    x, y = (torch.rand(4, 1, *(8, 24, 24)[-dims:]) for _ in range(2))
+    parts = [loss(a, b) for a, b in zip(x.split(2), y.split(2), strict=True)]
+    torch.testing.assert_close(loss(x, y), torch.stack(parts).mean())

@@ -1,0 +1,74 @@
+import pytest
+import torch
+
+from medstyle.networks.registrar import Registrar
+from medstyle.networks.translator import Architecture, Networks
+from medstyle.training.objectives import RECIPES, Objective, fade, ramp
+from tests.training.conftest import NEEDS, train
+
+
+def test_schedules_at_known_points():
+    late, falling = ramp(0.5, 0.2), fade(10.0, 1.0)
+    assert [late(p) for p in (0.0, 0.5, 0.55, 0.6, 1.0)] == pytest.approx([0, 0, 0.1, 0.2, 0.2])
+    assert [falling(p) for p in (0.0, 0.5, 0.75, 1.0)] == pytest.approx([10, 10, 5.5, 1])
+    assert ramp(0.0, 0.2) == 0.2
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
+    """Each term of a recipe appears in the curves with its default weight, and not with the weight 0."""
+    weights = {name: value or 1.0 for name, value in RECIPES[kind].weights.items() if name != "perceptual"}
+    objective = {"weights": weights}
+    _, curve = train(store, tmp_path / "all", kind, steps=8, log_every=1, objective=objective)
+    seen = {name.rpartition("/")[2] for row in curve for name in row}
+    missing = set(weights) - seen - {"r1"}
+    # harmonization has styles of domains only: nothing to find again, nothing to vary
+    assert missing <= ({"style", "diversity"} if kind == "harmonization" else set())
+    optional = [name for name in weights if name not in ("adversarial", "r1", "l1", "spread", "smooth")]
+    off = {"weights": {**weights, **dict.fromkeys(optional, 0.0)}}
+    _, curve = train(store, tmp_path / "few", kind, steps=2, log_every=1, objective=off)
+    assert not {name.rpartition("/")[2] for row in curve for name in row} & set(optional)
+
+
+def test_the_registrar_finds_a_known_shift_and_keeps_its_limit():
+    torch.manual_seed(0)
+    image = torch.nn.functional.interpolate(torch.rand(2, 1, 8, 8), size=(40, 36), mode="bicubic")
+    target = torch.roll(image, (2, -1), (2, 3))
+    registrar = Registrar(limit=3.0)
+    optimiser = torch.optim.Adam(registrar.parameters(), 5e-3)
+    for _ in range(120):
+        warped, field = registrar(image, target)
+        loss = (warped - target)[..., 4:-4, 4:-4].abs().mean() + 0.05 * field.diff(dim=2).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    inside = field[..., 8:-8, 8:-8].mean((0, 2, 3))
+    torch.testing.assert_close(inside, torch.tensor([-2.0, 1.0]), atol=0.4, rtol=0)
+    assert field.abs().max() <= 3
+    with torch.no_grad():
+        for parameter in registrar.head.parameters():
+            parameter.mul_(1e4)
+    assert registrar(image, target)[1].abs().max() <= 3
+
+
+def test_styles_are_those_of_their_domains(store, tmp_path):
+    """One network renders the same content in three looks, each the known map of it."""
+    weights = dict.fromkeys(RECIPES["multi_domain"].weights, 0.0) | {"adversarial": 1e-3, "pair": 1.0}
+    [networks], _ = train(
+        store, tmp_path / "a", "multi_domain", steps=150, batch=6, learning_rate=5e-3, log_every=50,
+        objective={"weights": weights}, architecture={"style": ("domain",), "widths": (8, 12, 16)},
+    )  # fmt: skip
+    content = torch.from_numpy(store.array("mr_t1", "validation")[:6].astype("float32"))
+    with torch.inference_mode():
+        for index, domain in enumerate(("mr_t2", "mr_flair"), start=1):
+            wanted = torch.from_numpy(store.array(domain, "validation")[:6].astype("float32"))
+            made = networks(content, torch.full((6,), index))
+            assert (made - wanted).abs().mean() < 0.5 * (content - wanted).abs().mean()
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NEEDS if "domains" not in NEEDS[kind]])
+def test_the_critic_sees_the_source_only_where_pairs_are_aligned(kind):
+    networks = Networks(Architecture(widths=(4, 6), bottleneck_blocks=1), ["mr_t1", "mr_t2"])
+    recipe = RECIPES[kind](networks, Objective(kind=kind, discriminator_width=4), (1, 1), 2)
+    first = recipe.discriminator.scales[0].initial_conv.conv
+    assert first.weight.shape[1] == (2 if kind == "paired" else 1)
