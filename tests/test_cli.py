@@ -1,12 +1,15 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, TINY, write_params
 
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
 
@@ -91,3 +94,25 @@ def test_translate_prints_what_it_made(run, tmp_path):
 def test_messages_hold_no_patient_names(run, tmp_path):
     done = medstyle("inspect", run.study, cwd=tmp_path)
     assert not re.search(r"Phantom\^", done.stdout + done.stderr)
+
+
+def test_export_writes_one_file_for_other_runtimes(run, tmp_path):
+    done = medstyle("export", run.translator, "model.ts", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "multiples of 4" in done.stdout
+    again = medstyle("export", run.translator, "model.ts", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+
+
+@pytest.mark.slow
+def test_train_divides_each_batch_among_processes(run, tmp_path):
+    shutil.copytree(run.root / "data/slices", tmp_path / "data/slices")
+    write_params(tmp_path, {"train": {**TINY["train"], "training": {**TINY["train"]["training"], "processes": 2}}})
+    done = medstyle("train", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        load_file(folder / "weights.safetensors") for folder in (run.translator, tmp_path / "models/translator")
+    )
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-2)

@@ -151,14 +151,17 @@ class Guard:
         now = curve[-1]["step"]
         right = [row["discriminator/share_right"] for row in curve if "discriminator/share_right" in row]
         recent = right[-40:]
-        if len(recent) == 40 and min(recent) > 0.98:
+        won = len(recent) == 40 and min(recent) > 0.98
+        if won and not paired:
             raise UserError(
-                f"training stopped at step {now:.0f}: the discriminator tells every image apart; raise weights.r1 or "
-                "lower training.discriminator_learning_rate"
+                f"training stopped at step {now:.0f}: the discriminator tells every image apart and nothing else teaches "
+                "the style; raise weights.r1 or lower training.discriminator_learning_rate"
             )
-        if len(recent) == 40 and max(recent) < 0.52 and "dead" not in self.warned:
-            self.warned.add("dead")
-            print("medstyle: the discriminator tells nothing apart: it teaches nothing", file=sys.stderr, flush=True)
+        asleep = len(recent) == 40 and max(recent) < 0.52
+        if (won or asleep) and "critic" not in self.warned:
+            self.warned.add("critic")
+            what = "tells every image apart" if won else "tells nothing apart"
+            print(f"medstyle: the discriminator {what}: it teaches little", file=sys.stderr, flush=True)
         errors = [row["validation/of_copy"] for row in curve if "validation/of_copy" in row][-3:]
         if paired and progress > 0.1 and now > WARM_UP and len(errors) == 3 and min(errors) > 1:
             raise UserError(

@@ -345,7 +345,7 @@ class Preview:
         common = {"everywhere": False, "batch": 2 if volumetric else 32, "augmentation": plain, "rank": 0, "world": 1}
         self.volumetric = volumetric
         splits = ["validation"] if store.rows(domains[0], "validation") else []
-        for split, self.paired in [(s, p) for s in [*splits, "train"] for p in (True, False)]:
+        for self.paired, split in [(p, s) for p in (True, False) for s in [*splits, "train"]]:
             try:
                 self.feed = feed_of(split, paired=self.paired, **common)
                 break

@@ -150,7 +150,7 @@ class Recipe:
         weights: the terms of the recipe with their default weights.
         paired: whether it needs the same slice in source and target.
         conditional: whether the discriminator sees the source beside the image.
-        directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every ordered pair of the domains.
+        directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every pair of the domains.
         several_contrasts: whether further images of the subject may enter beside the source.
     """
 
