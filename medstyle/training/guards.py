@@ -154,8 +154,8 @@ class Guard:
         won = len(recent) == 40 and min(recent) > 0.98
         if won and not paired:
             raise UserError(
-                f"training stopped at step {now:.0f}: the discriminator tells every image apart and nothing else teaches "
-                "the style; raise weights.r1 or lower training.discriminator_learning_rate"
+                f"training stopped at step {now:.0f}: the discriminator tells every image apart, and nothing "
+                "else teaches the style; raise weights.r1 or lower training.discriminator_learning_rate"
             )
         asleep = len(recent) == 40 and max(recent) < 0.52
         if (won or asleep) and "critic" not in self.warned:
