@@ -33,7 +33,7 @@ from medstyle.imaging.store import SliceStore
 
 SIZE, DOMAINS = (120, 104), ("mr_t1", "mr_t2")
 SETTINGS: dict[str, Any] = {  # as params.yaml has them
-    "objective": {"kind": "paired", "detail": 4.0, "structure": 0.1, "discriminator_width": 16},
+    "objective": {"kind": "paired", "weights": {"structure": 0.1}, "detail": 4.0, "discriminator_width": 16},
     "network": {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2},
 }
 OURS = "medstyle's loop"
