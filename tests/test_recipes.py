@@ -26,7 +26,7 @@ def test_every_recipe_is_valid_and_trains(name, tmp_path, monkeypatch):
         section = stage.__name__.rpartition(".")[2]
         params.parse(stage.Params, sections[section], section)
     settings = sections["train"]
-    settings["training"] |= {"steps": 4, "batch": 2, "depth": 8, "threads": 1, "device": "cpu", "log_every": 1}
+    settings["training"] |= {"steps": 6, "batch": 2, "depth": 8, "threads": 1, "device": "cpu", "log_every": 1}
     settings["objective"] |= {"discriminator_width": 4, "discriminator_layers": 1}
     settings["network"] |= {"widths": [4, 6, 8]}
     chosen = params.parse(train.Params, settings, "train")

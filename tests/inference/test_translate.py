@@ -140,7 +140,9 @@ def test_contrasts_are_registered_where_training_did(source):
     for how in ("headers", "rigid"):
         translator = make_translator(contrasts=["mr_t2"], registration=how)
         expected = prepare_source(onto_grid(moved, source, rigid=how == "rigid"), make_translator()).slices
-        torch.testing.assert_close(prepare_source(source, translator, [moved]).slices[:, 1:], expected)
+        torch.testing.assert_close(
+            prepare_source(source, translator, [moved]).slices[:, 1:], expected, atol=1e-3, rtol=0
+        )
 
 
 WRONG_CONTRASTS = {"none": [], "one": ["mr_t2"], "another": ["mr_t2", "mr_pd"], "twice": ["mr_t2", "mr_t2"]}

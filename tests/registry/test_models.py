@@ -54,7 +54,7 @@ def another(folder, out, seed):
 
     torch.manual_seed(seed)
     translator = Translator.load(folder)
-    for parameter in translator.networks.parameters():
+    for parameter in translator.members[0].parameters():
         parameter.add_(torch.randn_like(parameter) * 1e-3)
     shutil.copytree(folder, out)
     translator.save(out)
