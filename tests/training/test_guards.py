@@ -74,6 +74,17 @@ def test_pairs_that_teach_nothing_stop_on_unseen_subjects(tmp_path):
     guard.curve([*rows, {"step": 600.0, "validation/of_copy": 0.9}], True, 0.6)
 
 
+def test_a_discriminator_that_wins_stops_what_it_alone_teaches(capsys):
+    guard = Guard()
+    rows = [{"step": float(i), "discriminator/share_right": 1.0} for i in range(40)]
+    guard.curve(rows[:39], False, 0.5)
+    with pytest.raises(UserError, match=r"tells every image apart.*raise weights\.r1"):
+        guard.curve(rows, False, 0.5)
+    guard.curve(rows, True, 0.5)  # pairs teach without it
+    assert "tells every image apart" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_discriminator_that_wins_stops_it(tmp_path):
     """Trained at a high rate against a generator that may not move, it tells all apart."""
     settings = {"learning_rate": 0.0, "discriminator_learning_rate": 2e-2, "steps": 400, "log_every": 1}
