@@ -56,6 +56,7 @@ def test_the_pool_keeps_fifty_and_gives_back_old_ones():
 FALLS = {"pix2pix": "l1", "cyclegan": "identity", "cut": "contrast", "fastcut": "contrast"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_learns_a_trivial_task(name):
     method = METHODS[name](seed=0, width=8)

@@ -140,5 +140,6 @@ def test_registration_finds_a_known_shift(rng):
     before, after = (float(np.abs(v.voxels - fixed.voxels).mean()) for v in (by_headers, rigid))
     assert after < 0.35 * before
     assert rigid.domain == "mr_t2"
-    np.testing.assert_array_equal(onto_grid(moving, fixed, rigid=True).voxels, rigid.voxels)
+    again = onto_grid(moving, fixed, rigid=True).voxels  # seeded; ITK's threads may still round the last bit
+    np.testing.assert_allclose(again, rigid.voxels, rtol=1e-5, atol=1e-6)
     assert onto_grid(fixed, fixed) is fixed
