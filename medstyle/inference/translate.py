@@ -16,7 +16,7 @@ from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import blend
-from medstyle.networks.translator import Translator
+from medstyle.networks.translator import MARGIN, Translator
 from medstyle.params import parse
 from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
@@ -27,7 +27,6 @@ CHUNK = {
 }  # pixels at once; more than a CPU's cache holds is slower (docs/benchmarks.md)
 WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
 WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
-MARGIN = 8  # pixels of air kept around the body
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
 
 Image = Volume | NDArray[np.uint8]  # a scan, or an RGB picture (H, W, 3)

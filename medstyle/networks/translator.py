@@ -22,6 +22,7 @@ from medstyle.networks.generator import GENERATORS, build_generator
 from medstyle.networks.style import LATENT, STYLES, Style
 from medstyle.params import params, parse
 
+MARGIN = 8  # pixels of air that the generator sees around a body, in training and in use
 FORMAT = 1  # raised when a folder written before can no longer be read
 
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.store import SliceStore
+from medstyle.networks.translator import MARGIN
 from medstyle.training.objectives import Batch
 from medstyle.transforms.augment import Augmentation, augment
 
-MARGIN = 8  # pixels of air kept around the bodies, as inference keeps them
 NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
 MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, where the subject has it
 
@@ -59,7 +59,6 @@ class Images:
     """
 
     def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
-        self.domain = domain
         self.array = store.array(domain, split)
         listed = store.rows(domain, split)
         self.position = np.array([row.position for row in listed])

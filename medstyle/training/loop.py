@@ -200,28 +200,7 @@ def fit(
         UserError: the data, the parameters or the course of training make no model; the message names the cause.
     """
     world = World.join()
-    try:
-        return _fit(
-            store, [source, target, *domains], list(contrasts), settings, objective, architecture, augmentation,
-            scratch, log, show, world,
-        )  # fmt: skip
-    finally:
-        world.leave()
-
-
-def _fit(
-    store: SliceStore,
-    domains: list[str],
-    contrasts: list[str],
-    settings: Training,
-    objective: Objective,
-    architecture: Architecture,
-    augmentation: Augmentation,
-    scratch: Path,
-    log: Log,
-    show: Callable[[int, dict[str, float]], None],
-    world: World,
-) -> tuple[list[Networks], list[dict[str, float]]]:
+    domains = [source, target, *domains]
     device = pick_device(settings.device)
     _steady(settings.threads)
     bf16 = settings.precision == "bfloat16" or (
@@ -267,6 +246,7 @@ def _fit(
         players.load(state)
         begin, curve, best, snapshots, guard.bad = (state[k] for k in ("step", "curve", "best", "snapshots", "bad"))
         show(begin, {"resumed": 1.0})
+    snapshot_steps = _snapshot_steps(settings)
     saved = time.monotonic()
     for step in range(begin, settings.steps):
         batch = feed(step, settings.steps, device)
@@ -287,7 +267,7 @@ def _fit(
         done = step + 1
         if step % settings.log_every == 0:
             values |= guard.outputs(played["fake"], batch.target, networks.content(batch.source), step)
-        if done in _snapshot_steps(settings):
+        if done in snapshot_steps:
             snapshots.append(_copy(players.average))
         if done % settings.validate_every == 0 or done == settings.steps:
             found, picture = preview(players.average, device)

@@ -6,6 +6,7 @@ which the wrapper's hooks do not allow for (docs/decisions.md).
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,12 +34,8 @@ class World:
             if gpu:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if gpu else "gloo")
+            atexit.register(dist.destroy_process_group)
         return World(dist.get_rank(), size)
-
-    def leave(self) -> None:
-        """Part from the others, where there are others."""
-        if self.size > 1:
-            dist.destroy_process_group()
 
     @torch.no_grad()
     def average(self, weights: Iterable[nn.Parameter]) -> None:
