@@ -168,8 +168,10 @@ def translate_prepared(
     synthesise(translator, prepared.slices[box], target, style=style, out=made[box], deviation=inside)
     extra = None
     if deviation is not None:
-        deviation *= (fingerprint.high - fingerprint.low) / 2
-        extra = prepared.source.with_voxels(prepared.to_source_grid(deviation[:, 0].numpy()), target)
+        shown = deviation[:, 0].numpy()
+        for sigma, one in zip(shown, made[:, 0].numpy(), strict=True):
+            sigma[:] = (fingerprint.backward(one + sigma) - fingerprint.backward(one - sigma)) / 2
+        extra = prepared.source.with_voxels(prepared.to_source_grid(shown), target)
     warnings = oddities(made, prepared.foreground)
     return Translation(prepared.restore(made, target, fingerprint), verdict, extra, warnings)
 

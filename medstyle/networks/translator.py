@@ -23,7 +23,7 @@ from medstyle.networks.style import LATENT, STYLES, Style
 from medstyle.params import params, parse
 
 MARGIN = 8  # pixels of air that the generator sees around a body, in training and in use
-FORMAT = 1  # raised when a folder written before can no longer be read
+FORMAT = 2  # raised when a folder written before can no longer be read
 
 
 @params
@@ -115,7 +115,7 @@ class TranslatorConfig:
         source, target: the roles that were trained; a source may be any of ``domains`` where the recipe allows it.
         contrasts: further domains of the same subject that enter beside the source.
         preparation: parameters of the preparation of scans (``transforms.prepare.Preparation``).
-        fingerprints: per domain, what -1 and +1 stand for in outputs (median over training volumes).
+        fingerprints: per domain, how outputs leave network units (median over training volumes).
         rules: ingest rules that recognise an input's domain.
         reference: statistics of training sources that the out-of-distribution gate compares with.
         facts: what the model card tells of data and training.

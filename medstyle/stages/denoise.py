@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -83,19 +83,26 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
     groups: dict[str, dict[str, list[_Block]]] = {split: defaultdict(list) for split in dict.fromkeys(splits.values())}
     for block in (block for blocks in done for block in blocks):
         groups[splits[block.subject]][block.domain].append(block)
+    landmarks = dict(params.preparation.landmarks)
+    if params.preparation.normalisation == "nyul":
+        landmarks = _learn_landmarks(groups.get("train", {})) | landmarks
+        for domains in groups.values():
+            for domain, blocks in domains.items():
+                if domain in landmarks:
+                    domains[domain] = [_move(block, landmarks[domain]) for block in blocks]
     for split, domains in groups.items():
         for domain, blocks in domains.items():
             write_rows(scratch / split / f"{domain}.npy", [block.path for block in blocks])
     shutil.rmtree(scratch / "blocks")
     index: dict[str, Any] = {
         "size": list(params.size),
-        "preparation": asdict(params.preparation),
+        "preparation": asdict(replace(params.preparation, landmarks=landmarks)),
         "registration": params.registration,
         "rules": document["rules"],
         "subjects": splits,
         "rows": {s: {d: [row for b in bs for row in b.rows] for d, bs in ds.items()} for s, ds in groups.items()},
         "fingerprints": {
-            s: {d: [[b.fingerprint.low, b.fingerprint.high] for b in bs] for d, bs in ds.items()}
+            s: {d: [[b.fingerprint.values, b.fingerprint.scaled] for b in bs] for d, bs in ds.items()}
             for s, ds in groups.items()
         },
     }
@@ -104,6 +111,23 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
     scratch.replace(out)
     counts = {split: len([s for s in splits.values() if s == split]) for split in groups}
     log(f"subjects {counts}, slices of {params.size[0]} x {params.size[1]} in {out}")
+
+
+def _learn_landmarks(groups: Mapping[str, list[_Block]]) -> dict[str, tuple[float, ...]]:
+    """Return the mean positions of the deciles over training images, per domain that has no absolute unit."""
+    return {
+        domain: tuple(np.mean([block.fingerprint.scaled for block in blocks], axis=0).tolist())
+        for domain, blocks in groups.items()
+        if not DOMAINS[domain].absolute
+    }
+
+
+def _move(block: _Block, landmarks: tuple[float, ...]) -> _Block:
+    """Bring a block that was stored before the landmarks were known to them."""
+    own = block.fingerprint
+    stored = np.load(block.path)
+    np.save(block.path, np.clip(Fingerprint(own.scaled, landmarks).forward(stored), -1, 3))
+    return block._replace(fingerprint=Fingerprint(own.values, landmarks))
 
 
 def _split(subjects: dict[str, dict[str, Path]], params: Params) -> dict[str, str]:
@@ -134,7 +158,7 @@ def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path)
         if modality.dicom is None:
             pixels = read_picture(images[domain])
             slices, foreground = picture_slices(pixels, domain), np.ones((1, *pixels.shape[:2]), bool)
-            fingerprint = Fingerprint(*modality.range)
+            fingerprint = Fingerprint(modality.range)
             shorter = min(slices.shape[2:])
             fit = Resize([max(n, round(n * m / shorter)) for n, m in zip(params.size, slices.shape[2:], strict=True)],
                          mode="bilinear", anti_aliasing=True)  # fmt: skip
@@ -151,6 +175,6 @@ def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path)
         last = max(1, len(stored) - 1)
         rows = [Row(subject, z, round(z / last, 4), round(float(mask.mean()), 4)) for z, mask in enumerate(foreground)]
         path = folder / f"{subject}-{domain}.npy"
-        np.save(path, stored.numpy().astype(np.float16))
+        np.save(path, stored.numpy())
         blocks.append(_Block(subject, domain, rows, fingerprint, path))
     return blocks

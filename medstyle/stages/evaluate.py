@@ -18,15 +18,16 @@ from medstyle.evaluation.report import distribution, figure, write_page
 from medstyle.evaluation.safety import Lesion, lesions, survival
 from medstyle.evaluation.statistics import paired_test, summary
 from medstyle.imaging.dicom.deidentify import subject_key
-from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.translate import prepare_source, translate_picture, translate_prepared
 from medstyle.networks.translator import Translator, model_card
-from medstyle.params import params
+from medstyle.params import params, parse
 from medstyle.transforms.intensity import foreground_mask
+from medstyle.transforms.prepare import Preparation
 from medstyle.transforms.register import onto_grid
 
 Array = NDArray[np.float32]
@@ -163,6 +164,7 @@ class _Scans:
 
     def __init__(self, translator: Translator, store: SliceStore, measure: Measure, truth: Path) -> None:
         self.translator, self.measure = translator, measure
+        self.preparation = parse(Preparation, translator.config.preparation, "translator preparation")
         self.rigid = store.index["registration"] == "rigid"
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
@@ -189,13 +191,13 @@ class _Scans:
         rows = []
         for kind, reference in references.items():
             mask = foreground_mask(reference.voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
-            fingerprint = modality.fingerprint(reference.voxels, mask)
+            fingerprint = self.preparation.fingerprint(config.target, reference.voxels, mask)
             real = _unit(modality.normalise(reference.voxels, fingerprint))
             for name, image in outputs.items():
                 measures = self.measure(image, real, mask)
                 rows.append({"subject": subject, "reference": kind, "method": name, **measures})
             if kind == next(iter(references)):
-                shown, found = real, self._lesions(subject, source, outputs["model"], real, fingerprint)
+                shown, found = real, self._lesions(subject, source, outputs["model"], real)
         where = _slices_to_show(body)
         return {
             "rows": rows,
@@ -218,9 +220,7 @@ class _Scans:
         references["acquired"] = onto_grid(read_volume(acquired, target), grid, rigid=self.rigid)
         return references
 
-    def _lesions(
-        self, subject: str, grid: Volume, output: Array, real: Array, fingerprint: Fingerprint
-    ) -> list[Lesion]:
+    def _lesions(self, subject: str, grid: Volume, output: Array, real: Array) -> list[Lesion]:
         path = self.truth.get(subject, Path()) / "lesions.nii.gz"
         if subject not in self.truth or not path.is_file():
             return []

@@ -105,7 +105,10 @@ def run(params: Params, slices: Path, out: Path, curve_file: Path, log: Log = la
 def _config(params: Params, store: SliceStore) -> TranslatorConfig:
     prints = store.index["fingerprints"]["train"]
     domains = [params.source, params.target, *params.domains]
-    medians = {domain: Fingerprint(*np.median(np.array(prints[domain]), axis=0).tolist()) for domain in domains}
+    medians = {
+        domain: Fingerprint(*(tuple(knots) for knots in np.median(np.array(prints[domain]), axis=0).tolist()))
+        for domain in domains
+    }
     reference: dict[str, Any] = reference_statistics(store, params.source)
     if RECIPES[params.objective.kind].directions != "one":  # any of them may come as an input
         reference |= {domain: reference_statistics(store, domain) for domain in domains}

@@ -6,7 +6,7 @@ invertible, so what a network makes of the slices returns to the source grid vox
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -35,10 +35,18 @@ class Preparation:
     """Correct the coil's smooth shading in MR (N4)."""
     spacing_mm: tuple[float, float] | None = None
     """In-plane pixel spacing (x, y) to resample to; null keeps each scan's own."""
+    normalisation: Literal["percentile", "zscore", "nyul"] = "percentile"
+    """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
+    landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
             raise UserError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
+
+    def fingerprint(self, domain: str, values: NDArray, foreground: NDArray[np.bool_]) -> Fingerprint:
+        """Find how an image of ``domain`` comes to network units, by its ``foreground`` (same shape)."""
+        return DOMAINS[domain].fingerprint(values, foreground, self.normalisation, self.landmarks.get(domain, ()))
 
 
 @dataclass(frozen=True)
@@ -49,7 +57,7 @@ class Prepared:
         slices: ``(D, M, H, W)`` float32 in network units, axial from inferior to superior, -1 outside the body; the
             volume's own first, then those of its contrasts, where there are any.
         foreground: ``(D, H, W)`` bool, the body.
-        fingerprint: what -1 and +1 stand for in this volume.
+        fingerprint: how values of this volume came to network units.
         source: the volume it was made from.
     """
 
@@ -119,7 +127,7 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
             values = CorrectBias()(values)
     array = np.asarray(values[0])
     mask = foreground_mask(array)
-    fingerprint = modality.fingerprint(array, mask)
+    fingerprint = settings.fingerprint(volume.domain, array, mask)
     foreground = np.ascontiguousarray(mask.transpose(2, 1, 0))
     slices = torch.full((len(foreground), 1, *foreground.shape[1:]), -1.0)
     for scaled, inside, one in zip(slices.numpy(), foreground, array.transpose(2, 1, 0), strict=True):
@@ -131,12 +139,12 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
 def picture_slices(pixels: NDArray[np.uint8], domain: str) -> torch.Tensor:
     """Turn ``(H, W, 3)`` RGB into network units, ``(1, 3, H, W)``."""
     modality = DOMAINS[domain]
-    scaled = modality.normalise(pixels.astype(np.float32), Fingerprint(*modality.range))
+    scaled = modality.normalise(pixels.astype(np.float32), Fingerprint(modality.range))
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
 
 
 def slices_picture(slices: torch.Tensor, domain: str) -> NDArray[np.uint8]:
     """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB."""
     modality = DOMAINS[domain]
-    values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(*modality.range))
+    values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(modality.range))
     return np.rint(values).astype(np.uint8).transpose(1, 2, 0)

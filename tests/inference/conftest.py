@@ -42,7 +42,7 @@ def make_translator(
         target=domains[-1],
         **{
             "preparation": {"denoise": "none", "bias_field": False},
-            "fingerprints": {name: Fingerprint(0.0, 800.0) for name in domains},
+            "fingerprints": {name: Fingerprint((0.0, 800.0)) for name in domains},
             "rules": RULES,
             "reference": {"slice": ANYTHING, "volume": ANYTHING},
             **{k: v for k, v in config.items() if k not in names},

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from medstyle import translate_volume
+from medstyle.imaging.modality import Fingerprint
 from medstyle.inference.uncertainty import SHIFTS, spread
 from tests.inference.conftest import Plain, make_translator
 
@@ -69,7 +70,7 @@ def test_it_is_a_map_in_the_unit_of_the_target(source, dimensions):
     assert one.uncertainty.voxels.shape == source.voxels.shape
     assert one.uncertainty.voxels.min() >= 0
     assert one.uncertainty.voxels.max() > 0
-    translator.config.fingerprints["mr_t2"] = type(translator.config.fingerprints["mr_t2"])(0.0, 8000.0)
+    translator.config.fingerprints["mr_t2"] = Fingerprint((0.0, 8000.0))
     louder = translate_volume(source, translator, uncertainty=True)
     np.testing.assert_allclose(louder.uncertainty.voxels, 10 * one.uncertainty.voxels, rtol=1e-4)
     plain = translate_volume(source, translator)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,3 +138,39 @@ def test_sizes_too_small_are_errors(size):
 
     with pytest.raises(UserError, match=r"denoise\.size"):
         parse(Params, {"size": size}, "denoise")
+
+
+def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_path):
+    """What the store holds is what an image gives in use, with the landmarks that travel with the translator."""
+    from medstyle import params
+    from medstyle.imaging.volume import read_volume
+    from medstyle.transforms.prepare import Preparation, prepare
+
+    settings = params.load(Params, "denoise", run.params)
+    settings = replace(settings, preparation=replace(settings.preparation, normalisation="nyul"))
+    scans = run.root / "data/scans"
+    denoise(settings, scans, tmp_path / "slices")
+    store = SliceStore.open(tmp_path / "slices")
+    preparation = params.parse(Preparation, store.index["preparation"], "store")
+    assert set(preparation.landmarks) == {"mr_t1", "mr_t2"}
+    held = store.subjects("test")[0]
+    for domain, landmarks in preparation.landmarks.items():
+        assert all(one[1] == list(landmarks) for of in store.index["fingerprints"].values() for one in of[domain])
+        volume = read_volume(scans / held / f"{domain}.nii.gz", domain)
+        used = prepare(volume, preparation).slices.numpy().astype(np.float16)
+        stored = np.asarray(store.array(domain, "test"))
+        width = [min(a, b) for a, b in zip(used.shape[2:], stored.shape[2:], strict=True)]
+
+        def middle(slices, width=width):
+            starts = [(n - w) // 2 for n, w in zip(slices.shape[2:], width, strict=True)]
+            return slices[..., starts[0] : starts[0] + width[0], starts[1] : starts[1] + width[1]]
+
+        np.testing.assert_allclose(middle(used).astype(float), middle(stored).astype(float), atol=2e-3)
+    # without the test subject the landmarks are the same: nothing is learned from it
+    shutil.copytree(scans, tmp_path / "scans")
+    bright = tmp_path / "scans" / held / "mr_t2.nii.gz"
+    volume = read_volume(bright, "mr_t2")
+    bright.unlink()
+    write_volume(bright, volume.with_voxels(np.sqrt(volume.voxels), "mr_t2"))
+    denoise(settings, tmp_path / "scans", tmp_path / "again")
+    assert SliceStore.open(tmp_path / "again").index["preparation"] == store.index["preparation"]

@@ -61,7 +61,7 @@ def make_store(
         "preparation": asdict(Preparation()),
         "registration": "headers",
         "rules": [],
-        "fingerprints": {split: {domain: [[0.0, 1000.0]] for domain in domains} for split in rows},
+        "fingerprints": {split: {domain: [[[0.0, 1000.0], [-1.0, 1.0]]] for domain in domains} for split in rows},
     }
     (folder / "index.json").write_text(json.dumps(index))
     return SliceStore.open(folder)

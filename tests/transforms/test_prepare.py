@@ -87,7 +87,7 @@ def test_restore_writes_units_inside_and_air_outside(rng):
     assert (prepared.foreground == body).mean() > 0.995
     made = prepared.restore(prepared.slices, "mr_t1", prepared.fingerprint)
     np.testing.assert_allclose(made.voxels[body], clean[body], atol=1e-2)
-    flat = prepared.restore(prepared.slices * 0 + 1, "ct", Fingerprint(-1024, 3071))
+    flat = prepared.restore(prepared.slices * 0 + 1, "ct", Fingerprint((-1024, 3071)))
     assert flat.voxels[0, 0, 0] == -1024
     assert flat.voxels[5, 32, 32] == 3071
 
