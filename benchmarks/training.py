@@ -5,7 +5,7 @@ subjects by the protocol ``plain``. Ours has a schedule over its steps, so its r
 steps follows from the seconds, and shorter budgets are runs of their own. Results are kept as JSON, one per method.
 
 Usage: python benchmarks/training.py [--minutes 8] [--threads 2] [--data brain|phantom] [--methods ours_paired ...]
-[--resume] [--figure [FILE]] [--out FOLDER]
+[--resume] [--figure [FILE]] [--out FOLDER] [--seed 0] [--normalisation nyul] [--tuning [--change JSON]]
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ from peers.data import BRAIN, CACHE, DOMAINS, ROOT, Feed, Subject, classical, st
 from peers.methods import METHODS, Pix2Pix
 from torch import Tensor
 
+from medstyle.imaging.modality import NORMALISATIONS
+from medstyle.imaging.store import SliceStore
+
 # Ours: the sections of params.yaml's `train` that differ from the defaults.
 NETWORK = {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2}
 OURS: dict[str, dict[str, Any]] = {
     "ours_paired": {
         "training": {"batch": 1, "learning_rate": 1e-3},
-        "objective": {
-            "kind": "paired", "weights": {"l1": 1.0, "structure": 0.1, "adversarial": 0.0}, "detail": 1.0,
-        },
-        "network": NETWORK,
+        "objective": {"kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}},
+        "network": {**NETWORK, "neighbours": 5},
     },
     "ours_unpaired": {  # recipes/unpaired_mr.yaml
         "training": {"batch": 2, "learning_rate": 5e-4},
@@ -76,16 +77,20 @@ def main() -> None:
     parser.add_argument("--data", choices=list(DOMAINS), default="brain" if BRAIN.is_dir() else "phantom")
     parser.add_argument("--methods", nargs="+", choices=ROWS, default=ROWS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--normalisation", choices=list(NORMALISATIONS), default="nyul")
+    parser.add_argument("--tuning", action="store_true", help="hold out training subjects and measure those instead")
+    parser.add_argument("--change", type=json.loads, default={}, help="JSON over our settings, to compare while tuning")
     parser.add_argument("--out", type=Path, help="folder of results (default: .medstyle/bench/training-DATA-MINUTES)")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are done")
     parser.add_argument("--figure", nargs="?", const="", help="draw the outputs (default: docs/figures, see figure())")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)  # in the row's own process
     arguments = parser.parse_args()
-    out = arguments.out or CACHE / f"training-{arguments.data}-{arguments.minutes:g}"
+    name = f"training-{arguments.data}-{arguments.minutes:g}-{arguments.seed}" + "-tuning" * arguments.tuning
+    out = arguments.out or CACHE / name
     if arguments.row:
         run(arguments.row, arguments, out)
         return
-    store_of(arguments.data)
+    _store(arguments)
     out.mkdir(parents=True, exist_ok=True)
     for row in arguments.methods:
         if arguments.resume and (out / f"{row}.json").is_file():
@@ -93,21 +98,22 @@ def main() -> None:
         print(f"{time.strftime('%H:%M:%S')} {row}", file=sys.stderr, flush=True)
         own = [
             "--row", row, "--out", out, "--data", arguments.data, "--minutes", arguments.minutes,
-            "--threads", arguments.threads, "--seed", arguments.seed,
+            "--threads", arguments.threads, "--seed", arguments.seed, "--normalisation", arguments.normalisation,
+            "--change", json.dumps(arguments.change), *["--tuning"] * arguments.tuning,
         ]  # fmt: skip
         subprocess.run([sys.executable, __file__, *map(str, own)], check=True, env={**os.environ, **KEEP_MEMORY})
     results = {row: json.loads((out / f"{row}.json").read_text()) for row in ROWS if (out / f"{row}.json").is_file()}
     print(table(results))
     if arguments.figure is not None:
-        figure(results, arguments.data, out, arguments.figure)
+        figure(results, arguments, out)
 
 
 def run(row: str, arguments: argparse.Namespace, out: Path) -> None:
     """Train and measure one row; write ``<row>.json``, and ``<row>.npy`` with the slices of the figure."""
     torch.set_num_threads(arguments.threads)
-    store = store_of(arguments.data)
+    store = _store(arguments)
     source, target = DOMAINS[arguments.data]
-    subjects = unseen(store, source, target, STRIDE)
+    subjects = _measured(arguments)
     seconds = arguments.minutes * 60
     result: dict[str, Any] = {"row": row, "batch": 1, "curve": []}
     if row in UNTRAINED:
@@ -122,7 +128,7 @@ def run(row: str, arguments: argparse.Namespace, out: Path) -> None:
         result |= facts
         result["s_per_step"] = facts["seconds"] / facts["steps"]
         result["images_per_s"] = result["batch"] / result["s_per_step"]
-        outputs = [_volume(generate, subject.source) for subject in subjects]
+        outputs = [_volume(generate, subject.source(result.get("neighbours", 1))) for subject in subjects]
     result["subjects"] = {s.name: s.measure(o) for s, o in zip(subjects, outputs, strict=True)}
     result["curve"].append(
         {"seconds": result.get("seconds", 0.0), **_coarse(subjects, [o[::CURVE_STRIDE] for o in outputs])}
@@ -137,21 +143,43 @@ def run(row: str, arguments: argparse.Namespace, out: Path) -> None:
 def _train_ours(
     recipe: str, seconds: float, store: Any, source: str, target: str, arguments: argparse.Namespace
 ) -> tuple[Generate, dict[str, Any]]:
-    """Measure the rate in whole small runs, because early steps are cheaper than late ones; then train ``seconds``."""
+    """Measure what a step and all the rest take in a short run; then train as many steps as ``seconds`` hold."""
+    settings = _changed(OURS[recipe], arguments.change)
 
-    def timed(steps: int) -> tuple[Generate, int, float]:
-        start = time.perf_counter()
-        trained = ours.train(store, source, target, OURS[recipe], steps, arguments.threads, arguments.seed)
-        return *trained, time.perf_counter() - start
+    def timed(steps: int) -> tuple[Generate, int, list[float], float]:
+        start, ticks = time.perf_counter(), []
+        trained = ours.train(
+            store, source, target, settings, steps, arguments.threads, arguments.seed,
+            tick=lambda: ticks.append(time.perf_counter()),
+        )  # fmt: skip
+        return *trained, ticks, time.perf_counter() - start
 
     timed(4)  # warm
-    *_, taken = timed(32)
-    calibration = max(32, round(32 * min(15.0, seconds / 4) / taken))
-    *_, taken = timed(calibration)
-    steps = max(1, round(calibration * seconds / taken))
-    generate, parameters, taken = timed(steps)
-    facts = {"parameters": parameters, "steps": steps, "seconds": taken, "peak_mib": _peak_mib()}
-    return generate, facts | {"batch": OURS[recipe]["training"]["batch"], "asked_s": seconds}
+    *_, ticks, _ = timed(16)
+    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    *_, ticks, taken = timed(max(32, round(min(15.0, seconds / 4) / per_step)))
+    per_step = (ticks[-1] - ticks[0]) / (len(ticks) - 1)
+    rest = taken - per_step * len(ticks)
+    steps = max(1, round((seconds - rest) / per_step))
+    generate, parameters, _, taken = timed(steps)
+    facts = {"parameters": parameters, "steps": steps, "seconds": taken, "peak_mib": _peak_mib(), "asked_s": seconds}
+    facts |= {"neighbours": settings["network"].get("neighbours", 1)}
+    return generate, facts | {"batch": settings["training"]["batch"]}
+
+
+def _changed(settings: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``change`` over ``settings``, section by section."""
+    sections = {*settings, *change}
+    return {name: {**settings.get(name, {}), **change.get(name, {})} for name in sections}
+
+
+def _store(arguments: argparse.Namespace) -> SliceStore:
+    return store_of(arguments.data, arguments.normalisation, arguments.tuning)
+
+
+def _measured(arguments: argparse.Namespace) -> list[Subject]:
+    split = "validation" if arguments.tuning else "test"
+    return unseen(_store(arguments), *DOMAINS[arguments.data], STRIDE, split)
 
 
 def _train_reference(
@@ -165,7 +193,8 @@ def _train_reference(
 ) -> tuple[Generate, dict[str, Any]]:
     """Train for ``seconds`` of steps, stopping the clock for measurements on the way."""
     if row == "pix2pix_our_network":
-        method = Pix2Pix(arguments.seed, generator=lambda: ours.OurNetwork(OURS["ours_paired"], (source, target)))
+        alike = {"network": NETWORK}  # of one slice, as pix2pix sees it
+        method = Pix2Pix(arguments.seed, generator=lambda: ours.OurNetwork(alike, (source, target)))
     else:
         method = METHODS[row](arguments.seed)
     feed = Feed(store, source, target, method.paired, arguments.seed)
@@ -179,7 +208,7 @@ def _train_reference(
         if due and spent >= due[0]:
             peak = peak or _peak_mib()  # before the first measurement adds its own
             due = [t for t in due if t > spent]
-            outputs = [_volume(method.generate, subject.source[::CURVE_STRIDE]) for subject in subjects]
+            outputs = [_volume(method.generate, subject.source()[::CURVE_STRIDE]) for subject in subjects]
             point = {"seconds": spent, "step": steps, **_coarse(subjects, outputs)}
             curve.append(point)
             print(row, {k: round(v, 4) for k, v in point.items()}, file=sys.stderr, flush=True)
@@ -252,7 +281,7 @@ def _beside(result: dict[str, Any], results: dict[str, dict[str, Any]], kind: st
     )
 
 
-def figure(results: dict[str, dict[str, Any]], data: str, out: Path, path: str) -> None:
+def figure(results: dict[str, dict[str, Any]], arguments: argparse.Namespace, out: Path) -> None:
     """Draw source, real and each method's output for three slices of one unseen subject in one window.
 
     The phantom's figure goes to ``docs/figures``. The brain's goes to ``out`` unless a file is named: the scans are
@@ -263,8 +292,8 @@ def figure(results: dict[str, dict[str, Any]], data: str, out: Path, path: str) 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    subject = unseen(store_of(data), *DOMAINS[data], STRIDE)[0]
-    columns = {"source": _shown(unit(subject.source[:, 0].numpy())), "real": _shown(subject.real)}
+    data, path, subject = arguments.data, arguments.figure, _measured(arguments)[0]
+    columns = {"source": _shown(unit(subject.source()[:, 0].numpy())), "real": _shown(subject.real)}
     columns |= {row: np.load(out / f"{row}.npy") for row in results if row not in UNTRAINED}
     drawing, axes = plt.subplots(len(SHOWN), len(columns), figsize=(1.5 * len(columns), 1.6 * len(SHOWN)))
     for place, (name, images) in enumerate(columns.items()):

@@ -29,9 +29,9 @@ def train(
     steps: int,
     threads: int,
     seed: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[[], object] = lambda: None,
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Train by the product's loop for ``steps``; return ``source (N, C, H, W) -> target`` and its number of weights.
+    """Train by the product's loop for ``steps``; return ``source (N, K, H, W) -> target`` and its number of weights.
 
     ``tick`` is called after every step. Nothing is validated or saved on the way: the references do neither.
     """
@@ -56,8 +56,9 @@ def train(
     @torch.inference_mode()
     def generate(x: Tensor) -> Tensor:
         which = torch.ones(len(x), dtype=torch.long, device=device)  # the target is the second domain
-        box = body_box((x[:, 0] > -0.999).numpy(), networks.generator.multiple)  # as `medstyle translate` does
-        out = torch.full_like(x, -1.0)
+        middle = networks.content(x)
+        box = body_box((middle[:, 0] > -0.999).numpy(), networks.generator.multiple)  # as `medstyle translate` does
+        out = torch.full_like(middle, -1.0)
         out[(..., *box)] = networks(x[(..., *box)].to(device), which).float().cpu()
         return out
 
