@@ -38,7 +38,9 @@ NETWORK = {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2}
 OURS: dict[str, dict[str, Any]] = {
     "ours_paired": {
         "training": {"batch": 1, "learning_rate": 1e-3},
-        "objective": {"kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}},
+        "objective": {
+            "kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}, "detail": 0.0,
+        },
         "network": {**NETWORK, "neighbours": 5},
     },
     "ours_unpaired": {  # recipes/unpaired_mr.yaml
