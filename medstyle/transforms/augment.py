@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medstyle.errors import UserError
 from medstyle.params import params
 
 
@@ -34,6 +35,12 @@ class Augmentation:
     """Source: largest standard deviation of Gaussian noise inside the body, in network units."""
     blur: float = 0.0
     """Source: largest share of a 3 x 3 mean mixed in, as by a lower resolution."""
+
+    def __post_init__(self) -> None:
+        most = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5, "gamma": 0.9}
+        for name in ("rotation_deg", "scale", "shift", "elastic", "gamma", "bias", "noise", "blur"):
+            if not 0 <= getattr(self, name) <= most.get(name, 1):
+                raise UserError(f"augmentation.{name}: must lie in [0, {most.get(name, 1)}], got {getattr(self, name)}")
 
 
 COARSE = 4  # control points per axis of smooth random fields

@@ -23,7 +23,8 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     if high <= low:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)
-    mask = clipped > low + (threshold_otsu(clipped) - low) / 2
+    threshold = threshold_otsu(clipped.ravel(order="K"))  # flat: three or four slices are not colours
+    mask = clipped > low + (threshold - low) / 2
     del clipped  # a large scan fills memory with few copies
     mask = ndimage.binary_opening(
         mask, ndimage.generate_binary_structure(2, 1)[..., None]

@@ -40,12 +40,19 @@ class Preparation:
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
 
+    ct_window: tuple[float, float] = DOMAINS["ct"].range
+    """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
+
     def __post_init__(self) -> None:
+        if self.ct_window[0] >= self.ct_window[1]:
+            raise UserError(f"ct_window: must rise, got {list(self.ct_window)}")
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
             raise UserError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
 
     def fingerprint(self, domain: str, values: NDArray, foreground: NDArray[np.bool_]) -> Fingerprint:
         """Find how an image of ``domain`` comes to network units, by its ``foreground`` (same shape)."""
+        if DOMAINS[domain].dicom == "CT":
+            return Fingerprint(self.ct_window)
         return DOMAINS[domain].fingerprint(values, foreground, self.normalisation, self.landmarks.get(domain, ()))
 
 

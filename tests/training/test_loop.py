@@ -21,6 +21,7 @@ from medstyle.training.objectives import RECIPES
 from medstyle.transforms.augment import Augmentation
 from tests.conftest import ROOT
 from tests.training.conftest import NEEDS, make_store, train
+from tests.training.processes import fork
 
 DIMENSIONS = [(kind, dims) for kind in RECIPES for dims in (2, 3)]
 
@@ -59,52 +60,31 @@ def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
     assert curve == curve_again
 
 
-SCRIPT = """
-import json, os, pathlib, resource, sys
-from safetensors.torch import save_file
-from medstyle.imaging.store import SliceStore
-from tests.training.conftest import train
-
-folder, kind, name, settings = pathlib.Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4])
-members, _ = train(SliceStore.open(folder / "store"), folder / name, kind, **settings,
-                   show=lambda step, values: print("step", step, values.get("resumed", ""), flush=True))
-if os.environ.get("RANK", "0") == "0":
-    save_file(members[0].state_dict(), folder / f"{name}.safetensors")
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def start(folder, kind, name, *launcher, **settings):
-    """Train in a process of its own."""
+def program(folder, kind, name, *launcher, **settings):
+    """Train in a process of its own, to the end; returns what it printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    (folder / "script.py").write_text(SCRIPT)
-    arguments = [*launcher, str(folder / "script.py"), str(folder), kind, name, json.dumps(settings)]
-    return subprocess.Popen([sys.executable, *arguments], env=environment, stdout=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    output, _ = process.communicate()
-    assert process.returncode == 0
-    return output
+    file = str(ROOT / "tests/training/processes.py")
+    arguments = [sys.executable, *launcher, file, str(folder), kind, name, json.dumps(settings)]
+    return subprocess.run(arguments, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", RECIPES)
 def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
-    finish(start(tmp_path, kind, "straight", steps=30))
+    process, _ = fork(tmp_path, kind, "straight", steps=30)
+    process.join()
     lots = random.Random(kind)
-    kills = 0
-    while not (tmp_path / "killed.safetensors").exists():
-        process = start(tmp_path, kind, "killed", steps=30)
-        first = process.stdout.readline()  # training has begun
-        if kills < 4:
-            time.sleep(lots.random() * 0.6)
-            process.send_signal(signal.SIGKILL)
-            kills += 1
-        else:
-            assert int(first.split()[1]) > 1, "it went on, it did not begin again"
-        process.communicate()
-    assert kills == 4
+    for _ in range(4):
+        process, lines = fork(tmp_path, kind, "killed", steps=30)
+        for _ in range(lots.randint(1, 6)):
+            lines.recv()
+        time.sleep(lots.random() * 0.05)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "killed in the middle"
+    process, lines = fork(tmp_path, kind, "killed", steps=30)
+    assert int(lines.recv().split()[1]) > 1, "it went on, it did not begin again"
+    process.join()
     straight, killed = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("straight", "killed"))
     assert straight == killed
 
@@ -114,7 +94,7 @@ def test_two_processes_are_one(store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for kind in ("unpaired_contrastive",):
         settings = {"steps": 5, "batch": 4}
-        finish(start(tmp_path, kind, kind, *launcher, **settings, processes=2))
+        program(tmp_path, kind, kind, *launcher, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
         for name, value in one.state_dict().items():
@@ -260,7 +240,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     peaks = []
     for subjects in (20, 200):
         make_store(tmp_path / str(subjects) / "store", subjects=subjects, size=64)
-        output = finish(start(tmp_path / str(subjects), "paired", "x", steps=40))
+        output = program(tmp_path / str(subjects), "paired", "x", steps=40)
         peaks.append(int(re.search(r"peak (\d+)", output).group(1)))
     assert peaks[1] < 1.2 * peaks[0]
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from medstyle.errors import UserError
 from medstyle.transforms.augment import Augmentation, augment
 
 OFF = {"rotation_deg": 0, "scale": 0, "shift": 0, "flip": False, "gamma": 0}
@@ -78,3 +79,10 @@ def test_beyond_the_border_is_air():
     x = torch.ones(1, 1, 32, 32)
     _, target = augment([x, x], Augmentation(**{**OFF, "shift": 0.4}), SEEDS[:1], YES[:1])
     assert (target == -1).any()
+
+
+@pytest.mark.parametrize("name", [name for name in Augmentation.__dataclass_fields__ if name != "flip"])
+def test_amounts_that_would_destroy_the_image_are_refused(name):
+    for amount in (-0.1, 200.0):
+        with pytest.raises(UserError, match=f"augmentation.{name}: must lie in"):
+            Augmentation(**{name: amount})

@@ -1,8 +1,10 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from medstyle.errors import UserError
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
 from medstyle.transforms.prepare import LPS_TO_RAS, Preparation, axial, prepare
@@ -143,3 +145,19 @@ def test_registration_finds_a_known_shift(rng):
     again = onto_grid(moving, fixed, rigid=True).voxels  # seeded; ITK's threads may still round the last bit
     np.testing.assert_allclose(again, rigid.voxels, rtol=1e-5, atol=1e-6)
     assert onto_grid(fixed, fixed) is fixed
+
+
+def test_a_ct_window_is_the_same_for_every_scan_and_touches_no_mr(rng):
+    window = Preparation(ct_window=(-200, 300))
+    soft = rng.uniform(-190, 290, (4, 32, 32)).astype(np.float32)
+    soft[:, :4], matrix = -1024, affine((1.0, 1.0, 3.0), (0, 0, 0))
+    for values in (soft, np.where(soft > -200, soft / 2, soft)):
+        volume = Volume(values, matrix, "ct")
+        prepared = prepare(volume, window)
+        assert prepared.fingerprint == Fingerprint((-200.0, 300.0))
+        body = np.asarray(prepared.restore(prepared.slices, "ct", prepared.fingerprint).voxels)[:, 10:-4, 4:-4]
+        np.testing.assert_allclose(body, values[:, 10:-4, 4:-4], atol=0.01)
+    mr = Volume(soft + 1100, matrix, "mr_t1")
+    assert prepare(mr, replace(RAW, ct_window=(-200, 300))).fingerprint == prepare(mr, RAW).fingerprint
+    with pytest.raises(UserError, match="must rise"):
+        Preparation(ct_window=(300, -200))

@@ -1,0 +1,43 @@
+"""Training in a process of its own: as a program, or forked from a server that has done the slow imports already."""
+
+import json
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from medstyle.imaging.store import SliceStore
+from tests.training.conftest import train
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload([__name__])
+
+
+def work(folder, kind, name, settings, say=lambda line: print(line, flush=True)):
+    """Train on ``folder/store`` and write ``folder/NAME.safetensors``; tell of every step."""
+    members, _ = train(
+        SliceStore.open(folder / "store"),
+        folder / name,
+        kind,
+        **settings,
+        show=lambda step, values: say(f"step {step} {values.get('resumed', '')}"),
+    )
+    if os.environ.get("RANK", "0") == "0":
+        save_file(members[0].state_dict(), folder / f"{name}.safetensors")
+
+
+def fork(folder, kind, name, **settings):
+    """Start a process; returns it and the connection on which its lines arrive."""
+    ours, theirs = SERVER.Pipe(duplex=False)
+    process = SERVER.Process(target=work, args=(folder, kind, name, settings, theirs.send))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+if __name__ == "__main__":
+    work(Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4]))
+    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
