@@ -3,7 +3,6 @@
 import json
 import multiprocessing
 import os
-import resource
 import sys
 from pathlib import Path
 
@@ -40,4 +39,5 @@ def fork(folder, kind, name, **settings):
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]), *sys.argv[2:4], json.loads(sys.argv[4]))
-    print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    # not ru_maxrss, which on Linux begins with the peak of the process that started this one
+    print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))

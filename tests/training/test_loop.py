@@ -241,7 +241,7 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     for subjects in (20, 200):
         make_store(tmp_path / str(subjects) / "store", subjects=subjects, size=64)
         output = program(tmp_path / str(subjects), "paired", "x", steps=40)
-        peaks.append(int(re.search(r"peak (\d+)", output).group(1)))
+        peaks.append(int(re.search(r"VmHWM:\s+(\d+)", output).group(1)))
     assert peaks[1] < 1.2 * peaks[0]
 
 
