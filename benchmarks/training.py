@@ -82,13 +82,13 @@ def main() -> None:
     parser.add_argument("--normalisation", choices=list(NORMALISATIONS), default="nyul")
     parser.add_argument("--tuning", action="store_true", help="hold out training subjects and measure those instead")
     parser.add_argument("--change", type=json.loads, default={}, help="JSON over our settings, to compare while tuning")
-    parser.add_argument("--out", type=Path, help="folder of results (default: .medstyle/bench/training-DATA-MINUTES)")
+    parser.add_argument("--out", type=Path, help="folder of results (default: one in .medstyle/bench for each setting)")
     parser.add_argument("--resume", action="store_true", help="keep the rows that are done")
     parser.add_argument("--figure", nargs="?", const="", help="draw the outputs (default: docs/figures, see figure())")
     parser.add_argument("--row", choices=ROWS, help=argparse.SUPPRESS)  # in the row's own process
     arguments = parser.parse_args()
-    name = f"training-{arguments.data}-{arguments.minutes:g}-{arguments.seed}" + "-tuning" * arguments.tuning
-    out = arguments.out or CACHE / name
+    run_name = ["training", arguments.data, f"{arguments.minutes:g}", arguments.normalisation, str(arguments.seed)]
+    out = arguments.out or CACHE / "-".join([*run_name, *["tuning"] * arguments.tuning])
     if arguments.row:
         run(arguments.row, arguments, out)
         return
@@ -164,9 +164,15 @@ def _train_ours(
     rest = taken - per_step * len(ticks)
     steps = max(1, round((seconds - rest) / per_step))
     generate, parameters, _, taken = timed(steps)
-    facts = {"parameters": parameters, "steps": steps, "seconds": taken, "peak_mib": _peak_mib(), "asked_s": seconds}
-    facts |= {"neighbours": settings["network"].get("neighbours", 1)}
-    return generate, facts | {"batch": settings["training"]["batch"]}
+    return generate, {
+        "parameters": parameters,
+        "steps": steps,
+        "seconds": taken,
+        "asked_s": seconds,
+        "peak_mib": _peak_mib(),
+        "batch": settings["training"]["batch"],
+        "neighbours": settings["network"].get("neighbours", 1),
+    }
 
 
 def _changed(settings: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

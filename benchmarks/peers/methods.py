@@ -8,6 +8,7 @@ published one stretched over the budget: without it a short run would never see 
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
@@ -19,7 +20,7 @@ from .networks import PatchGAN, ResNet, UNet, gaussian_, xavier_
 Losses = dict[str, Tensor]
 
 
-class Method:
+class Method(ABC):
     """What the benchmark needs of a method.
 
     Attributes:
@@ -42,8 +43,8 @@ class Method:
                 group["lr"] = 2e-4 * min(1.0, (1 - progress) / (1 - self.hold))
         return self._step(x, y)
 
-    def _step(self, x: Tensor, y: Tensor) -> Losses:
-        raise NotImplementedError
+    @abstractmethod
+    def _step(self, x: Tensor, y: Tensor) -> Losses: ...
 
     @torch.no_grad()
     def generate(self, x: Tensor) -> Tensor:

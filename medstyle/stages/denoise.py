@@ -83,13 +83,13 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
     groups: dict[str, dict[str, list[_Block]]] = {split: defaultdict(list) for split in dict.fromkeys(splits.values())}
     for block in (block for blocks in done for block in blocks):
         groups[splits[block.subject]][block.domain].append(block)
-    landmarks = dict(params.preparation.landmarks)
+    landmarks = params.preparation.landmarks
     if params.preparation.normalisation == "nyul":
-        landmarks = _learn_landmarks(groups.get("train", {})) | landmarks
+        learned = _learn_landmarks({d: bs for d, bs in groups.get("train", {}).items() if d not in landmarks})
         for domains in groups.values():
-            for domain, blocks in domains.items():
-                if domain in landmarks:
-                    domains[domain] = [_move(block, landmarks[domain]) for block in blocks]
+            for domain in domains.keys() & learned.keys():
+                domains[domain] = [_move(block, learned[domain]) for block in domains[domain]]
+        landmarks = {**landmarks, **learned}
     for split, domains in groups.items():
         for domain, blocks in domains.items():
             write_rows(scratch / split / f"{domain}.npy", [block.path for block in blocks])

@@ -37,10 +37,10 @@ class Augmentation:
     """Source: largest share of a 3 x 3 mean mixed in, as by a lower resolution."""
 
     def __post_init__(self) -> None:
-        most = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5, "gamma": 0.9}
-        for name in ("rotation_deg", "scale", "shift", "elastic", "gamma", "bias", "noise", "blur"):
-            if not 0 <= getattr(self, name) <= most.get(name, 1):
-                raise UserError(f"augmentation.{name}: must lie in [0, {most.get(name, 1)}], got {getattr(self, name)}")
+        geometry = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5}
+        for name, most in {**geometry, "gamma": 0.9, "bias": 1, "noise": 1, "blur": 1}.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"augmentation.{name}: must lie in [0, {most}], got {getattr(self, name)}")
 
 
 COARSE = 4  # control points per axis of smooth random fields

@@ -6,6 +6,7 @@ invertible, so what a network makes of the slices returns to the source grid vox
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,7 +17,7 @@ from monai.transforms import Compose, Orientation, Spacing
 from numpy.typing import NDArray
 
 from medstyle.errors import UserError
-from medstyle.imaging.modality import DOMAINS, Fingerprint, Modality
+from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
@@ -39,11 +40,13 @@ class Preparation:
     """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
-
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
 
     def __post_init__(self) -> None:
+        for domain, places in self.landmarks.items():
+            if len(places) != len(QUANTILES) or any(a >= b for a, b in itertools.pairwise(places)):
+                raise UserError(f"landmarks.{domain}: must be {len(QUANTILES)} rising numbers, got {list(places)}")
         if self.ct_window[0] >= self.ct_window[1]:
             raise UserError(f"ct_window: must rise, got {list(self.ct_window)}")
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:

@@ -174,3 +174,10 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     write_volume(bright, volume.with_voxels(np.sqrt(volume.voxels), "mr_t2"))
     denoise(settings, tmp_path / "scans", tmp_path / "again")
     assert SliceStore.open(tmp_path / "again").index["preparation"] == store.index["preparation"]
+    # landmarks that were given stay, the others are learned
+    given = tuple(np.linspace(-1, 1, len(preparation.landmarks["mr_t1"])).tolist())
+    fixed = replace(settings, preparation=replace(settings.preparation, landmarks={"mr_t1": given}))
+    denoise(fixed, scans, tmp_path / "given")
+    index = SliceStore.open(tmp_path / "given").index
+    assert index["preparation"]["landmarks"] == {"mr_t1": list(given), "mr_t2": list(preparation.landmarks["mr_t2"])}
+    assert all(one[1] == list(given) for of in index["fingerprints"].values() for one in of["mr_t1"])

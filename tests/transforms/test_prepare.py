@@ -161,3 +161,11 @@ def test_a_ct_window_is_the_same_for_every_scan_and_touches_no_mr(rng):
     assert prepare(mr, replace(RAW, ct_window=(-200, 300))).fingerprint == prepare(mr, RAW).fingerprint
     with pytest.raises(UserError, match="must rise"):
         Preparation(ct_window=(300, -200))
+
+
+@pytest.mark.parametrize(
+    "places", [(-1.0, 1.0), (0.0,) * 11, tuple(np.linspace(1, -1, 11))], ids=["2", "flat", "falls"]
+)
+def test_landmarks_that_are_no_rising_map_are_refused(places):
+    with pytest.raises(UserError, match=r"landmarks\.mr_t1: must be 11 rising numbers"):
+        Preparation(normalisation="nyul", landmarks={"mr_t1": places})
