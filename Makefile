@@ -8,7 +8,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-.PHONY: help demo test lint bench serve lock clean
+# One process for each core and each with one thread; the tests of a file stay together, since they share fixtures.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
+.PHONY: help demo test slow lint bench serve lock clean
 
 help:             ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -18,7 +21,10 @@ demo: $(READY)    ## train, measure and register the default model, then show wh
 	@medstyle summary
 
 test: $(READY)    ## run the tests
-	python -m pytest
+	$(PYTEST)
+
+slow: $(READY)    ## run the tests that take minutes
+	$(PYTEST) -m slow
 
 lint: $(READY)    ## check style, types and the direction of imports
 	ruff check

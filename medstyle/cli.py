@@ -152,14 +152,63 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
 
 
 @app.command()
-def evaluate(file: ParamsFile = Path("params.yaml")) -> None:
-    """Stage: measure the translator beside its baselines on unseen subjects; writes reports/."""
+def evaluate(
+    file: ParamsFile = Path("params.yaml"),
+    compare: Annotated[
+        tuple[str, str] | None,
+        typer.Option(help="Two versions, models or folders: measure both on the same subjects, write nothing."),
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Stage: measure the translator beside its baselines on unseen subjects; writes reports/.
+
+    Example: medstyle evaluate --compare 3 models/translator
+    """
     from medstyle.params import load
     from medstyle.stages.ingest import Params as IngestParams
 
     run, params = _stage("evaluate", file)
     truth = Path(load(IngestParams, "ingest", file).source) / "truth"
-    run(params, Path("data/scans"), Path("data/slices"), Path("models/translator"), truth, Path("reports"))
+    data = Path("data/scans"), Path("data/slices")
+    if compare is None:
+        run(params, *data, Path("models/translator"), truth, Path("reports"))
+        return
+    import csv
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
+    from medstyle.evaluation.protocols import PROTOCOLS
+    from medstyle.evaluation.statistics import compare as difference
+    from medstyle.registry.models import model_folder
+
+    values = []
+    for name in compare:
+        with TemporaryDirectory(prefix="medstyle-") as out:
+            run(replace(params, figures=0, uncertainty=0), *data, model_folder(name), truth, Path(out), lambda _: None)
+            rows = list(csv.DictReader((Path(out) / "subjects.csv").read_text().splitlines()))
+        values.append({
+            row["subject"]: row for row in rows if (row["method"], row["reference"]) == ("model", rows[0]["reference"])
+        })  # fmt: skip
+    if values[0].keys() != values[1].keys():
+        raise UserError(f"{' and '.join(compare)}: they can be measured on different subjects only: other contrasts?")
+    result = {
+        name: difference(
+            [float(row[name]) for row in values[0].values()], [float(values[1][s][name]) for s in values[0]]
+        )
+        for name in PROTOCOLS[params.protocol].measures
+    }
+    if json_:
+        print(json.dumps(result, indent=1))
+        return
+    from rich.table import Table
+
+    title = f"{len(values[0])} subjects, protocol {params.protocol}"
+    table = Table("measure", *compare, "second - first", "95 % interval", "p", title=title, title_justify="left")
+    for name, of in result.items():
+        p = "" if of["p"] is None else f"{of['p']:.3f}"
+        numbers = (f"{of[key]:.4f}" for key in ("first", "second", "difference"))
+        table.add_row(name, *numbers, f"{of['low']:.4f} to {of['high']:.4f}", p)
+    _console().print(table)
 
 
 @app.command()
@@ -179,14 +228,23 @@ def translate(
     style: Annotated[Path | None, typer.Option(help="Image of the target domain whose style is taken.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
+    strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them as they are, 1 is the whole style.")] = 1.0,
+    keep_colour: Annotated[bool, typer.Option(help="Pictures: keep their colours, take the lightness.")] = False,
+    method: Annotated[
+        str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
+    ] = None,
     force: Annotated[bool, typer.Option(help="Translate even what is unlike the training images.")] = False,
     json_: Json = False,
 ) -> None:
-    """Translate a scan or picture: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture.
+    """Translate a scan, picture or video: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture, video -> video.
 
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
+    if method is not None:
+        _classical(source, out, style, method, strength, keep_colour)
+        return
     from medstyle.inference.files import translate_path
+    from medstyle.inference.translate import Look
 
     results = translate_path(
         source,
@@ -197,6 +255,7 @@ def translate(
         reference=style,
         seed=seed,
         uncertainty=uncertainty,
+        look=Look(strength, keep_colour),
         force=force,
     )
     if json_:
@@ -209,6 +268,24 @@ def translate(
         )
         for warning in result["warnings"]:
             print(f"medstyle: warning: {warning}", file=sys.stderr)
+
+
+def _classical(source: Path, out: Path, style: Path | None, method: str, strength: float, keep_colour: bool) -> None:
+    from medstyle.evaluation.baselines import BASELINES, restyle
+    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, read_picture, write_picture
+    from medstyle.inference.translate import Look
+
+    if method not in BASELINES:
+        raise UserError(f"--method {method}: none of {', '.join(BASELINES)}")
+    if style is None:
+        raise UserError(f"--method {method}: name the picture whose colours are taken with --style")
+    if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
+        why = "exists already; remove it or" if out.exists() else "is no picture's name;"
+        raise UserError(f"{out}: {why} choose another name")
+    pixels = read_picture(source)
+    made = Look(strength, keep_colour).applied(pixels, restyle(method, pixels, read_picture(style)))
+    write_picture(out, made, SYNTHETIC_NOTE)
+    print(f"{out}: {method}, {list(made.shape[:2])}")
 
 
 @app.command()
@@ -231,7 +308,7 @@ def ensemble(
 def _translator(reference: str) -> Any:
     from medstyle.networks.translator import Translator
 
-    if not reference.startswith("models:/"):
+    if not reference.startswith("models:/"):  # a folder needs none of the registry's imports
         return Translator.load(reference)
     from medstyle.registry.models import fetch
 
@@ -314,11 +391,11 @@ def summary() -> None:
         title = (
             f"{metrics['subjects']} unseen subjects against {reference} (protocol {metrics['protocol']}), mean and SD"
         )
-        table = Table("method", *next(iter(rows.values())), title=title, title_justify="left")
+        table = Table("method", *metrics["headline"], title=title, title_justify="left")
         for method, row in rows.items():
             table.add_row(
                 method,
-                *(f"{v['mean']:.3f} ± {v['sd']:.3f}" for v in row.values()),
+                *(f"{row[name]['mean']:.3f} ± {row[name]['sd']:.3f}" for name in metrics["headline"]),
                 style="bold" if method == "model" else "",
             )
         console.print(table)

@@ -32,6 +32,40 @@ def test_every_command_has_help(name, tmp_path):
     assert len(done.stdout.split("Usage:")[1].splitlines()) > 3
 
 
+def test_two_models_are_compared_on_the_same_subjects(run, tmp_path):
+    from medstyle.evaluation.protocols import PROTOCOLS
+    from tests.inference.conftest import make_translator
+
+    make_translator().save(tmp_path / "other")
+    before = {path: path.stat().st_mtime_ns for path in run.root.rglob("*")}
+    done = medstyle("evaluate", "--compare", run.translator, tmp_path / "other", "--json", cwd=run.root)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert set(document) == set(PROTOCOLS["plain"].measures)
+    metrics = json.loads((run.root / "reports/metrics.json").read_text())
+    assert document["psnr"]["first"] == pytest.approx(metrics["tables"]["truth"]["model"]["psnr"]["mean"], abs=1e-4)
+    assert document["psnr"]["difference"] == pytest.approx(document["psnr"]["second"] - document["psnr"]["first"])
+    assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*")} == before
+
+
+def test_a_classical_method_needs_no_model(tmp_path):
+    import numpy as np
+
+    from medstyle.imaging.picture import read_picture, write_picture
+
+    y, x = np.mgrid[:30, :40]
+    write_picture(tmp_path / "photo.png", np.stack([4 * x, 5 * y, x + y], -1).astype(np.uint8))
+    write_picture(tmp_path / "style.png", np.full((8, 8, 3), (200, 40, 90), np.uint8))
+    arguments = ["translate", "photo.png", "out.png", "--method", "moments"]
+    done = medstyle(*arguments, cwd=tmp_path)
+    assert (done.returncode, "--style" in done.stderr) == (2, True)
+    done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert np.abs(read_picture(tmp_path / "out.png").astype(int) - (200, 40, 90)).max() <= 2
+    done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
+    assert (done.returncode, "exists already" in done.stderr) == (2, True)
+
+
 BAD = {
     "no params file": (["ingest"], "params.yaml: no such file"),
     "unknown key": (["denoise", "--params", "bad.yaml"], "denoise.colour: unknown key"),

@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from medstyle import Translator, params, read_picture, translate_path
+from medstyle.evaluation.baselines import BASELINES
 from medstyle.imaging.modality import DOMAINS
 from medstyle.stages import acquire, denoise, evaluate, ingest, register, train
 from tests.conftest import ROOT
@@ -81,7 +82,7 @@ def test_pictures_are_measured_beside_their_baselines(project):
     metrics = json.loads((project / "reports/metrics.json").read_text())
     assert metrics["subjects"] == 2
     [table] = metrics["tables"].values()
-    assert set(table) == {"model", "identity", "histogram_matching"}
+    assert set(table) == {"model", *BASELINES}
     assert table["identity"]["structure"]["mean"] == pytest.approx(1.0)
     assert table["histogram_matching"]["colour_distance"]["mean"] < table["identity"]["colour_distance"]["mean"]
     assert "data:image/png" in (project / "reports/report.html").read_text()

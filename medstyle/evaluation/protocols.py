@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +17,17 @@ class Protocol:
     """How an output is measured.
 
     Attributes:
+        version: rises whenever the numbers that it gives change.
         paired: whether a real image of the same slice is the reference; else a set of images of the target domain.
+        unit: ``scaled``: images in [0, 1] by the fixed normalisation of training. ``HU``: CT numbers as they are.
         measures: measure -> which way is better.
         headline: measures in which a model must beat its baselines to pass the gate.
         measure: ``(output, reference, mask) -> {measure: value}``.
     """
 
+    version: int
     paired: bool
+    unit: Literal["scaled", "HU"]
     measures: dict[str, Literal["higher", "lower"]]
     headline: tuple[str, ...]
     measure: Callable[..., dict[str, float]]
@@ -33,10 +37,12 @@ def plain(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str,
     """Measure one volume against its reference, both ``(D, H, W)`` in [0, 1] by a fixed normalisation, in the mask.
 
     MAE; PSNR with peak 1; SSIM (Wang 2004) slice by slice, Gaussian window 11/1.5, K 0.01/0.03, averaged in the mask.
-    No gain is fitted to the output. ``through_plane`` is ``|ln r|`` of :func:`through_plane`: 0.1 means that
-    neighbouring slices differ by 10 % more, or less, than in the reference.
+    No gain is fitted to the output. Beside them, in the mask: NMSE, the squared error over the reference's squared
+    values; NMI, 1 to 2, 64 bins (Studholme 1999); ``edges``, the correlation of in-plane gradient magnitudes;
+    ``sharpness``, ``|ln r|`` of the gradient energy over the reference's, and ``through_plane``, ``|ln r|`` of
+    :func:`through_plane`: 0.1 means 10 % more, or less, than in the reference.
     """
-    from skimage.metrics import structural_similarity
+    from skimage.metrics import normalized_mutual_information, structural_similarity
 
     difference = (output - reference)[mask].astype(np.float64)
     squared = max(float((difference**2).mean()), 1e-12)
@@ -48,12 +54,26 @@ def plain(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str,
             for a, b in zip(output, reference, strict=True)
         ]
     )
+    ours, real = (_steepness(image)[mask] for image in (output, reference))
+    energy = max(float(np.square(ours).mean()), 1e-12) / max(float(np.square(real).mean()), 1e-12)
+    flat = min(ours.std(), real.std()) == 0
     return {
         "psnr": float(-10 * np.log10(squared)),
         "ssim": float(maps[mask].mean()),
         "mae": float(np.abs(difference).mean()),
+        "nmse": float((difference**2).sum() / max(float(np.square(reference[mask], dtype=np.float64).sum()), 1e-12)),
+        "nmi": float(normalized_mutual_information(output[mask], reference[mask], bins=64)),
+        "edges": 0.0 if flat else float(np.corrcoef(ours, real)[0, 1]),
+        "sharpness": abs(float(np.log(energy))),
         "through_plane": abs(float(np.log(through_plane(output, reference, mask)))),
     }
+
+
+def _steepness(image: Image) -> NDArray[np.float64]:
+    """Return the in-plane gradient magnitude of ``(D, H, W)``, central differences."""
+    down, right = np.gradient(image.astype(np.float64), axis=(1, 2))
+    steep: NDArray[np.float64] = np.hypot(down, right)
+    return steep
 
 
 def through_plane(output: Image, reference: Image, mask: NDArray[np.bool_]) -> float:
@@ -66,6 +86,80 @@ def through_plane(output: Image, reference: Image, mask: NDArray[np.bool_]) -> f
         return 1.0
     ours, real = (float(np.abs(np.diff(image, axis=0))[both].mean()) for image in (output, reference))
     return max(ours, 1e-6) / max(real, 1e-6)
+
+
+HU = (-1024.0, 3071.0)
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of Wang 2003
+BLOCK = 7  # voxels: side of the window of SSIM
+
+
+def synthrad2025(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Measure a synthetic CT in HU, ``(D, H, W)``, as the SynthRAD 2025 challenge does (Thummerer 2025).
+
+    MAE in the mask, unclipped; PSNR in the mask, both clipped to [-1024, 3071], peak 4095; MS-SSIM in three dimensions
+    of the clipped images, air outside the mask.
+    """
+    out, real = (np.where(mask, image, HU[0]).astype(np.float64) for image in (output, reference))
+    clipped, target = np.clip(out, *HU), np.clip(real, *HU)
+    squared = max(float(np.square(clipped - target)[mask].mean()), 1e-12)
+    return {
+        "mae_hu": float(np.abs(out - real)[mask].mean()),
+        "psnr": float(10 * np.log10((HU[1] - HU[0]) ** 2 / squared)),
+        "ms_ssim": ms_ssim(clipped - HU[0], target - HU[0], mask, HU[1] - HU[0]),
+    }
+
+
+def ms_ssim(
+    output: NDArray, reference: NDArray, mask: NDArray[np.bool_], peak: float, weights: Sequence[float] = SCALES
+) -> float:
+    """Return the multi-scale SSIM of volumes ``(D, H, W)`` of values from 0 up, as SynthRAD 2025 defines it.
+
+    It differs from Wang 2003: uniform windows of 7 voxels, sample covariance, and the luminance counts at every scale.
+    Each scale is the mean in the mask; the next one is the mean of blocks of 2 voxels.
+    """
+    from scipy.ndimage import uniform_filter
+
+    spare = [(0, max(0, 97 - n)) for n in output.shape]  # five scales need that much
+    x, y = (np.pad(image.astype(np.float64), spare, mode="edge") for image in (output, reference))
+    inside = np.pad(mask, spare, mode="edge")
+    c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
+    unbiased = BLOCK**3 / (BLOCK**3 - 1)
+    crop = (slice(BLOCK // 2, -(BLOCK // 2)),) * 3
+    result = 1.0
+    for weight in weights:
+        mean_x, mean_y = uniform_filter(x, BLOCK), uniform_filter(y, BLOCK)
+        var_x = np.maximum(unbiased * (uniform_filter(x * x, BLOCK) - mean_x**2), 0)
+        var_y = np.maximum(unbiased * (uniform_filter(y * y, BLOCK) - mean_y**2), 0)
+        both = unbiased * (uniform_filter(x * y, BLOCK) - mean_x * mean_y)
+        spread = np.sqrt(var_x * var_y)
+        light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+        contrast = (2 * spread + c2) / (var_x + var_y + c2)
+        structure = (both + c2 / 2) / (spread + c2 / 2)
+        terms = (np.maximum(term, 0) ** weight for term in (light, contrast, structure))
+        where = inside[crop]
+        result *= float(np.prod(list(terms), axis=0)[crop][where].mean()) if where.any() else 1.0
+        x, y = (uniform_filter(image, 2)[1::2, 1::2, 1::2] for image in (x, y))
+        inside = inside[1::2, 1::2, 1::2]
+    return float(np.clip(result, 0, 1))
+
+
+def selfrdb(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Measure volumes ``(D, H, W)`` in [0, 1] as SelfRDB does (Arslan 2024): every slice is divided by its own mean.
+
+    That forgives errors of gain, so the numbers are higher than those of ``plain``. Mean over slices that show the
+    body; air is 0; PSNR and SSIM (uniform window of 7) with the largest value of the reference slice as the range.
+    """
+    from skimage.metrics import structural_similarity
+
+    psnr, ssim = [], []
+    for made, real, inside in zip(output, reference, mask, strict=True):
+        a, b = (np.where(inside, image, 0).astype(np.float64) for image in (made, real))
+        if not inside.any() or b.mean() <= 0:
+            continue
+        a, b = a / max(a.mean(), 1e-6), b / b.mean()
+        psnr.append(10 * np.log10(b.max() ** 2 / max(float(np.square(a - b).mean()), 1e-12)))
+        ssim.append(structural_similarity(a, b, data_range=float(b.max())))
+    return {"psnr": float(np.mean(psnr)), "ssim": float(np.mean(ssim))} if psnr else {"psnr": 0.0, "ssim": 0.0}
 
 
 def unpaired(output: Image, source: Image, targets: Image) -> dict[str, float]:
@@ -95,15 +189,31 @@ def _gradient(grey: Image) -> Image:
 
 PROTOCOLS: dict[str, Protocol] = {
     "plain": Protocol(
+        2,
         True,
-        {"psnr": "higher", "ssim": "higher", "mae": "lower", "through_plane": "lower"},
+        "scaled",
+        {
+            "psnr": "higher", "ssim": "higher", "mae": "lower", "nmse": "lower", "nmi": "higher", "edges": "higher",
+            "sharpness": "lower", "through_plane": "lower",
+        },
         ("psnr", "ssim", "mae"),
         plain,
     ),
+    "synthrad2025": Protocol(
+        1,
+        True,
+        "HU",
+        {"mae_hu": "lower", "psnr": "higher", "ms_ssim": "higher"},
+        ("mae_hu", "psnr", "ms_ssim"),
+        synthrad2025,
+    ),
+    "selfrdb": Protocol(1, True, "scaled", {"psnr": "higher", "ssim": "higher"}, ("psnr", "ssim"), selfrdb),
     "unpaired": Protocol(
+        1,
         False,
+        "scaled",
         {"colour_distance": "lower", "texture_distance": "lower", "structure": "higher"},
         ("texture_distance",),
         unpaired,
     ),
-}
+}  # fmt: skip

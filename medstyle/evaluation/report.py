@@ -70,6 +70,59 @@ def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequen
     plt.close(plot)
 
 
+def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
+    """Return slices ``(n, H, W)`` in [0, 1] as one picture, below each other, for the page: 8 bits, WebP.
+
+    Slices with a side above ``most_px`` are shrunk.
+    """
+    import io
+
+    from PIL import Image
+
+    scale = min(1.0, most_px / max(images.shape[1:]))
+    height, width = (max(1, round(n * scale)) for n in images.shape[1:])
+    levels = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
+    small = [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BOX)) for one in levels]
+    file = io.BytesIO()
+    Image.fromarray(np.concatenate(small)).save(file, "WEBP", quality=90)
+    data = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return {"data": data, "width": width, "height": height, "count": len(small)}
+
+
+def curves(path: Path, table: Path) -> None:
+    """Draw the losses of ``training.csv`` over steps, one panel for each player, on a logarithmic axis if positive."""
+    import csv
+
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    groups: dict[str, list[str]] = {}
+    for name in rows[0] if rows else []:
+        if "/" in name:
+            groups.setdefault(name.partition("/")[0], []).append(name)
+    if not groups:
+        return
+    plot, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 2.8), squeeze=False, layout="constrained")
+    for axis, (group, names) in zip(axes[0], groups.items(), strict=True):
+        drawn = []
+        for name in names:
+            points = [(float(row["step"]), float(row[name])) for row in rows if row[name]]
+            if points:
+                axis.plot(*zip(*points, strict=True), lw=1, label=name.partition("/")[2])
+                drawn += [value for _, value in points]
+        axis.set_title(group)
+        axis.set_xlabel("step")
+        if drawn and min(drawn) > 0:
+            axis.set_yscale("log")
+        axis.legend(fontsize=6)
+    plot.savefig(path, dpi=110, metadata={"Software": None})
+    plt.close(plot)
+
+
 def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any) -> None:
     """Render a self-contained HTML page (no network) with the figures inside."""
     from jinja2 import Environment, PackageLoader, StrictUndefined

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 SURVIVED = 0.5  # share of the true contrast that must be left
+CREATED, CREATED_MM3 = 0.15, 33.5  # half of a usual lesion's contrast in [0, 1] units; a ball of 2 mm radius
+SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 class Lesion(NamedTuple):
@@ -54,6 +56,65 @@ def lesions(
             radius = (3 * inside.sum() * voxel_mm3 / (4 * np.pi)) ** (1 / 3)
             found.append(Lesion(float(radius), real, made))
     return found
+
+
+def created(
+    output: NDArray[np.float32],
+    truth: NDArray[np.float32],
+    ids: NDArray[np.integer],
+    mask: NDArray[np.bool_],
+    voxel_mm3: float,
+) -> int:
+    """Count bright structures that the output has and the truth has not.
+
+    Connected voxels in ``mask``, away from every lesion of ``ids``, in which the output exceeds the truth by more than
+    0.15 and which fill at least a ball of 2 mm radius: what a reader could take for a lesion. Ordinary errors at folds
+    and rims count as well, so compare models by it; zero is not expected.
+    """
+    from scipy import ndimage
+
+    near = ndimage.binary_dilation(ids > 0, ndimage.generate_binary_structure(3, 1), iterations=3)
+    labels, count = ndimage.label((output - truth > CREATED) & mask & ~near)
+    return int((np.bincount(labels.ravel())[1:] * voxel_mm3 >= CREATED_MM3).sum()) if count else 0
+
+
+def edge_displacement(
+    output: NDArray[np.float32], truth: NDArray[np.float32], mask: NDArray[np.bool_], pixel_mm: tuple[float, float]
+) -> float:
+    """Return how far edges lie from the nearest true edge and the reverse, mean over both ways, in mm.
+
+    Edges (Canny 1986, Gaussian of 1.5 pixels, the steepest tenth of the body) slice by slice; ``pixel_mm`` is the
+    distance of rows and of columns. 0 where there are none.
+    """
+    from scipy.ndimage import distance_transform_edt
+    from skimage.feature import canny
+
+    apart: list[NDArray] = []
+    for made, real, inside in zip(output, truth, mask, strict=True):
+        if not inside.any():
+            continue
+        a, b = (canny(x, 1.5, 0.8, 0.9, mask=inside, use_quantiles=True) for x in (made, real))
+        if a.any() and b.any():
+            apart += [distance_transform_edt(~b, pixel_mm)[a], distance_transform_edt(~a, pixel_mm)[b]]
+    return float(np.concatenate(apart).mean()) if apart else 0.0
+
+
+def calibration(error: NDArray[np.float32], sigma: NDArray[np.float32]) -> dict[str, float]:
+    """Tell whether the uncertainty ``sigma (n,)`` of voxels says where their absolute ``error (n,)`` is.
+
+    ``risk_25`` ... ``risk_100``: mean error of that share of the voxels with the least uncertainty (the risk-coverage
+    curve of Geifman 2017). ``within_2sd``: share of the errors below two deviations, 0.95 where these are calibrated.
+    ``scale``: what the deviations would have to be multiplied by for that.
+    """
+    order = np.argsort(sigma, kind="stable")
+    mean = np.cumsum(error[order], dtype=np.float64) / np.arange(1, len(error) + 1)
+    result = {f"risk_{share:.0%}".rstrip("%"): float(mean[int(share * len(error)) - 1]) for share in SHARES}
+    floor = np.maximum(sigma, 1e-6)
+    return {
+        **result,
+        "within_2sd": float((error <= 2 * floor).mean()),
+        "scale": float(np.percentile(error / floor, 95) / 2),
+    }
 
 
 def survival(found: list[Lesion]) -> dict[str, float]:

@@ -8,7 +8,7 @@ the size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -70,6 +70,11 @@ class SliceStore:
         """Subject keys of ``split``."""
         return [key for key, where in self.index["subjects"].items() if where == split]
 
+    def domains_of(self, subject: str) -> set[str]:
+        """Domains in which the store holds ``subject``."""
+        rows = self.index["rows"].get(self.index["subjects"][subject], {})
+        return {domain for domain, of in rows.items() if any(row[0] == subject for row in of)}
+
     def pairs(self, source: str, target: str, split: str) -> NDArray[np.int64]:
         """Return ``(n, 2)`` row numbers where source and target show the same slice of the same subject."""
         other = {(row.subject, row.slice): i for i, row in enumerate(self.rows(target, split))}
@@ -92,6 +97,14 @@ def write_rows(path: Path, blocks: Sequence[Path]) -> None:
         out[start : start + len(block)] = block
         start += len(block)
     out.flush()
+
+
+def near_duplicates(images: NDArray[np.float32], limit: float, chunk: int = 1024) -> Iterator[tuple[int, int]]:
+    """Yield ``(i, j)``, i < j, where rows of ``images (n, k)``, each of length 1, correlate by more than ``limit``."""
+    for start in range(0, len(images), chunk):
+        for i, j in np.argwhere(images[start : start + chunk] @ images.T > limit):
+            if start + i < j:
+                yield int(start + i), int(j)
 
 
 def split_subjects(subjects: Sequence[str], shares: tuple[float, float], seed: int) -> dict[str, str]:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.inventory import Item, inventory
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
+from medstyle.imaging.progress import track
 from medstyle.imaging.rules import Rule, domain_of
+from medstyle.imaging.video import CODECS, Frame, VideoWriter, read_frames
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, write_volume
-from medstyle.inference.translate import Image, Translation, translate_picture, translate_volume
+from medstyle.inference.ood import Verdict
+from medstyle.inference.translate import (
+    FULL,
+    Image,
+    Look,
+    Translation,
+    translate_frames,
+    translate_picture,
+    translate_volume,
+)
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 
@@ -36,13 +51,14 @@ def translate_path(
     reference: Path | None = None,
     seed: int | None = None,
     uncertainty: bool = False,
+    look: Look = FULL,
     force: bool = False,
 ) -> list[dict[str, Any]]:
     """Translate every image of the source domain below ``source``; answers with a row of facts for each.
 
-    DICOM series become series in folders below ``out``. One volume file or picture becomes the file ``out`` (or a file
-    of the same name in the folder ``out``). Nothing is overwritten. A translator of several contrasts finds the others
-    in the same DICOM study, or in the same folder.
+    DICOM series become series in folders below ``out``. One volume file, picture or video becomes the file ``out`` (or
+    a file of the same name in the folder ``out``). Nothing is overwritten. A translator of several contrasts finds the
+    others in the same DICOM study, or in the same folder.
 
     Args:
         source: file or folder.
@@ -53,6 +69,7 @@ def translate_path(
             their file names. Where none are, all images are taken for it if it was named, and else a single file.
         reference: image of ``target`` whose style is taken: a file, or a folder with one such image.
         seed, uncertainty: see :func:`translate_volume`.
+        look: how much of the style a picture or video gets.
         force: translate even what is unlike the training images.
 
     Raises:
@@ -79,29 +96,79 @@ def translate_path(
     rows = []
     for item in chosen:
         place = _place(item, source, out)
+        if item.source == "video":
+            rows.append(_film(item, place, translator, wanted, target, style, seed, look, force))
+            continue
         contrasts = [_beside(item, name, around, domains) for name in config.contrasts]
-        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty)
+        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty, look)
         if result.ood.verdict == "refuse" and not force:
-            raise Refusal(
-                "E_OUT_OF_DISTRIBUTION",
-                f"{item.path.name} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
-                "check its domain, or insist with --force",
-            )
+            raise _unlike(item, result.ood.score)
         written = _write(item, place, result, translator, wanted)
         shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
-        rows.append(
-            {
-                "series": item.key,
-                "out": str(written),
-                "domain": target,
-                "shape": list(shape),
-                "ood_score": result.ood.score,
-                "ood_verdict": result.ood.verdict,
-                "warnings": list(result.warnings),
-                "weights_sha256": translator.sha256,
-            }
-        )
+        rows.append(_row(item, written, target, shape, result.ood, result.warnings, translator))
     return rows
+
+
+def _film(
+    item: Item,
+    place: Path,
+    translator: Translator,
+    domain: str,
+    target: str,
+    reference: Image | None,
+    seed: int | None,
+    look: Look,
+    force: bool,
+) -> dict[str, Any]:
+    """Translate a video frame by frame in one style; returns the row of facts, with the score of the oddest frame."""
+    if DOMAINS[domain].dicom is not None:
+        raise UserError(f"{item.path.name}: a video is no input for {domain} -> {target}")
+    times: list[Fraction] = []
+
+    def pixels() -> Iterator[NDArray[np.uint8]]:
+        for frame in read_frames(item.path):
+            times.append(frame.time)
+            yield frame.pixels
+
+    made = translate_frames(pixels(), translator, target, domain=domain, reference=reference, seed=seed, look=look)
+    worst, warnings, shape = Verdict(0.0, "ok"), set[str](), [0, 0]
+    with VideoWriter(place, item.path, SYNTHETIC_NOTE) as writer:
+        for result in track(made, item.path.name, item.shape[0] or None):
+            if result.ood.verdict == "refuse" and not force:
+                raise _unlike(item, result.ood.score)
+            worst, shape = max(worst, result.ood), list(result.image.shape[:2])  # type: ignore[union-attr]
+            warnings |= set(result.warnings)
+            writer.write(Frame(result.image, times[-1]))  # type: ignore[arg-type]
+    return _row(item, place, target, [len(times), *shape], worst, sorted(warnings), translator)
+
+
+def _unlike(item: Item, score: float) -> Refusal:
+    return Refusal(
+        "E_OUT_OF_DISTRIBUTION",
+        f"{item.path.name} is unlike the training images (deviates by {score:.1f} SD); "
+        "check its domain, or insist with --force",
+    )
+
+
+def _row(
+    item: Item,
+    written: Path,
+    target: str,
+    shape: Sequence[int],
+    ood: Verdict,
+    warnings: Sequence[str],
+    translator: Translator,
+) -> dict[str, Any]:
+    return {
+        "series": item.key,
+        "out": str(written),
+        "domain": target,
+        "shape": list(shape),
+        "ood_score": ood.score,
+        "ood_verdict": ood.verdict,
+        "warnings": list(warnings),
+        "weights_sha256": translator.sha256,
+    }
 
 
 def read_reference(path: Path, translator: Translator, target: str | None) -> Image:
@@ -152,16 +219,17 @@ def _translate(
     reference: Image | None,
     seed: int | None,
     uncertainty: bool,
+    look: Look,
 ) -> Translation:
-    if item.source == "video":
-        raise UserError(f"{item.path}: video is not supported yet; extract its frames as pictures")
     if (item.source == "picture") != (DOMAINS[domain].dicom is None):
         raise UserError(f"{item.path.name}: a {item.source} is no input for {domain} -> {target}")
     if item.source == "picture":
         if uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
         pixels = read_picture(item.path)
-        return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed)
+        return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
+    if look != FULL:
+        raise UserError(f"{item.path.name}: strength and colour are for pictures; half a scan means nothing")
     volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
     return translate_volume(
         item.load(domain),
@@ -206,7 +274,8 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         place = out / (item.path.relative_to(source) if source.is_dir() else item.path.name)
     else:
         place = out
-        suffixes = VOLUME_SUFFIXES if item.source == "volume" else (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+        pictures = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
+        suffixes = {"volume": VOLUME_SUFFIXES, "video": tuple(CODECS)}.get(item.source, pictures)
         if not place.name.lower().endswith(suffixes):
             raise UserError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
     if place.exists():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,6 +45,40 @@ class Translation:
     ood: Verdict
     uncertainty: Volume | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How much of the style a picture gets.
+
+    Attributes:
+        strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
+        keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
+    """
+
+    strength: float = 1.0
+    keep_colour: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
+
+    def applied(self, source: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Mix ``(H, W, 3)`` RGB pictures."""
+        if self.keep_colour:
+            from skimage.color import lab2rgb, rgb2lab
+
+            lab = rgb2lab(source)
+            lab[..., 0] = rgb2lab(made)[..., 0]
+            with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
+                made = np.rint(255 * np.clip(lab2rgb(lab), 0, 1)).astype(np.uint8)
+        if self.strength == 1:
+            return made
+        mixed = (1 - self.strength) * source.astype(np.float32) + self.strength * made.astype(np.float32)
+        return np.rint(mixed).astype(np.uint8)
+
+
+FULL = Look()
 
 
 def translate_volume(
@@ -92,7 +127,7 @@ def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[V
         return prepared
     stack = [prepared.slices]
     for other in sorted(contrasts, key=lambda other: config.contrasts.index(other.domain)):
-        stack.append(prepare(onto_grid(other, volume, rigid=config.registration == "rigid"), settings).slices)
+        stack.append(prepare(onto_grid(other, volume, config.registration), settings).slices)
     return replace(prepared, slices=torch.cat(stack, 1))
 
 
@@ -172,8 +207,8 @@ def translate_prepared(
         for sigma, one in zip(shown, made[:, 0].numpy(), strict=True):
             sigma[:] = (fingerprint.backward(one + sigma) - fingerprint.backward(one - sigma)) / 2
         extra = prepared.source.with_voxels(prepared.to_source_grid(shown), target)
-    warnings = oddities(made, prepared.foreground)
-    return Translation(prepared.restore(made, target, fingerprint), verdict, extra, warnings)
+    found = oddities(made, prepared.foreground)
+    return Translation(prepared.restore(made, target, fingerprint), verdict, extra, found)
 
 
 def translate_picture(
@@ -184,17 +219,35 @@ def translate_picture(
     domain: str | None = None,
     reference: Image | None = None,
     seed: int | None = None,
+    look: Look = FULL,
 ) -> Translation:
     """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
 
     Default: from the domain that the translator was trained from to the one it was trained for.
     """
+    frames = translate_frames([pixels], translator, target, domain=domain, reference=reference, seed=seed, look=look)
+    return next(frames)
+
+
+def translate_frames(
+    frames: Iterable[NDArray[np.uint8]],
+    translator: Translator,
+    target: str | None = None,
+    *,
+    domain: str | None = None,
+    reference: Image | None = None,
+    seed: int | None = None,
+    look: Look = FULL,
+) -> Iterator[Translation]:
+    """Render pictures one after the other in one style, as :func:`translate_picture` does each."""
     target, domain = target or translator.config.target, domain or translator.config.source
     translator.index(domain)
     style = style_of(translator, target, reference, seed)
-    slices = picture_slices(pixels, domain)
-    made = synthesise(translator, slices, target, style=style)
-    return Translation(slices_picture(made, target), judge(slices, translator, domain), warnings=oddities(made))
+    for pixels in frames:
+        slices = picture_slices(pixels, domain)
+        made = synthesise(translator, slices, target, style=style)
+        image = look.applied(pixels, slices_picture(made, target))
+        yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
 
 
 @torch.inference_mode()

@@ -120,7 +120,7 @@ class TranslatorConfig:
         reference: statistics of training sources that the out-of-distribution gate compares with.
         facts: what the model card tells of data and training.
         size: of the training images, ``(H, W)`` or ``(D, H, W)``: the window of large inputs.
-        registration: how contrasts are brought onto the grid of the source: ``headers`` or ``rigid``.
+        registration: how contrasts are brought onto the grid of the source: ``headers``, ``rigid`` or ``affine``.
         mirror: whether left and right may be exchanged.
     """
 

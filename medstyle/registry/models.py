@@ -265,6 +265,13 @@ def fetch(reference: str) -> Path:
         ) from None
 
 
+def model_folder(reference: str) -> Path:
+    """Return the translator folder that is meant: a folder, ``models:/...``, or the number of a version."""
+    if reference.isdigit() and not Path(reference).exists():
+        reference = f"models:/{NAME}/{reference}"
+    return fetch(reference) if reference.startswith("models:/") else Path(reference)
+
+
 def serve(reference: str, host: str, port: int, workers: int) -> int:
     """Run ``mlflow models serve`` in the foreground; returns its exit code."""
     mlflow = connect()

@@ -15,17 +15,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from monai.transforms import Resize, ResizeWithPadOrCrop
+from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
-from medstyle.imaging.store import Row, split_subjects, write_rows
+from medstyle.imaging.store import Row, near_duplicates, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.params import params
 from medstyle.transforms.prepare import Preparation, picture_slices, prepare
-from medstyle.transforms.register import onto_grid
+from medstyle.transforms.register import Fit, fit, judge, onto_grid
+
+REMEDY = "set denoise.registration to rigid, or check who is who"
 
 
 @params
@@ -36,8 +39,10 @@ class Params:
     """Height and width of stored slices: scans are cropped or padded about their centre, pictures resized."""
     preparation: Preparation = Preparation()
     """Cleaning and gridding of scans; travels with the translator to inference."""
-    registration: Literal["headers", "rigid"] = "headers"
+    registration: Literal["headers", "rigid", "affine"] = "headers"
     """How the scans of one subject are aligned: trust the headers, or maximise mutual information."""
+    bad_pairs: Literal["refuse", "flag"] = "refuse"
+    """A scan that does not fit the subject's first one: leave it out, or only say so. Both are in `index.json`."""
     validation: float = 0.1
     """Share of the subjects that steer training."""
     test: float = 0.2
@@ -46,6 +51,9 @@ class Params:
     """Instead of that share, their names as `ingest` found them: PatientID, folder, or what ingest.subject matched."""
     seed: int = 0
     """Changes the split."""
+    same_image: float = 0.999
+    """Correlation of thumbnails from which the images of two subjects count as one: then they may not be on two sides
+    of the split. 1 switches the check off."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:
@@ -62,27 +70,46 @@ class _Block(NamedTuple):
     rows: list[Row]
     fingerprint: Fingerprint
     path: Path
+    fit: Fit | None  # to the subject's first scan
+    thumbnail: NDArray[np.float32]
+
+
+class _Pair(NamedTuple):
+    """What became of a scan beside the first one of its subject."""
+
+    subject: str
+    domain: str
+    used: bool
+    code: str
+    reason: str
+    overlap: float | None = None
+    information: float | None = None
 
 
 def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = print) -> None:
     """Read ``scans`` (of `ingest`) and write the slice store ``out``."""
     document = json.loads((scans / "manifest.json").read_text())
-    subjects: dict[str, dict[str, Path]] = defaultdict(dict)
+    subjects: dict[str, dict[str, Any]] = defaultdict(dict)
     for item in document["items"]:
-        subjects[item["subject"]][item["domain"]] = scans / item["path"]
+        subjects[item["subject"]][item["domain"]] = {**item, "path": scans / item["path"]}
     splits = _split(subjects, params)
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "blocks").mkdir(parents=True)
 
-    def one(subject: str) -> list[_Block]:
+    def one(subject: str) -> tuple[list[_Block], list[_Pair]]:
         return _blocks(subject, subjects[subject], params, scratch / "blocks")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters release the interpreter lock
         done = list(track(pool.map(one, sorted(subjects)), "denoise", len(subjects)))
+    blocks = [block for made, _ in done for block in made]
+    pairs = _judged(blocks, [pair for _, found in done for pair in found], params.bad_pairs)
+    left_out = {(pair.subject, pair.domain) for pair in pairs if not pair.used}
     groups: dict[str, dict[str, list[_Block]]] = {split: defaultdict(list) for split in dict.fromkeys(splits.values())}
-    for block in (block for blocks in done for block in blocks):
-        groups[splits[block.subject]][block.domain].append(block)
+    for block in blocks:
+        if (block.subject, block.domain) not in left_out:
+            groups[splits[block.subject]][block.domain].append(block)
+    _check_leaks(blocks, splits, params.same_image)
     landmarks = params.preparation.landmarks
     if params.preparation.normalisation == "nyul":
         learned = _learn_landmarks({d: bs for d, bs in groups.get("train", {}).items() if d not in landmarks})
@@ -98,6 +125,7 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
         "size": list(params.size),
         "preparation": asdict(replace(params.preparation, landmarks=landmarks)),
         "registration": params.registration,
+        "pairs": [pair._asdict() for pair in pairs],
         "rules": document["rules"],
         "subjects": splits,
         "rows": {s: {d: [row for b in bs for row in b.rows] for d, bs in ds.items()} for s, ds in groups.items()},
@@ -110,7 +138,47 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
     shutil.rmtree(out, ignore_errors=True)
     scratch.replace(out)
     counts = {split: len([s for s in splits.values() if s == split]) for split in groups}
+    for pair in (pair for pair in pairs if pair.code):
+        what = "used all the same" if pair.used else "left out"
+        log(f"{pair.domain} of {pair.subject} {what}: {pair.code}, {pair.reason}")
     log(f"subjects {counts}, slices of {params.size[0]} x {params.size[1]} in {out}")
+
+
+def _check_leaks(blocks: list[_Block], splits: Mapping[str, str], limit: float) -> None:
+    """Raise UserError where two subjects on different sides of the split have the same image in a domain."""
+    domains: dict[str, list[_Block]] = defaultdict(list)
+    for block in blocks if limit < 1 else ():
+        domains[block.domain].append(block)
+    for domain, of in domains.items():
+        found = [
+            (a, b)
+            for i, j in near_duplicates(np.stack([block.thumbnail for block in of]), limit)
+            if splits[a := of[i].subject] != splits[b := of[j].subject]
+        ]
+        if found:
+            a, b = found[0]
+            more = f" ({len(found)} such pairs)" if len(found) > 1 else ""
+            raise UserError(
+                f"{domain} of {a} ({splits[a]}) and of {b} ({splits[b]}) is the same image{more}: name the person with "
+                "ingest.subject, or take one out; denoise.same_image sets the limit"
+            )
+
+
+def _judged(blocks: list[_Block], pairs: list[_Pair], policy: str) -> list[_Pair]:
+    """Add a verdict for each scan that stands beside another; all scans of a domain are one cohort."""
+    cohorts: dict[str, list[_Block]] = defaultdict(list)
+    for block in blocks:
+        if block.fit is not None:
+            cohorts[block.domain].append(block)
+    known = {(pair.subject, pair.domain): pair for pair in pairs}
+    for domain, cohort in cohorts.items():
+        fits = [block.fit for block in cohort if block.fit is not None]
+        for block, one, (code, reason) in zip(cohort, fits, judge(fits), strict=True):
+            place = (block.subject, domain)
+            if place not in known:
+                used, words = not code or policy == "flag", f"{reason}; {REMEDY}" if code else ""
+                known[place] = _Pair(*place, used, code, words, round(one.overlap, 4), round(one.information, 4))
+    return [known[place] for place in sorted(known)]
 
 
 def _learn_landmarks(groups: Mapping[str, list[_Block]]) -> dict[str, tuple[float, ...]]:
@@ -130,7 +198,7 @@ def _move(block: _Block, landmarks: tuple[float, ...]) -> _Block:
     return block._replace(fingerprint=Fingerprint(own.values, landmarks))
 
 
-def _split(subjects: dict[str, dict[str, Path]], params: Params) -> dict[str, str]:
+def _split(subjects: Mapping[str, Mapping[str, Any]], params: Params) -> dict[str, str]:
     """Split subjects; where every subject has one domain only (unpaired pictures), each domain is split alike."""
     held = {subject_key(name): name for name in params.test_subjects}
     if absent := [name for key, name in held.items() if key not in subjects]:
@@ -150,24 +218,47 @@ def _split(subjects: dict[str, dict[str, Path]], params: Params) -> dict[str, st
     return dict(sorted(splits.items()))
 
 
-def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path) -> list[_Block]:
-    blocks = []
+def thumbnail(stored: torch.Tensor) -> NDArray[np.float32]:
+    """Return what is left of ``(D, C, H, W)`` at 8 x 16 x 16 per channel, centred and of length 1, flat."""
+    small = torch.nn.functional.adaptive_avg_pool3d(stored.float().transpose(0, 1)[None], (8, 16, 16)).flatten()
+    small -= small.mean()
+    return np.asarray(small / small.norm().clamp(min=1e-6))
+
+
+def _blocks(
+    subject: str, images: Mapping[str, Mapping[str, Any]], params: Params, folder: Path
+) -> tuple[list[_Block], list[_Pair]]:
+    """Prepare the images of one subject; the first scan, in the order of DOMAINS, gives the others its grid."""
+    blocks, pairs = [], []
     reference: Volume | None = None
+    space = ""
     for domain in sorted(images, key=lambda name: (list(DOMAINS).index(name.partition("@")[0]), name)):
         modality = DOMAINS[domain]
+        fitted: Fit | None = None
         if modality.dicom is None:
-            pixels = read_picture(images[domain])
+            pixels = read_picture(images[domain]["path"])
             slices, foreground = picture_slices(pixels, domain), np.ones((1, *pixels.shape[:2]), bool)
             fingerprint = Fingerprint(modality.range)
             shorter = min(slices.shape[2:])
-            fit = Resize([max(n, round(n * m / shorter)) for n, m in zip(params.size, slices.shape[2:], strict=True)],
-                         mode="bilinear", anti_aliasing=True)  # fmt: skip
-            slices = fit(slices[0]).as_tensor()[None]  # type: ignore[union-attr]
+            size = [max(n, round(n * m / shorter)) for n, m in zip(params.size, slices.shape[2:], strict=True)]
+            resize = Resize(size, mode="bilinear", anti_aliasing=True)
+            slices = resize(slices[0]).as_tensor()[None]  # type: ignore[union-attr]
         else:
-            volume = read_volume(images[domain], domain)
+            volume = read_volume(images[domain]["path"], domain)
+            own = images[domain].get("space", "")
             if reference is not None:
-                volume = onto_grid(volume, reference, rigid=params.registration == "rigid")
-            reference = reference or volume
+                if params.registration == "headers" and own and space and own != space:
+                    reason = f"the headers place it in a space of its own; {REMEDY}"
+                    pairs.append(_Pair(subject, domain, params.bad_pairs == "flag", "E_PAIR_SPACE", reason))
+                    if params.bad_pairs == "refuse":
+                        continue
+                try:
+                    volume = onto_grid(volume, reference, params.registration)
+                except Refusal as refusal:
+                    pairs.append(_Pair(subject, domain, False, refusal.code, refusal.reason))
+                    continue
+                fitted = fit(reference, volume)
+            reference, space = reference or volume, space or own
             prepared = prepare(volume, params.preparation)
             slices, foreground, fingerprint = prepared.slices, prepared.foreground, prepared.fingerprint
         crop = ResizeWithPadOrCrop((*params.size, len(slices)), mode="constant", value=-1)
@@ -176,5 +267,5 @@ def _blocks(subject: str, images: dict[str, Path], params: Params, folder: Path)
         rows = [Row(subject, z, round(z / last, 4), round(float(mask.mean()), 4)) for z, mask in enumerate(foreground)]
         path = folder / f"{subject}-{domain}.npy"
         np.save(path, stored.numpy())
-        blocks.append(_Block(subject, domain, rows, fingerprint, path))
-    return blocks
+        blocks.append(_Block(subject, domain, rows, fingerprint, path, fitted, thumbnail(stored)))
+    return blocks, pairs

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
-from medstyle.evaluation.protocols import PROTOCOLS
-from medstyle.evaluation.report import distribution, figure, write_page
-from medstyle.evaluation.safety import Lesion, lesions, survival
-from medstyle.evaluation.statistics import paired_test, summary
+from medstyle.evaluation.protocols import PROTOCOLS, Protocol
+from medstyle.evaluation.report import curves, distribution, figure, strip, write_page
+from medstyle.evaluation.safety import Lesion, calibration, created, edge_displacement, lesions, survival
+from medstyle.evaluation.statistics import effect, holm, paired_test, summary
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture
@@ -30,6 +30,9 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Preparation
 from medstyle.transforms.register import onto_grid
 
+UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
+VIEWED, SLICES = 3, 40  # subjects and slices of each in the page's viewer: it should stay below a few MB
+
 Array = NDArray[np.float32]
 Measure = Callable[..., dict[str, float]]
 
@@ -39,9 +42,11 @@ class Params:
     """What is measured."""
 
     protocol: str = "plain"
-    """Metric definition, a key of PROTOCOLS: plain needs paired scans, unpaired is for pictures."""
+    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target, unpaired for pictures."""
     figures: int = 6
     """Most subjects to draw."""
+    uncertainty: int = 6
+    """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
     seed: int = 0
     """Of the bootstrap."""
 
@@ -67,34 +72,45 @@ def run(
     for item in items:
         images.setdefault(item["subject"], {})[item["domain"]] = scans / item["path"]
     protocol, config = PROTOCOLS[params.protocol], translator.config
+    if protocol.unit == "HU" and DOMAINS[config.target].unit != "HU":
+        raise UserError(f"evaluate.protocol: {params.protocol} measures CT numbers; {config.target} has none")
     needed = {config.source, *config.contrasts, *([config.target] if protocol.paired else [])}
-    subjects = [s for s in store.subjects("test") if needed <= set(images[s])]
+    subjects = [s for s in store.subjects("test") if needed <= store.domains_of(s)]
     if not subjects:
         raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; raise denoise.test")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
     measure = (
-        _Scans(translator, store, protocol.measure, truth)
+        _Scans(translator, store, protocol, truth, params.uncertainty)
         if protocol.paired
         else _Pictures(translator, store, protocol.measure)
     )
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
+    safety: list[dict[str, float]] = []
+    viewer: list[dict[str, Any]] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
         result = measure(subject, images[subject])
         rows += result["rows"]
         found += result["lesions"]
+        safety += result["safety"]
         if number < params.figures:
             figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
+        if number < VIEWED:
+            viewer.append({name: strip(images) for name, images in result["layers"].items()})
     metrics = _summarise(rows, found, params, translator)
+    names = sorted({name for one in safety for name in one})
+    metrics["safety"] = {name: summary([one[name] for one in safety if name in one], params.seed) for name in names}
     _write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     with (out / "subjects.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     first = [row for row in rows if row["reference"] == rows[0]["reference"]]
-    distribution(out / "figures" / "distribution.png", first, list(protocol.measures))
+    distribution(out / "figures" / "distribution.png", first, list(protocol.headline))
+    if (out / "training.csv").is_file():
+        curves(out / "figures" / "training.png", out / "training.csv")
     write_page(
         out / "report.html",
         "report.html",
@@ -104,6 +120,7 @@ def run(
         metrics=metrics,
         tables=metrics["tables"],
         measures=protocol.measures,
+        viewer=[one for one in viewer if one],
         card=model_card(translator.config, translator.sha256),
     )
     log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
@@ -133,13 +150,13 @@ def _summarise(
         best = np.max([np.array(values(main, method, name)) * sign for method in methods if method != "model"], axis=0)
         wins[name] = int((ours > best).sum())
     count = len(values(main, "model", protocol.headline[0]))
-    p_values = {
-        method: paired_test(values(main, "model", protocol.headline[0]), values(main, method, protocol.headline[0]))
-        for method in methods
-        if method != "model"
-    }
+    first = protocol.headline[0]
+    sign = 1 if protocol.measures[first] == "higher" else -1
+    others = {method: values(main, method, first) for method in methods if method != "model"}
+    tests = {method: paired_test(values(main, "model", first), theirs) for method, theirs in others.items()}
     return {
         "protocol": params.protocol,
+        "protocol_version": protocol.version,
         "reference": main,
         "subjects": count,
         "weights_sha256": translator.sha256,
@@ -147,7 +164,8 @@ def _summarise(
         "headline": list(protocol.headline),
         "better_on_subjects": wins,
         "better_everywhere": all(won == count for won in wins.values()),
-        "p_values": {method: p for method, p in p_values.items() if p is not None},
+        "p_values": holm({method: p for method, p in tests.items() if p is not None}),
+        "effects": {method: sign * effect(values(main, "model", first), theirs) for method, theirs in others.items()},
         "tables": {
             reference: {
                 method: {name: summary(values(reference, method, name), params.seed) for name in protocol.measures}
@@ -162,10 +180,12 @@ def _summarise(
 class _Scans:
     """Measure a scan against the noise-free truth, where there is one, and against the acquired target."""
 
-    def __init__(self, translator: Translator, store: SliceStore, measure: Measure, truth: Path) -> None:
-        self.translator, self.measure = translator, measure
+    def __init__(
+        self, translator: Translator, store: SliceStore, protocol: Protocol, truth: Path, uncertainty: int
+    ) -> None:
+        self.translator, self.protocol, self.uncertainty = translator, protocol, uncertainty
         self.preparation = parse(Preparation, translator.config.preparation, "translator preparation")
-        self.rigid = store.index["registration"] == "rigid"
+        self.registration = str(store.index["registration"])
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
         stored = np.asarray(store.array(translator.config.target, "train"), np.float32)
@@ -178,7 +198,9 @@ class _Scans:
         source = read_volume(images[config.source], config.source)
         contrasts = [read_volume(images[name], name) for name in config.contrasts]
         prepared = prepare_source(source, self.translator, contrasts)
-        made = translate_prepared(prepared, self.translator).image
+        translation = translate_prepared(prepared, self.translator, uncertainty=self.uncertainty > 0)
+        self.uncertainty -= 1
+        made, deviation = translation.image, translation.uncertainty
         assert isinstance(made, Volume)
         outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}
         clean = _unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0))
@@ -194,14 +216,35 @@ class _Scans:
             fingerprint = self.preparation.fingerprint(config.target, reference.voxels, mask)
             real = _unit(modality.normalise(reference.voxels, fingerprint))
             for name, image in outputs.items():
-                measures = self.measure(image, real, mask)
+                measures = self._measure(image, real, mask, made.voxels if name == "model" else None, reference)
                 rows.append({"subject": subject, "reference": kind, "method": name, **measures})
             if kind == next(iter(references)):
-                shown, found = real, self._lesions(subject, source, outputs["model"], real)
-        where = _slices_to_show(body)
+                shown = real
+                ids = self._lesion_ids(subject, source)
+                voxel_mm3 = float(np.prod(source.spacing_mm))
+                found = [] if ids is None else lesions(outputs["model"], real, ids, voxel_mm3)
+                columns, rows_mm, _ = source.spacing_mm
+                safety = {"edge_displacement_mm": edge_displacement(outputs["model"], real, mask, (rows_mm, columns))}
+                if ids is not None:
+                    safety["created"] = float(created(outputs["model"], real, ids, mask, voxel_mm3))
+                if deviation is not None:
+                    above, below = (
+                        modality.normalise(made.voxels + s * deviation.voxels, config.fingerprints[config.target])
+                        for s in (1, -1)
+                    )
+                    sigma = (np.float32(0.25) * (above - below))[mask].astype(
+                        np.float32
+                    )  # two deviations, in network units of length 2
+                    safety |= calibration(np.abs(outputs["model"] - real)[mask], sigma)
+        where, box = _slices_to_show(body), _box(body, SLICES)
+        layers = {"source": clean, "synthetic": outputs["model"], "real": shown}
+        if deviation is not None:
+            layers["uncertainty"] = np.clip(np.abs(above - below) / 4 / UNCERTAIN, 0, 1).astype(np.float32)
         return {
+            "layers": {name: image[box] for name, image in layers.items()},
             "rows": rows,
             "lesions": found,
+            "safety": [safety],
             "labels": [f"slice {z}" for z in where],
             "columns": {
                 f"source ({DOMAINS[config.source].label})": clean[where],
@@ -211,21 +254,32 @@ class _Scans:
             },
         }
 
+    def _measure(
+        self, image: Array, real: Array, mask: NDArray[np.bool_], native: Array | None, reference: Volume
+    ) -> dict[str, float]:
+        """Measure in the protocol's unit; ``native`` is ``image`` in the domain's own, where it was never scaled."""
+        if self.protocol.unit == "scaled":
+            return self.protocol.measure(image, real, mask)
+        config = self.translator.config
+        if native is None:
+            modality = DOMAINS[config.target]
+            native = modality.denormalise(2 * image - 1, config.fingerprints[config.target])
+        return self.protocol.measure(native, reference.voxels, mask)
+
     def _references(self, subject: str, acquired: Path, grid: Volume) -> dict[str, Volume]:
         target = self.translator.config.target
         references = {}
         folder = self.truth.get(subject)
         if folder is not None and (folder / f"{target}.nii.gz").is_file():
             references["truth"] = onto_grid(read_volume(folder / f"{target}.nii.gz", target), grid)
-        references["acquired"] = onto_grid(read_volume(acquired, target), grid, rigid=self.rigid)
+        references["acquired"] = onto_grid(read_volume(acquired, target), grid, self.registration)
         return references
 
-    def _lesions(self, subject: str, grid: Volume, output: Array, real: Array) -> list[Lesion]:
+    def _lesion_ids(self, subject: str, grid: Volume) -> NDArray[np.int64] | None:
         path = self.truth.get(subject, Path()) / "lesions.nii.gz"
         if subject not in self.truth or not path.is_file():
-            return []
-        ids = onto_grid(read_volume(path, grid.domain), grid, nearest=True).voxels.astype(int)
-        return lesions(output, real, ids, float(np.prod(grid.spacing_mm)))
+            return None
+        return onto_grid(read_volume(path, grid.domain), grid, nearest=True).voxels.astype(int)
 
 
 class _Pictures:
@@ -257,12 +311,19 @@ class _Pictures:
         ]
         columns = {"source": source[None], "synthetic": outputs["model"][None]}
         columns["histogram matching"] = outputs["histogram_matching"][None]
-        return {"rows": rows, "lesions": [], "labels": [subject], "columns": columns}
+        return {"layers": {}, "rows": rows, "lesions": [], "safety": [], "labels": [subject], "columns": columns}
 
 
 def _unit(scaled: NDArray) -> Array:
     """Network units to [0, 1]."""
     return ((np.clip(scaled, -1, 1) + 1) / 2).astype(np.float32)
+
+
+def _box(body: NDArray[np.bool_], most: int) -> tuple[Any, ...]:
+    """Return an index that cuts to the body, with at most ``most`` slices, evenly spaced."""
+    z, y, x = (np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
+    depths = np.unique(np.linspace(z[0], z[-1], min(most, z[-1] - z[0] + 1)).round().astype(int))
+    return depths, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
 
 
 def _slices_to_show(body: NDArray[np.bool_]) -> list[int]:

@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.dicom.deidentify import keyed, subject_key
+from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import Inventory, Item, inventory
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture, write_picture
 from medstyle.imaging.progress import track
 from medstyle.imaging.rules import Rule, domain_of
-from medstyle.imaging.volume import write_volume
+from medstyle.imaging.volume import Volume, write_volume
 from medstyle.params import params
 
 TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
@@ -34,6 +36,10 @@ class Params:
     """First rule that matches names the domain; what matches none is reported and left out."""
     subject: str | None = None
     """Regular expression that finds the subject in a file's path; default: PatientID, folder, or the picture itself."""
+    gaps: Literal["refuse", "interpolate"] = "refuse"
+    """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
+    tilt: Literal["straighten", "refuse"] = "straighten"
+    """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -85,7 +91,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
 def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, object]:
     """Write one item in canonical form and return its manifest entry."""
     path = item.path.relative_to(source).as_posix()
-    if not item.usable:
+    if not item.usable and not (item.code == "E_GAP" and params.gaps == "interpolate"):
         raise Refusal(item.code, item.reason)
     domain = domain_of({**item.attributes, "path": path}, params.rules)
     if domain is None:
@@ -107,10 +113,11 @@ def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, obje
         pixels = read_picture(item.path, "picture")
         write_picture(out / name, pixels)
         return {**entry, "shape": [1, *pixels.shape[:2]]}
-    volume = item.load(domain)
+    volume, changes = _load(item, domain, params)
     write_volume(out / name, volume)
     return {
         **entry,
+        **changes,
         "shape": list(volume.voxels.shape),
         "spacing_mm": [round(spacing, 4) for spacing in volume.spacing_mm],
         "scanner": {
@@ -119,6 +126,20 @@ def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, obje
             if item.attributes.get(key)
         },
     }
+
+
+def _load(item: Item, domain: str, params: Params) -> tuple[Volume, dict[str, object]]:
+    """Read a scan, and say what a policy changed in it and in which space its positions are."""
+    notes: dict[str, object] = {}
+    if item.series is not None and item.code == "E_GAP":
+        volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain)
+    else:
+        volume = item.load(domain)
+    if volume.is_sheared and params.tilt == "straighten":
+        volume, notes["straightened"] = straighten(volume), True
+    if item.series is not None and item.series.frame_of_reference_uid:
+        notes["space"] = keyed("space", item.series.frame_of_reference_uid)
+    return volume, notes
 
 
 def _subject(item: Item, params: Params, path: str) -> str:

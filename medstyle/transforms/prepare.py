@@ -30,7 +30,7 @@ LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIf
 class Preparation:
     """How a volume is cleaned and gridded before the network sees it; stored with the translator."""
 
-    denoise: Literal["none", "nlm", "median"] = "nlm"
+    denoise: Literal["none", "nlm", "anisotropic", "tv", "median"] = "nlm"
     """Noise filter for MR; CT and pictures are left as they are."""
     bias_field: bool = True
     """Correct the coil's smooth shading in MR (N4)."""

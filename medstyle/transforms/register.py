@@ -1,42 +1,168 @@
-"""Bring the scans of one subject onto one grid."""
+"""Bring the scans of one subject onto one grid, and tell how well they fit there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import numpy as np
+from numpy.typing import NDArray
 
+from medstyle.errors import Refusal
 from medstyle.imaging.volume import Volume
+from medstyle.transforms.intensity import foreground_mask
+
+if TYPE_CHECKING:
+    import SimpleITK as sitk
+
+COARSE_MM = 3.0  # the fit is judged on cells of about this size
+SHIFT_MM = 6.0  # what is misplaced by half of this fits better after a shift by it
+OVERLAP = 0.5
+COHORT, OUTLIER = 8, 5.0  # robust standard deviations below the other pairs, where there are so many
 
 
-def onto_grid(moving: Volume, fixed: Volume, rigid: bool = False, nearest: bool = False) -> Volume:
+def onto_grid(moving: Volume, fixed: Volume, registration: str = "headers", nearest: bool = False) -> Volume:
     """Resample ``moving`` onto the grid of ``fixed``, linearly, or by ``nearest`` neighbour for labels.
 
-    Positions agree by the headers; with ``rigid`` a rotation and translation that maximise Mattes mutual information
-    (Mattes 2003) correct what the headers do not know. Nothing is done where the grids are equal and ``rigid`` is off.
+    By ``headers`` positions agree as they are. ``rigid`` (a rotation and a translation) and ``affine`` (scales and
+    shears too) correct what the headers do not know, by the most Mattes mutual information (Mattes 2003), from the
+    better of two starts: the headers, and bodies on top of each other. Nothing is done where the grids are equal and
+    the headers are trusted.
+
+    Raises:
+        Refusal: ``E_REGISTRATION`` where no overlap could be found.
     """
     import SimpleITK as sitk
 
     same_grid = moving.voxels.shape == fixed.voxels.shape and np.allclose(moving.affine, fixed.affine, atol=1e-3)
-    if same_grid and not rigid:
+    if same_grid and registration == "headers":
         return moving
     fixed_image, moving_image = fixed.to_image(), moving.to_image()
     transform: sitk.Transform = sitk.Transform(3, sitk.sitkIdentity)
-    if rigid:
-        start = sitk.CenteredTransformInitializer(
-            fixed_image, moving_image, sitk.Euler3DTransform(), sitk.CenteredTransformInitializerFilter.GEOMETRY
-        )
-        start.SetTranslation((0, 0, 0))  # headers are right to a few millimetres; the field of view may differ
-        method = sitk.ImageRegistrationMethod()
-        method.SetMetricAsMattesMutualInformation(32)
-        method.SetMetricSamplingStrategy(method.REGULAR)
-        method.SetMetricSamplingPercentage(0.1, seed=1)  # points are moved at random, by the clock unless seeded
-        method.SetInterpolator(sitk.sitkLinear)
-        method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
-        method.SetOptimizerScalesFromPhysicalShift()
-        method.SetShrinkFactorsPerLevel([4, 2, 1])
-        method.SetSmoothingSigmasPerLevel([2, 1, 0])
-        method.SetNumberOfThreads(1)  # same bits on every machine
-        method.SetInitialTransform(start, inPlace=False)
-        transform = method.Execute(fixed_image, moving_image)
+    if registration != "headers":
+        try:
+            transform = _register(fixed_image, moving_image, affine=registration == "affine")
+        except RuntimeError:  # ITK's own text is a page
+            raise Refusal("E_REGISTRATION", "the scans could not be brought together; are they of one body?") from None
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     out = sitk.Resample(moving_image, fixed_image, transform, how, float(moving.voxels.min()))
     return fixed.with_voxels(sitk.GetArrayFromImage(out), moving.domain)
+
+
+def _register(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Transform:
+    import SimpleITK as sitk
+
+    method = sitk.ImageRegistrationMethod()
+    method.SetMetricAsMattesMutualInformation(32)
+    method.SetMetricSamplingStrategy(method.REGULAR)
+    method.SetMetricSamplingPercentage(0.1, seed=1)  # points are moved at random, by the clock unless seeded
+    method.SetInterpolator(sitk.sitkLinear)
+    method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
+    method.SetOptimizerScalesFromPhysicalShift()
+    method.SetShrinkFactorsPerLevel([4, 2, 1])
+    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetNumberOfThreads(1)  # same bits on every machine
+
+    centred = sitk.CenteredTransformInitializerFilter
+    headers = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), centred.GEOMETRY)
+    headers.SetTranslation((0, 0, 0))  # right to a few millimetres; the field of view may differ
+    bodies = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), centred.MOMENTS)
+
+    def cost(start: sitk.Transform) -> float:
+        method.SetInitialTransform(start, inPlace=False)
+        try:
+            return float(method.MetricEvaluate(fixed, moving))
+        except RuntimeError:  # no overlap from here
+            return float("inf")
+
+    method.SetInitialTransform(min((headers, bodies), key=cost), inPlace=False)
+    rigid = method.Execute(fixed, moving)
+    if not affine:
+        return rigid
+    rest = sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), centred.GEOMETRY)
+    rest.SetTranslation((0, 0, 0))
+    method.SetMovingInitialTransform(rigid)
+    method.SetInitialTransform(rest, inPlace=False)
+    return sitk.CompositeTransform([rigid, method.Execute(fixed, moving)])  # the last one is applied first
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well two scans on one grid fit.
+
+    Attributes:
+        overlap: share of the smaller body that lies in the other.
+        information: normalised mutual information of the two (Studholme 1999): 1 is none, 2 is all.
+        better_mm: length of the shift that would fit better, 0 where none does.
+    """
+
+    overlap: float
+    information: float
+    better_mm: float
+
+
+def fit(fixed: Volume, moving: Volume) -> Fit:
+    """Judge two scans on one grid by what they tell of each other, here and a few millimetres away.
+
+    Shifts of ``SHIFT_MM`` and twice that along each axis are tried, so anything misplaced by more than half of it is
+    seen; contrasts may be any, because nothing is compared but the mutual information of the same pair.
+    """
+    from skimage.measure import block_reduce
+    from skimage.metrics import normalized_mutual_information
+
+    cell = tuple(max(1, round(COARSE_MM / spacing)) for spacing in fixed.spacing_mm[::-1])
+    spacing = np.array(fixed.spacing_mm[::-1]) * cell
+    images = [block_reduce(volume.voxels, cell, np.mean) for volume in (fixed, moving)]
+    bodies = [foreground_mask(image.transpose(2, 1, 0)).transpose(2, 1, 0) for image in images]
+    smaller = min(int(body.sum()) for body in bodies)
+    either = bodies[0] | bodies[1]
+    if not smaller:
+        return Fit(0.0, 1.0, 0.0)
+    levels = [np.clip(image, *np.percentile(image[either], (0.5, 99.5))) for image in images]
+
+    def information(one: NDArray, other: NDArray, mask: NDArray[np.bool_]) -> float:
+        return float(normalized_mutual_information(one[mask], other[mask], bins=32))
+
+    gains = {0.0: 0.0}
+    for axis, step in _steps(spacing, either.shape):
+        near, far = ([slice(None)] * 3 for _ in range(2))
+        near[axis], far[axis] = slice(abs(step), None), slice(None, -abs(step))
+        here, there = (tuple(near), tuple(far)) if step > 0 else (tuple(far), tuple(near))
+        part, mask = levels[0][here], either[here]  # the same voxels of one image, so that the two numbers compare
+        if mask.any():
+            gain = information(part, levels[1][there], mask) - information(part, levels[1][here], mask)
+            gains[abs(step) * float(spacing[axis])] = max(gain, gains.get(abs(step) * float(spacing[axis]), 0.0))
+    overlap = int((bodies[0] & bodies[1]).sum()) / smaller
+    return Fit(overlap, information(levels[0], levels[1], either), max(gains, key=lambda distance: gains[distance]))
+
+
+def _steps(spacing: NDArray[np.float64], shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    for axis in range(3):
+        least = max(1, int(np.ceil(SHIFT_MM / spacing[axis] - 1e-6)))
+        for step in (least, 2 * least):
+            if shape[axis] > 2 * step:
+                yield from ((axis, step), (axis, -step))
+
+
+def judge(fits: Sequence[Fit]) -> list[tuple[str, str]]:
+    """Return a code and its reason for each pair of one cohort, ("", "") where nothing is wrong.
+
+    ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``: they would fit better elsewhere. ``E_PAIR_UNLIKE``:
+    they share far less information than the other pairs do, as scans of two people would.
+    """
+    shared = np.array([one.information for one in fits])
+    centre = float(np.median(shared)) if fits else 0.0
+    spread = 1.4826 * float(np.median(np.abs(shared - centre))) if fits else 0.0
+
+    def one(pair: Fit) -> tuple[str, str]:
+        if pair.overlap < OVERLAP:
+            return "E_PAIR_APART", f"only {pair.overlap:.0%} of the smaller body lies in the other"
+        if pair.better_mm:
+            return "E_PAIR_SHIFTED", f"the scans fit better after a shift by {pair.better_mm:.0f} mm"
+        if len(fits) >= COHORT and pair.information < centre - OUTLIER * max(spread, 1e-3):
+            what = f"{pair.information:.3f} of shared information, {centre:.3f} in the others"
+            return "E_PAIR_UNLIKE", f"the scans look like two bodies: {what}"
+        return "", ""
+
+    return [one(pair) for pair in fits]

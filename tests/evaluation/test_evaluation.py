@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 from medstyle.evaluation.baselines import BASELINES, histogram_matching
-from medstyle.evaluation.protocols import PROTOCOLS, through_plane
-from medstyle.evaluation.safety import lesions, survival
-from medstyle.evaluation.statistics import paired_test, summary
+from medstyle.evaluation.protocols import PROTOCOLS, ms_ssim, through_plane
+from medstyle.evaluation.safety import calibration, created, edge_displacement, lesions, survival
+from medstyle.evaluation.statistics import compare, effect, holm, paired_test, summary
 
 
 @pytest.fixture
@@ -41,6 +41,99 @@ def test_plain_agrees_with_monai_and_ignores_what_lies_outside(image, rng):
     changed = np.where(mask, other, 0.9)
     again = PROTOCOLS["plain"].measure(changed.astype(np.float32), image, mask)
     assert again["mae"] == pytest.approx(PROTOCOLS["plain"].measure(other, image, mask)["mae"])
+
+
+# what is done to an image -> what plain says of it
+BESIDE = {
+    "the same": (lambda v: v, {"nmse": 0, "nmi": 2, "edges": 1, "sharpness": 0}),
+    "brighter": (lambda v: v + 0.1, {"edges": 1, "sharpness": 0}),
+    "twice the contrast": (lambda v: 2 * v, {"nmse": 1, "nmi": 2, "edges": 1, "sharpness": np.log(4)}),
+    "negative": (lambda v: 1 - v, {"edges": 1, "sharpness": 0}),
+    "black": (lambda v: 0 * v, {"nmse": 1, "edges": 0}),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_plain_has_the_known_answers_beside_the_headline(image, name):
+    change, expected = BESIDE[name]
+    mask = np.zeros(image.shape, bool)
+    mask[:, 8:30, 8:28] = True
+    measured = PROTOCOLS["plain"].measure(change(image).astype(np.float32), image, mask)
+    assert {key: measured[key] for key in expected} == pytest.approx(expected, abs=2e-3)
+
+
+def test_every_protocol_names_what_it_measures(image, rng):
+    mask = np.ones(image.shape, bool)
+    for name, protocol in PROTOCOLS.items():
+        scale = 2000 if protocol.unit == "HU" else 1
+        given = (
+            (scale * image, scale * image, mask)
+            if protocol.paired
+            else (*rng.random((2, 20, 20, 3)), rng.random((2, 20, 20, 3)))
+        )
+        measured = protocol.measure(*given)
+        assert set(measured) == set(protocol.measures), name
+        assert set(protocol.headline) <= set(measured)
+        assert protocol.version >= 1
+
+
+def blurred(image, rng):
+    from scipy.ndimage import gaussian_filter
+
+    return gaussian_filter(image, 1.5)
+
+
+def noisy(image, rng):
+    return image + rng.normal(0, 0.05 * np.ptp(image), image.shape)
+
+
+@pytest.mark.parametrize("worse", [blurred, noisy], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("name", [name for name, protocol in PROTOCOLS.items() if protocol.paired])
+def test_the_headline_prefers_the_reference_itself(image, rng, name, worse):
+    protocol = PROTOCOLS[name]
+    real = (2000 * image - 1000 if protocol.unit == "HU" else image).astype(np.float32)
+    mask = np.zeros(image.shape, bool)
+    mask[:, 4:-4, 4:-4] = True
+    same, other = (protocol.measure(v.astype(np.float32), real, mask) for v in (real, worse(real, rng)))
+    for measure in protocol.headline:
+        sign = 1 if protocol.measures[measure] == "higher" else -1
+        assert sign * same[measure] > sign * other[measure], measure
+
+
+def test_synthrad_counts_hounsfield_units():
+    """An offset of 100 HU is an MAE of 100 and a PSNR of 20 log10(4095 / 100); outside both are air."""
+    real = np.full((8, 32, 32), 40, np.float32)
+    mask = np.zeros(real.shape, bool)
+    mask[:, 8:24, 8:24] = True
+    off = np.where(mask, real + 100, 900).astype(np.float32)
+    measured = PROTOCOLS["synthrad2025"].measure(off, real, mask)
+    assert measured["mae_hu"] == pytest.approx(100)
+    assert measured["psnr"] == pytest.approx(20 * np.log10(4095 / 100))
+    beyond = PROTOCOLS["synthrad2025"].measure(real + 5000, real, mask)
+    assert beyond["mae_hu"] == pytest.approx(5000)  # unclipped
+    assert beyond["psnr"] == pytest.approx(20 * np.log10(4095 / (3071 - 40)))  # clipped
+
+
+def test_one_scale_of_ms_ssim_is_the_ssim_of_scikit_image(rng):
+    from scipy.ndimage import gaussian_filter
+    from skimage.metrics import structural_similarity
+
+    real = gaussian_filter(rng.random((97, 98, 99)), 2) * 5000
+    other = real + rng.normal(0, 30, real.shape)
+    _, full = structural_similarity(other, real, data_range=4095, win_size=7, full=True)
+    inside = np.zeros(real.shape, bool)
+    inside[20:60, 30:70, 20:80] = True
+    ours = ms_ssim(other, real, inside, 4095, weights=(1.0,))
+    assert ours == pytest.approx(float(full[inside].mean()), abs=1e-6)
+    assert ms_ssim(real, real, inside, 4095) == pytest.approx(1)
+
+
+def test_selfrdb_forgives_gain_and_plain_does_not(image):
+    mask = np.ones(image.shape, bool)
+    measured = PROTOCOLS["selfrdb"].measure(0.8 * image, image, mask)
+    assert measured["ssim"] == pytest.approx(1, abs=1e-4)
+    assert measured["psnr"] > 100
+    assert PROTOCOLS["plain"].measure(0.8 * image, image, mask)["psnr"] < 30
 
 
 FLICKER = {
@@ -92,6 +185,44 @@ def test_histogram_matching_is_monotone_and_takes_the_distribution(rng):
     np.testing.assert_allclose(np.quantile(out, [0.1, 0.5, 0.9]), np.quantile(targets, [0.1, 0.5, 0.9]), atol=0.02)
 
 
+def test_a_comparison_is_of_pairs():
+    """Subjects differ far more than methods do; only pairs show it."""
+    first = [10.0, 20, 30, 40, 50, 60]
+    result = compare(first, [x + d for x, d in zip(first, (1, 1.2, 0.8, 1.1, 0.9, 1), strict=True)])
+    assert result["difference"] == pytest.approx(1)
+    assert 0.8 < result["low"] < result["high"] < 1.2
+    assert result["p"] == pytest.approx(2 / 64)
+    assert compare([1, 2], [1, 2])["p"] is None
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", ["moments", "whitening_colouring"])
+def test_feature_statistics_are_taken_over(name, channels, rng):
+    source = (0.4 + 0.1 * rng.random((4000, channels))).astype(np.float32)
+    mix = np.array([[0.2, 0.1, 0.0], [0.0, 0.15, 0.1], [0.05, 0.0, 0.2]])[:channels, :channels]
+    targets = (0.5 + 0.6 * (rng.random((5000, channels)) - 0.5) @ mix).astype(np.float32)
+    made = BASELINES[name](source, targets)
+    np.testing.assert_allclose(made.mean(0), targets.mean(0), atol=0.01)
+    np.testing.assert_allclose(made.std(0), targets.std(0), atol=0.01)
+    if name == "whitening_colouring":
+        np.testing.assert_allclose(np.cov(made.T), np.cov(targets.T), atol=1e-3)
+
+
+def test_holm_has_the_known_answer():
+    """0.01 x 4, 0.02 x 3, then never below what came before (Holm 1979)."""
+    adjusted = holm({"a": 0.02, "b": 0.01, "c": 0.04, "d": 0.03})
+    assert adjusted == pytest.approx({"b": 0.04, "a": 0.06, "d": 0.06, "c": 0.06})
+    assert holm({"a": 0.9, "b": 0.8}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}
+
+
+def test_the_effect_runs_from_worse_everywhere_to_better_everywhere():
+    assert effect([2, 3, 4], [1, 2, 3]) == 1
+    assert effect([1, 2, 3], [2, 3, 4]) == -1
+    assert effect([1, 2], [1, 2]) == 0
+    assert effect([2, 0, 0], [0, 1, 0]) == pytest.approx((2 - 1) / 3)  # ranks 2 and 1; no difference does not count
+
+
 def test_summary_covers_the_mean():
     values = summary([1.0, 2.0, 3.0, 4.0])
     assert values["mean"] == 2.5
@@ -118,3 +249,47 @@ def test_a_lesion_that_stays_survives_and_one_that_vanishes_does_not(image):
     assert result["count"] == 2
     assert result["survived"] == 0.5
     assert found[0].radius_mm == pytest.approx((3 * 75 * 8 / (4 * np.pi)) ** (1 / 3))
+
+
+def test_what_is_painted_in_is_counted_and_what_is_true_is_not():
+    truth = np.full((12, 40, 40), 0.3, np.float32)
+    ids = np.zeros(truth.shape, int)
+    ids[3:6, 5:10, 5:10] = 1
+    output = truth.copy()
+    output[ids > 0] = 0.9  # too bright, but a lesion
+    mask = np.ones(truth.shape, bool)
+    assert created(output, truth, ids, mask, 8.0) == 0
+    output[7:10, 20:23, 20:23] += 0.2
+    output[2:4, 30:33, 30:33] += 0.2
+    output[2, 20, 30] += 0.5  # 8 mm3: too small to be taken for a lesion
+    output[9, 30:36, 5:11] += 0.1  # too faint
+    assert created(output, truth, ids, mask, 8.0) == 2
+    mask[:, :, 28:] = False
+    assert created(output, truth, ids, mask, 8.0) == 1
+
+
+def test_edges_are_displaced_by_as_much_as_the_anatomy():
+    y, x = np.mgrid[-32:32, -32:32]
+    radius = np.hypot(x, y)
+
+    def disc(r):
+        return np.clip(r - radius + 0.5, 0, 1).astype(np.float32)[None].repeat(2, 0)
+
+    mask = np.ones((2, 64, 64), bool)
+    assert edge_displacement(disc(14), disc(14), mask, (1, 1)) == 0
+    for grown in (2, 4):
+        assert edge_displacement(disc(14 + grown), disc(14), mask, (1.5, 1.5)) == pytest.approx(1.5 * grown, abs=0.6)
+    assert edge_displacement(0 * disc(1), disc(14), mask, (1, 1)) == 0
+
+
+def test_calibration_knows_honest_uncertainty_from_other(rng):
+    sigma = rng.uniform(0.01, 0.2, 200_000).astype(np.float32)
+    error = np.abs(rng.normal(0, sigma)).astype(np.float32)
+    honest, blind, bold = (calibration(error, s) for s in (sigma, rng.permutation(sigma), sigma / 3))
+    assert honest["within_2sd"] == pytest.approx(0.954, abs=0.01)
+    assert honest["scale"] == pytest.approx(1, abs=0.05)
+    assert honest["risk_25"] < honest["risk_50"] < honest["risk_75"] < honest["risk_100"]
+    assert blind["risk_25"] == pytest.approx(blind["risk_100"], rel=0.05)
+    assert bold["within_2sd"] < 0.6
+    assert bold["scale"] == pytest.approx(3, abs=0.15)
+    assert bold["risk_25"] == pytest.approx(honest["risk_25"], rel=1e-3)

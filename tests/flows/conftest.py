@@ -29,9 +29,9 @@ class Prefect:
         answer.raise_for_status()
         return answer.json()
 
-    def start_run(self, **parameters: Any) -> str:
-        """Ask for a run of the deployment as a person would; returns its id."""
-        (deployment,) = self.ask("deployments/filter")
+    def start_run(self, name: str = "nightly", **parameters: Any) -> str:
+        """Ask for a run of a deployment as a person would; returns its id."""
+        (deployment,) = self.ask("deployments/filter", deployments={"name": {"any_": [name]}})
         return str(self.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)["id"])
 
     def state(self, run: str) -> dict[str, Any]:

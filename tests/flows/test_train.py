@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 import psutil
@@ -27,7 +28,13 @@ def finished_state(prefect: Prefect, run: str) -> dict:
 
 def test_the_schedule_makes_runs(prefect):
     # With SQLAlchemy 2.1 the deployment says that it is active, and nothing ever happens.
-    runs = wait_for(lambda: prefect.ask("flow_runs/filter", flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}}))
+    runs = wait_for(
+        lambda: prefect.ask(
+            "flow_runs/filter",
+            flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}},
+            deployments={"name": {"any_": ["nightly"]}},
+        )
+    )
     assert all(run["auto_scheduled"] and run["expected_start_time"][11:16] == "02:00" for run in runs)
 
 
@@ -83,3 +90,31 @@ def test_a_cancelled_run_leaves_no_process_behind(prefect):
     prefect.project.run("prefect", "flow-run", "cancel", run)
     assert finished_state(prefect, run)["type"] == "CANCELLED"
     wait_for(lambda: not training(), seconds=1)  # an orphan ends too, at the next line that nobody reads
+
+
+@pytest.mark.slow
+def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect):
+    folder = prefect.project.folder
+    runs = wait_for(
+        lambda: prefect.ask(
+            "flow_runs/filter", deployments={"name": {"any_": ["inbox"]}}, sort="EXPECTED_START_TIME_ASC"
+        )
+    )
+    assert any(run["auto_scheduled"] for run in runs)
+    shutil.copytree(folder / "data/raw/studies/PHANTOM-0001", folder / "data/station/inbox/Doe^Jane")
+    run = prefect.start_run("inbox", folder="data/station", model="models/translator", settle_s=0)
+    state = finished_state(prefect, run)
+    assert state["type"] == "COMPLETED", state
+    (derived,) = (folder / "data/station/derived").iterdir()
+    assert list(derived.rglob("*.dcm"))
+    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    assert artifact["key"] == f"study-{derived.name}"
+    logs = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
+    assert any("1 derived" in line["message"] for line in logs)
+    assert not any("Doe" in line["message"] for line in logs)
+    run = prefect.start_run("daily", folder="data/station", model="models/translator", false_alarms=1.1)
+    assert finished_state(prefect, run)["type"] == "COMPLETED"
+    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+    assert "of 1 images of the last 30 days" in artifact["data"]
+    events = wait_for(lambda: prefect.ask("events/filter", filter={"event": {"name": ["medstyle.drift"]}})["events"])
+    assert events[0]["payload"]["images"] == 1

@@ -51,3 +51,13 @@ def test_rows_join_in_order_and_are_mapped(tmp_path, rng):
 def test_an_absent_store_names_the_remedy(tmp_path):
     with pytest.raises(UserError, match="medstyle denoise"):
         SliceStore.open(tmp_path)
+
+
+def test_near_duplicates_are_found_once_in_any_chunk(rng):
+    from medstyle.imaging.store import near_duplicates
+
+    images = rng.normal(size=(50, 300)).astype(np.float32)
+    images[31], images[49] = images[7], images[8] + 0.01 * rng.normal(size=300)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    for chunk in (7, 1024):
+        assert sorted(near_duplicates(images, 0.99, chunk)) == [(7, 31), (8, 49)]

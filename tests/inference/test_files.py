@@ -140,6 +140,44 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, uncertainty=True)
 
 
+def coarse(pixels):
+    """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights paint noise."""
+    return pixels.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3))
+
+
+def test_a_film_comes_back_with_its_times(tmp_path, rng):
+    """Frame by frame what a picture would become, in the film's own rhythm; nothing is left of one that is refused."""
+    import av
+
+    from medstyle.imaging.video import read_frames
+    from medstyle.inference.translate import translate_picture
+
+    with av.open(str(tmp_path / "in.mp4"), "w") as out:
+        stream = out.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(5):
+            pixels = np.full((48, 64, 3), (40 * k, 128, 200 - 40 * k), np.uint8)
+            pixels[10:30, 10 + k : 30 + k] = 255
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+    translator = make_translator(("photo", "painting"))
+    [row] = translate_path(tmp_path / "in.mp4", tmp_path / "out.mp4", translator)
+    assert row["shape"] == [5, 48, 64]
+    before, after = (list(read_frames(tmp_path / name)) for name in ("in.mp4", "out.mp4"))
+    assert [round(float(f.time), 3) for f in after] == [round(float(f.time), 3) for f in before]
+    for source, made in zip(before, after, strict=True):
+        expected = translate_picture(source.pixels, translator).image
+        assert np.abs(coarse(made.pixels) - coarse(expected)).mean() < 4
+    with pytest.raises(UserError, match="no input for mr_t1"):
+        translate_path(tmp_path / "in.mp4", tmp_path / "scan.mp4", make_translator())
+    strict = make_translator(
+        ("photo", "painting"), reference={"slice": {**ANYTHING, "largest": 1e-3}, "volume": ANYTHING}
+    )
+    with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):
+        translate_path(tmp_path / "in.mp4", tmp_path / "odd.mp4", strict)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.mp4", "out.mp4"]
+
+
 def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
     strict = make_translator(reference={"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING})
     with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):

@@ -139,7 +139,7 @@ def test_contrasts_are_registered_where_training_did(source):
     moved = Volume(t2.voxels, matrix, "mr_t2")
     for how in ("headers", "rigid"):
         translator = make_translator(contrasts=["mr_t2"], registration=how)
-        expected = prepare_source(onto_grid(moved, source, rigid=how == "rigid"), make_translator()).slices
+        expected = prepare_source(onto_grid(moved, source, how), make_translator()).slices
         torch.testing.assert_close(
             prepare_source(source, translator, [moved]).slices[:, 1:], expected, atol=1e-3, rtol=0
         )
@@ -290,3 +290,21 @@ def test_a_large_scan_fits_into_memory(name):
     assert done.returncode == 0, done.stderr
     before, peak = (int(kilobytes) * 1024 for kilobytes in done.stdout.split())
     assert peak - before < 4.7 * 600 * 512 * 512 * 4
+
+
+def test_a_look_is_mixed_from_nothing_to_all(rng):
+    from skimage.color import rgb2lab
+
+    from medstyle.inference.translate import Look
+
+    translator = make_translator(("photo", "painting"))
+    pixels = (rng.integers(60, 200, (40, 48, 1)) + rng.integers(-20, 20, 3)).astype(np.uint8)
+    whole = translate_picture(pixels, translator).image.astype(float)
+    none, half = (translate_picture(pixels, translator, look=Look(s)).image for s in (0, 0.5))
+    np.testing.assert_array_equal(none, pixels)
+    np.testing.assert_allclose(half, (whole + pixels) / 2, atol=0.51)
+    kept = Look(keep_colour=True).applied(pixels, np.clip(pixels.astype(int) + 20, 0, 255).astype(np.uint8))
+    np.testing.assert_allclose(rgb2lab(kept)[..., 1:], rgb2lab(pixels)[..., 1:], atol=1.5)
+    assert (rgb2lab(kept)[..., 0] > rgb2lab(pixels)[..., 0] + 3).all()
+    with pytest.raises(UserError, match="strength: must lie in"):
+        Look(1.5)

@@ -96,6 +96,89 @@ def test_a_target_on_another_grid_is_brought_to_the_source(run, tmp_path):
     assert np.corrcoef(a.ravel(), b.ravel())[0, 1] > 0.97
 
 
+def change_item(scans, subject, domain, **entries):
+    path = scans / "manifest.json"
+    document = json.loads(path.read_text())
+    (item,) = (i for i in document["items"] if (i["subject"], i["domain"]) == (subject, domain))
+    item.update(entries)
+    path.write_text(json.dumps(document))
+    return scans / item["path"]
+
+
+def shifted(path):
+    from medstyle import read_volume
+
+    volume = read_volume(path, "mr_t2")
+    matrix = volume.affine.copy()
+    matrix[:3, 3] += [20, 0, 0]
+    path.unlink()
+    write_volume(path, Volume(volume.voxels, matrix, "mr_t2"))
+
+
+BAD_PAIRS = {
+    "E_PAIR_SPACE": lambda scans, subject: change_item(scans, subject, "mr_t2", space="elsewhere"),
+    "E_PAIR_SHIFTED": lambda scans, subject: shifted(change_item(scans, subject, "mr_t2")),
+}
+
+
+@pytest.mark.parametrize("code", BAD_PAIRS)
+def test_a_scan_that_does_not_fit_is_left_out_or_flagged(run, tmp_path, code):
+    from medstyle import params
+    from medstyle.stages import evaluate
+
+    scans = shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    settings = params.load(Params, "denoise", run.params)
+    bad = SliceStore.open(run.root / "data/slices").subjects("train")[0]
+    BAD_PAIRS[code](scans, bad)
+    lines = []
+    denoise(settings, scans, tmp_path / "slices", lines.append)
+    store = SliceStore.open(tmp_path / "slices")
+    verdicts = {(p["subject"], p["domain"]): p for p in store.index["pairs"]}
+    assert set(verdicts) == {(subject, "mr_t2") for subject in store.index["subjects"]}
+    assert [key[0] for key, pair in verdicts.items() if pair["code"]] == [bad]
+    assert verdicts[bad, "mr_t2"]["code"] == code
+    assert not verdicts[bad, "mr_t2"]["used"]
+    assert any(bad in line and code in line and "denoise.registration" in line for line in lines)
+    assert bad not in {row.subject for row in store.rows("mr_t2", "train")}
+    assert bad in {row.subject for row in store.rows("mr_t1", "train")}
+    assert store.domains_of(bad) == {"mr_t1"}
+    # a person may want it all the same, and registration mends it
+    denoise(replace(settings, bad_pairs="flag"), scans, tmp_path / "flagged", lines.append)
+    assert SliceStore.open(tmp_path / "flagged").domains_of(bad) == {"mr_t1", "mr_t2"}
+    denoise(replace(settings, registration="rigid"), scans, tmp_path / "rigid", lines.append)
+    pairs = SliceStore.open(tmp_path / "rigid").index["pairs"]
+    assert [pair["code"] for pair in pairs] == [""] * len(pairs)
+    # what was left out is not measured either
+    held = SliceStore.open(run.root / "data/slices").subjects("test")[0]
+    BAD_PAIRS[code](scans, held)
+    denoise(settings, scans, tmp_path / "slices", lines.append)
+    with pytest.raises(UserError, match="no test subject has all of"):
+        evaluate.run(
+            evaluate.Params(), scans, tmp_path / "slices", run.translator, tmp_path / "no truth", tmp_path / "reports"
+        )
+
+
+@pytest.mark.parametrize("noise", [0, 0.01])
+def test_one_image_under_two_names_is_no_test_subject(run, tmp_path, noise, rng):
+    """A copy, even re-encoded, of a training image among the test images would be a leak; both are named."""
+    from medstyle import params, read_volume
+
+    scans = shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    settings = params.load(Params, "denoise", run.params)
+    store = SliceStore.open(run.root / "data/slices")
+    train, held = store.subjects("train")[0], store.subjects("test")[0]
+    for path in (scans / train).iterdir():
+        volume = read_volume(path, path.name.split(".")[0])
+        voxels = volume.voxels * 1.7 + rng.normal(0, noise * volume.voxels.max(), volume.voxels.shape)
+        (scans / held / path.name).unlink()
+        write_volume(scans / held / path.name, volume.with_voxels(voxels.astype(np.float32)))
+    with pytest.raises(UserError, match="is the same image") as error:
+        denoise(settings, scans, tmp_path / "slices")
+    assert train in str(error.value)
+    assert held in str(error.value)
+    denoise(replace(settings, same_image=1), scans, tmp_path / "slices")
+
+
 def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
     from PIL import Image
 
@@ -127,7 +210,7 @@ def test_oblique_scans_are_sliced_axially(tmp_path, rng):
         write_volume(scans / f"sub-{i}/ct.nii.gz", Volume(voxels, affine((1, 1, 2), (90, 0, 90)), "ct"))
         items.append({"subject": f"sub-{i}", "domain": "ct", "path": f"sub-{i}/ct.nii.gz"})
     (scans / "manifest.json").write_text(json.dumps({"rules": [], "items": items}))
-    denoise(Params((32, 32), validation=0.0, test=0.3), scans, tmp_path / "slices")
+    denoise(Params((32, 32), validation=0.0, test=0.3, same_image=1), scans, tmp_path / "slices")
     rows = SliceStore.open(tmp_path / "slices").rows("ct", "train")
     assert len(rows) == 2 * 20  # the axis of 20 voxels points up in the patient
 

@@ -20,10 +20,29 @@ def test_the_model_stands_beside_every_baseline(run, metrics):
     for table in metrics["tables"].values():
         assert set(table) == {"model", *BASELINES}
     rows = list(csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines()))
-    assert len(rows) == 1 * 2 * 3  # subjects, references, methods
+    assert len(rows) == 1 * 2 * (1 + len(BASELINES))  # subjects, references, methods
     mean = metrics["tables"]["truth"]["model"]["psnr"]["mean"]
     of_rows = [float(r["psnr"]) for r in rows if (r["reference"], r["method"]) == ("truth", "model")]
     assert mean == pytest.approx(sum(of_rows) / len(of_rows), abs=1e-5)
+
+
+def test_safety_is_measured(run, metrics):
+    safety = metrics["safety"]
+    assert 0 <= safety["edge_displacement_mm"]["mean"] < 50
+    assert safety["created"]["mean"] >= 0
+    assert 0 <= safety["within_2sd"]["mean"] <= 1
+    assert safety["risk_100"]["mean"] == pytest.approx(metrics["tables"]["truth"]["model"]["mae"]["mean"], rel=1e-3)
+    page = (run.root / "reports/report.html").read_text()
+    assert "Uncertainty" in page
+    assert "mm from the nearest true edge" in page
+
+
+def test_a_protocol_for_ct_refuses_mr(run, tmp_path):
+    data = run.root / "data"
+    with pytest.raises(UserError, match="synthrad2025 measures CT numbers; mr_t2 has none"):
+        evaluate(
+            Params(protocol="synthrad2025"), data / "scans", data / "slices", run.translator, tmp_path / "t", tmp_path
+        )
 
 
 def test_unseen_subjects_only(run):
@@ -43,7 +62,7 @@ def test_the_page_is_self_contained(run):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(UserError, match="none of plain, unpaired"):
+    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, unpaired"):
         Params(protocol="fid")
 
 

@@ -3,6 +3,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
 from medstyle import Volume, read_volume, write_volume
 from medstyle.errors import UserError
@@ -52,6 +53,53 @@ def test_bad_files_are_reported_and_the_rest_goes_on(run, tmp_path):
     assert [entry["code"] for entry in report["refused"]] == ["E_GAP"]
     assert any(entry["code"] == "E_NOT_DICOM" for entry in report["files"])
     assert "notes" not in json.dumps(report)
+
+
+def test_a_gap_is_filled_where_params_say_so(run, tmp_path):
+    source = tmp_path / "raw"
+    shutil.copytree(run.study, source / "a")
+    for path in (source / "a/01_mr_t1").iterdir():
+        if dcmread(path, stop_before_pixels=True).InstanceNumber == 4:
+            path.unlink()
+    for policy, counts in (("refuse", [None]), ("interpolate", [1, None])):
+        ingest(Params(str(source), RULES, gaps=policy), tmp_path / policy, tmp_path / "ingest.json")
+        assert [item.get("interpolated_slices") for item in manifest(tmp_path / policy)] == counts
+    key = subject_key("PHANTOM-0000")
+    made = read_volume(tmp_path / f"interpolate/{key}/mr_t1.nii.gz", "mr_t1")
+    whole = read_volume(run.root / f"data/scans/{key}/mr_t1.nii.gz", "mr_t1")
+    np.testing.assert_allclose(made.affine, whole.affine, atol=1e-3)
+    kept = [z for z in range(8) if z != 3]
+    np.testing.assert_allclose(made.voxels[kept], whole.voxels[kept], atol=1e-3)
+    np.testing.assert_allclose(made.voxels[3], (whole.voxels[2] + whole.voxels[4]) / 2, rtol=1e-5)
+
+
+def test_a_tilted_scan_is_straightened_or_refused(tmp_path, rng):
+    from medstyle.imaging.dicom.acquired import write_series
+
+    tilted = affine((1.0, 1.0, 3.0), (0, 0, 0))
+    tilted[1, 2] = 0.9
+    volume = Volume(rng.integers(0, 99, (5, 12, 16)).astype(np.float32), tilted, "ct")
+    attributes = {"PatientID": "P", "PatientName": "P", "StudyInstanceUID": "2.25.1", "SeriesInstanceUID": "2.25.2"}
+    write_series(tmp_path / "raw", volume, attributes, range(5))
+    rules = (Rule("ct", {"Modality": "CT"}),)
+    ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "out", tmp_path / "r.json")
+    (item,) = manifest(tmp_path / "out")
+    assert item["straightened"] is True
+    straight = read_volume(tmp_path / "out" / item["path"], "ct")
+    assert not straight.is_sheared
+    assert straight.voxels.shape[0] == 5
+    with pytest.raises(UserError, match="E_TILT_NEEDS_RESAMPLE"):
+        ingest(Params(str(tmp_path / "raw"), rules, tilt="refuse"), tmp_path / "out", tmp_path / "r.json")
+
+
+def test_scans_of_one_space_say_so_without_its_name(run):
+    """Series of one frame of reference share a keyed hash of it; those of different patients do not."""
+    items = manifest(run.root / "data/scans")
+    spaces = {
+        subject: {i["space"] for i in items if i["subject"] == subject} for subject in {i["subject"] for i in items}
+    }
+    assert all(len(of) == 1 for of in spaces.values())
+    assert len(set.union(*spaces.values())) == len(spaces)
 
 
 def test_volume_files_and_pictures(tmp_path, rng):

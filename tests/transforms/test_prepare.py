@@ -97,15 +97,23 @@ def test_restore_writes_units_inside_and_air_outside(rng):
 def test_denoising_lowers_the_error(rng):
     import torch
 
-    from medstyle.transforms.intensity import Denoise, noise_sigma
+    from medstyle.transforms.intensity import FILTERS, Denoise, noise_sigma
 
     volume, clean, body = head(rng, sigma=25)
     array = volume.voxels.transpose(2, 1, 0)
     assert noise_sigma(array) == pytest.approx(25, rel=0.25)
-    for method in ("nlm", "median"):
+    for method in FILTERS:
         out = np.asarray(Denoise(method, rician=True)(torch.from_numpy(array.copy())[None])[0]).transpose(2, 1, 0)
         before, after = (float(np.abs(v - clean)[body].mean()) for v in (volume.voxels, out))
         assert after < 0.6 * before, method
+
+
+def test_the_filters_are_the_choices_of_params():
+    from typing import get_args, get_type_hints
+
+    from medstyle.transforms.intensity import FILTERS
+
+    assert get_args(get_type_hints(Preparation)["denoise"]) == ("none", *FILTERS)
 
 
 def test_bias_field_is_flattened(rng):
@@ -138,11 +146,11 @@ def test_registration_finds_a_known_shift(rng):
     wrong = fixed.affine.copy()
     wrong[:3, 3] += [6.0, -4.5, 0.0]
     moving = Volume(fixed.voxels, wrong, "mr_t2")
-    by_headers, rigid = onto_grid(moving, fixed), onto_grid(moving, fixed, rigid=True)
+    by_headers, rigid = onto_grid(moving, fixed), onto_grid(moving, fixed, "rigid")
     before, after = (float(np.abs(v.voxels - fixed.voxels).mean()) for v in (by_headers, rigid))
     assert after < 0.35 * before
     assert rigid.domain == "mr_t2"
-    again = onto_grid(moving, fixed, rigid=True).voxels  # seeded; ITK's threads may still round the last bit
+    again = onto_grid(moving, fixed, "rigid").voxels  # seeded; ITK's threads may still round the last bit
     np.testing.assert_allclose(again, rigid.voxels, rtol=1e-5, atol=1e-6)
     assert onto_grid(fixed, fixed) is fixed
 

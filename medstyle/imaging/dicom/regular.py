@@ -26,6 +26,8 @@ def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) 
     """
     if series.code != "E_GAP":
         return read_series(series, domain, allow=allow), 0
+    if "BURNED_IN_UNKNOWN" in series.flags and "E_BURNED_IN" not in allow:
+        raise Refusal("E_BURNED_IN", "the pixels may show patient data; look, then allow it")
     first = series.frames[0]
     positions = np.array([frame.position for frame in series.frames])
     whole = positions[-1] - positions[0]

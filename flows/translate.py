@@ -1,0 +1,64 @@
+"""Translate the studies that wait in a folder: ``python -m flows.translate FOLDER``; deployment `translate/inbox`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+# Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
+os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
+os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from medstyle.inference.inbox import Outcome, process
+from medstyle.networks.translator import Translator
+from medstyle.registry.models import model_folder
+
+
+@flow(name="translate")
+def translate(
+    folder: str = "data/station",
+    model: str = "models:/medstyle@champion",
+    target: str | None = None,
+    settle_s: float = 60,
+) -> dict[str, int]:
+    """Empty ``folder/inbox`` into ``derived`` and ``quarantine``; one artifact for each study, named by its key."""
+    log = get_run_logger()
+    counts: dict[str, int] = {}
+    inbox = Path(folder) / "inbox"
+    inbox.mkdir(parents=True, exist_ok=True)
+    if not any(inbox.iterdir()):  # the usual case, every few minutes: load no model
+        log.info("nothing waits in the inbox")
+        return counts
+    translator = Translator.load(model_folder(model))
+    for outcome in process(Path(folder), translator, settle_s=settle_s, target=target):
+        counts[outcome.status] = counts.get(outcome.status, 0) + 1
+        log.info("%s: %s", outcome.key, describe(outcome))
+        create_markdown_artifact(
+            f"**{describe(outcome)}**\n\nmodel {translator.sha256[:16]}, {model}",
+            key=f"study-{outcome.key}",
+            description=outcome.status,
+        )
+    log.info("%s", ", ".join(f"{n} {status}" for status, n in counts.items()) or "nothing has settled yet")
+    return counts
+
+
+def describe(outcome: Outcome) -> str:
+    """Say in a line what became of a study."""
+    if outcome.status == "quarantined":
+        return f"quarantined, {outcome.code}; quarantine/{outcome.key}/reason.json says why"
+    warned = f", {outcome.warned} somewhat unlike the training images" if outcome.warned else ""
+    return f"{outcome.status}, {outcome.series} images or series{warned}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m flows.translate", description=__doc__)
+    parser.add_argument("folder", help="its folder `inbox` holds the studies")
+    parser.add_argument("--model", default="models:/medstyle@champion")
+    parser.add_argument("--settle", type=float, default=60, help="seconds for which a study must be left alone")
+    given = parser.parse_args()
+    translate(given.folder, given.model, settle_s=given.settle)

@@ -1,0 +1,167 @@
+"""Video in and out, frame by frame in constant memory (PyAV): times, rotation, colours and sound are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import Refusal, UserError
+from medstyle.imaging.picture import MAX_PIXELS
+
+CODECS = {  # of the output, by its suffix, with settings near the visible limit
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium"})),
+    ".webm": ("libvpx-vp9", {"crf": "20", "b": "0"}),
+}
+TICKS = Fraction(1, 90_000)  # s: fine enough for any frame rate, as in MPEG
+RANGES = {1: "MPEG", 2: "JPEG"}  # AVColorRange
+MATRICES = {1: "ITU709", 5: "ITU624", 6: "SMPTE170M", 9: "BT2020"}  # AVColorSpace -> what the scaler calls it
+HD = 720  # lines from which an unmarked video is BT.709, below BT.601, as players take it
+
+
+class Frame(NamedTuple):
+    """``pixels``: upright ``(H, W, 3)`` RGB uint8; ``time``: s from the start of the stream."""
+
+    pixels: NDArray[np.uint8]
+    time: Fraction
+
+
+def read_frames(path: Path) -> Iterator[Frame]:
+    """Decode the first video stream, one frame after the other.
+
+    Raises:
+        Refusal: ``E_DECODE`` no video, or damaged; ``E_TOO_LARGE`` more than ``MAX_PIXELS`` in a frame.
+    """
+    av = _av()
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if stream.width * stream.height > MAX_PIXELS:
+                raise Refusal(
+                    "E_TOO_LARGE", f"{path.name}: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}"
+                )
+            stream.thread_type = "AUTO"
+            start: int | None = None
+            for frame in container.decode(stream):
+                start = frame.pts if start is None else start
+                yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
+    except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time
+        raise Refusal("E_DECODE", f"{path.name}: not a readable video; it may be cut short") from None
+
+
+def _upright(frame: Any) -> NDArray[np.uint8]:
+    unmarked = "ITU709" if frame.height >= HD else "ITU601"
+    pixels = frame.to_ndarray(
+        format="rgb24",
+        src_colorspace=MATRICES.get(int(frame.colorspace), unmarked),
+        src_color_range=RANGES.get(int(frame.color_range), "MPEG"),
+        dst_color_range="JPEG",
+    )
+    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+
+class VideoWriter:
+    """Write frames at their times, beside the sound of another file; the file appears when all is in it.
+
+    Args:
+        path: new file; the suffix chooses container and codec (:data:`CODECS`).
+        like: the source: its frame rate and its first audio stream are taken over, bit for bit.
+        note: goes into the container's comment.
+
+    Raises:
+        UserError: unknown suffix, or a container that cannot hold the sound.
+    """
+
+    def __init__(self, path: Path, like: Path, note: str = "") -> None:
+        av = _av()
+        if path.suffix.lower() not in CODECS:
+            raise UserError(f"{path}: a video is written as one of {', '.join(CODECS)}")
+        self.path, self.scratch = path, path.with_name(f".part-{path.name}")
+        self.codec, self.options = CODECS[path.suffix.lower()]
+        self.source = av.open(str(like))
+        self.out = av.open(str(self.scratch), "w")
+        self.out.metadata["comment"] = note
+        self.rate = self.source.streams.video[0].average_rate or Fraction(25)
+        self.stream: Any = None
+        self.sound: Iterator[Any] = iter(())
+        self.waiting: Any = None
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Finish the file; after an error there is none."""
+        try:
+            if kind is None and self.stream is not None:
+                self.out.mux(self.stream.encode())
+                self._mux_sound(None)
+        finally:
+            self.out.close()
+            self.source.close()
+        if kind is None and self.stream is not None:
+            self.scratch.replace(self.path)
+        else:
+            self.scratch.unlink(missing_ok=True)
+
+    def write(self, frame: Frame) -> None:
+        """Append a frame; all have one size, times rise."""
+        from av import VideoFrame
+
+        if self.stream is None:
+            self._start(*frame.pixels.shape[:2])
+        picture = VideoFrame.from_ndarray(frame.pixels, format="rgb24").reformat(
+            format=self.stream.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
+        )
+        picture.time_base = self.stream.codec_context.time_base
+        picture.pts = round(frame.time / picture.time_base)
+        self._mux_sound(frame.time)
+        self.out.mux(self.stream.encode(picture))
+
+    def _start(self, height: int, width: int) -> None:
+        stream = self.out.add_stream(self.codec, rate=self.rate, options=self.options)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        context = stream.codec_context
+        context.time_base = TICKS
+        context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
+        context.color_range = 1  # as television has it: 16 to 235
+        self.stream = stream
+        if self.source.streams.audio:
+            own = self.source.streams.audio[0]
+            try:
+                copy = self.out.add_stream_from_template(own)
+            except ValueError:
+                name = own.codec_context.name
+                raise UserError(f"{self.path.name}: this container holds no {name} sound; write .mkv") from None
+
+            def packets() -> Iterator[Any]:
+                for packet in self.source.demux(own):
+                    if packet.dts is not None:
+                        packet.stream = copy
+                        yield packet
+
+            self.sound = packets()
+
+    def _mux_sound(self, until: Fraction | None) -> None:
+        """Pass on the sound up to a time, so that the container can write without keeping much."""
+        while True:
+            packet = self.waiting or next(self.sound, None)
+            self.waiting = None
+            if packet is None:
+                return
+            if until is not None and packet.dts * packet.time_base > until:
+                self.waiting = packet
+                return
+            self.out.mux(packet)
+
+
+def _av() -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UserError("videos need PyAV: pip install medstyle[video]") from None
+    return av

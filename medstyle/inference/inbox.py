@@ -1,0 +1,151 @@
+"""A folder that studies are put into -> derived studies, exactly once each, whatever crashes in between.
+
+``FOLDER/inbox/*`` is what comes in: a folder or a file each. It leaves for ``done/<key>`` once ``derived/<key>`` is
+complete, or for ``quarantine/<key>`` with the reason. Keys follow from the bytes of the study and the model and tell
+nothing about the patient. ``ledger.db`` (SQLite) has one row for each key.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from medstyle.errors import UserError
+from medstyle.imaging.dicom.scan import find_files
+from medstyle.inference.files import translate_path
+from medstyle.networks.translator import Translator
+
+TABLE = """CREATE TABLE IF NOT EXISTS studies
+(key TEXT PRIMARY KEY, weights TEXT, status TEXT, code TEXT, series INTEGER, warned INTEGER, finished TEXT)"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a study; nothing here names the patient.
+
+    Attributes:
+        key: 16 hexadecimal digits.
+        status: ``repeated`` is a study that this model has had before: it is filed and not translated again.
+        code: why it is in quarantine, "" otherwise; ``quarantine/<key>/reason.json`` has the words.
+        series: number of derived images or series.
+        warned: how many of them are somewhat unlike the training images.
+    """
+
+    key: str
+    status: Literal["derived", "repeated", "quarantined"]
+    code: str = ""
+    series: int = 0
+    warned: int = 0
+
+
+def process(
+    folder: Path, translator: Translator, *, settle_s: float = 60.0, target: str | None = None
+) -> Iterator[Outcome]:
+    """Translate every study in ``folder/inbox`` that has been left alone for ``settle_s``, one after the other.
+
+    Every step can be repeated: an output appears under its final name at once, the ledger's row follows, the source is
+    moved last. Whatever a crash leaves is finished by the next call.
+
+    Raises:
+        UserError: there is no ``folder/inbox``, or another process works in ``folder``.
+        OSError: the disk is full or not writable: no fault of the study, which stays where it is.
+    """
+    inbox = folder / "inbox"
+    if not inbox.is_dir():
+        raise UserError(f"{inbox}: no such folder; make it and put one folder for each study into it")
+    with _alone(folder), closing(sqlite3.connect(folder / "ledger.db")) as ledger:
+        ledger.execute(TABLE)
+        for study in sorted(inbox.iterdir()):
+            if not study.name.startswith(".") and _settled(study, settle_s):
+                yield _one(folder, study, translator, target, ledger)
+
+
+def _one(folder: Path, study: Path, translator: Translator, target: str | None, ledger: sqlite3.Connection) -> Outcome:
+    key = _key(study, translator, target)
+    derived, quarantine = folder / "derived" / key, folder / "quarantine" / key
+    known = ledger.execute("SELECT status, code, series, warned FROM studies WHERE key = ?", (key,)).fetchone()
+    if known is None:
+        outcome = _derive(study, key, derived, quarantine, translator, target)
+        row = (key, translator.sha256, outcome.status, outcome.code, outcome.series, outcome.warned)
+        with ledger:
+            ledger.execute(
+                "INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*row, datetime.now(UTC).isoformat(timespec="seconds")),
+            )
+    else:
+        outcome = Outcome(key, "repeated" if known[0] == "derived" else known[0], *known[1:])
+    _file(study, quarantine if outcome.status == "quarantined" else folder / "done" / key)
+    return outcome
+
+
+def _derive(
+    study: Path, key: str, derived: Path, quarantine: Path, translator: Translator, target: str | None
+) -> Outcome:
+    scratch = derived.with_name(f".part-{key}")
+    facts = derived / "translation.json"
+    if not derived.is_dir():  # else it was finished by a process that could not say so any more
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        try:
+            rows = translate_path(study, scratch, translator, target=target)
+        except OSError:
+            raise
+        except Exception as error:  # no other study may wait for this one; the text may name the patient
+            shutil.rmtree(scratch, ignore_errors=True)
+            code = getattr(error, "code", "E_INPUT") if isinstance(error, UserError) else "E_FAULT"
+            quarantine.mkdir(parents=True, exist_ok=True)
+            reason = {"code": code, "type": type(error).__name__, "reason": str(error)}
+            (quarantine / "reason.json").write_text(json.dumps(reason, indent=1) + "\n")
+            return Outcome(key, "quarantined", code)
+        for row in rows:
+            row["out"] = Path(row["out"]).relative_to(scratch).as_posix()
+        (scratch / facts.name).write_text(json.dumps(rows, indent=1) + "\n")
+        scratch.replace(derived)
+    rows = json.loads(facts.read_text())
+    return Outcome(key, "derived", "", len(rows), sum(row["ood_verdict"] != "ok" for row in rows))
+
+
+def _key(study: Path, translator: Translator, target: str | None) -> str:
+    """Hash what is asked for: the bytes of the files in any order, the weights and the target."""
+    digests = []
+    for path in find_files([study]):
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    parts = [translator.sha256, target or translator.config.target, *sorted(digests)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _settled(study: Path, settle_s: float) -> bool:
+    """Tell whether nothing was added or changed for ``settle_s``: a study may be on its way still."""
+    changed = max(path.stat().st_ctime for path in (study, *find_files([study])))
+    return time.time() - changed >= settle_s
+
+
+def _file(study: Path, folder: Path) -> None:
+    """Move ``study`` into ``folder``, under another name where its own is taken."""
+    folder.mkdir(parents=True, exist_ok=True)
+    place, number = folder / study.name, 1
+    while place.exists():
+        number += 1
+        place = folder / f"{study.name}-{number}"
+    study.rename(place)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process works in it; wait for it to end") from None
+        yield
