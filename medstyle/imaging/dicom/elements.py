@@ -76,7 +76,8 @@ _NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
 _NAME = {tag: name for name, tag in _TAG.items()}
 _SEQUENCES = frozenset(tag for tag in _TAG.values() if dictionary_VR(tag) == "SQ")
 _CHARSET, _SYNTAX, _CLASS = 0x00080005, 0x00020010, 0x00020002
-_WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS))
+_CSA_OWNER, _CSA = 0x00290010, 0x00291010  # private: where mosaics say how they are tiled
+_WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS, _CSA_OWNER, _CSA))
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -352,6 +353,12 @@ def items(header: Header, name: str) -> list[Header]:
 def has(header: Header, name: str) -> bool:
     """Tell whether an element is there, empty or not."""
     return _TAG[name] in header
+
+
+def csa_of(header: Header) -> bytes:
+    """Return Siemens' private image header (0029,1010), empty where there is none."""
+    own = header.get(_CSA_OWNER, b"").strip(b" \0") == b"SIEMENS CSA HEADER"
+    return bytes(header.get(_CSA, b"")) if own else b""
 
 
 def syntax_of(header: Header) -> str:

@@ -25,12 +25,13 @@ from medstyle.errors import Refusal
 from medstyle.imaging.dicom.header import Limits
 from medstyle.imaging.dicom.read import read_image, read_series
 from medstyle.imaging.dicom.scan import scan
+from tests.imaging.dicom.conftest import write_mosaic
 
 LIMITS = Limits(frame_pixels=1 << 16, object_bytes=1 << 22, inflated_bytes=1 << 22, frames=64)
 
 
 def seeds(folder: Path, write_series: Callable[..., Path]) -> list[bytes]:
-    """Return small valid files in many encodings, and pydicom's enhanced and odd ones."""
+    """Return small valid files in many encodings, a mosaic, and pydicom's enhanced and odd ones."""
     stored = np.random.default_rng(0).integers(0, 4096, (1, 40, 33)).astype(np.uint16)
     natives = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
     files = []
@@ -43,6 +44,7 @@ def seeds(folder: Path, write_series: Callable[..., Path]) -> list[bytes]:
             dataset.save_as(path)
         files.append(path.read_bytes())
         path.rename(folder / f"seed{number}")
+    files.append(write_mosaic(folder / "mosaic", np.tile(stored, (7, 1, 1)), np.diag([1.0, 1, 3, 1])).read_bytes())
     shipped = Path(pydicom.__file__).parent / "data" / "test_files"
     names = ("MR_small.dcm", "CT_small.dcm", "MR_small_RLE.dcm", "nested_priv_SQ.dcm", "no_meta.dcm", "UN_sequence.dcm")
     return files + [(shipped / name).read_bytes() for name in names if (shipped / name).is_file()]
