@@ -18,7 +18,7 @@ import numpy as np
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, AllTransferSyntaxes
@@ -131,10 +131,12 @@ def looks_like_dicom(head: bytes) -> bool:
 
 def inflate(path: Path, limit: int) -> bytes:
     """Return the data set of a file in the deflated transfer syntax (PS3.5 A.5), at most ``limit`` bytes."""
-    meta = read_file_meta_info(path)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
-        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        head = file.read(144)  # not by pydicom, which would ask for as much memory as a length in there claims
+        if head[132:140] != b"\x02\0\0\0UL\x04\0":
+            raise Refusal("E_DECODE", "the file meta information does not begin with its length; export the file again")
+        file.seek(144 + _LENGTH.unpack(head[140:])[0])
         data = stream.decompress(file.read(), limit)
     if not stream.eof:
         if len(data) >= limit:

@@ -108,6 +108,21 @@ def test_damaged_files(write_series: Callable[..., Path], tmp_path: Path) -> Non
     assert {"", "E_DECODE", "E_TRUNCATED"} <= set(seen)
 
 
+def test_a_length_in_the_file_meta_information_asks_for_no_memory(
+    write_series: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_series(tmp_path, np.zeros((1, 8, 8), np.uint16), syntax=DeflatedExplicitVRLittleEndian) / "000.dcm"
+    data = path.read_bytes()
+    version = data.index(b"\x02\0\x01\0OB\0\0") + 8
+    path.write_bytes(data[:version] + b"\xff\xff\xff\xfe" + data[version + 4 :])
+    tracemalloc.start()
+    (file,) = scan([path]).files
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.verdict in ("used", "refused")
+    assert peak < 10e6
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_ten_thousand_damaged_files(seed: int, write_series: Callable[..., Path], tmp_path: Path) -> None:
