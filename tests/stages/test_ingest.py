@@ -116,7 +116,11 @@ def test_memory_does_not_grow_with_the_number_of_studies(tmp_path, rng):
     for studies in (10, 100):
         source, out = tmp_path / f"in{studies}", tmp_path / f"out{studies}"
         for number in range(studies):
-            attributes = {"PatientID": f"P{number}", "StudyInstanceUID": uid(number), "SeriesInstanceUID": uid(number, 1)}
+            attributes = {
+                "PatientID": f"P{number}",
+                "StudyInstanceUID": uid(number),
+                "SeriesInstanceUID": uid(number, 1),
+            }
             write_series(source / str(number), volume, attributes, range(24))
         command = [sys.executable, "-c", PROGRAM, str(source), str(out)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
