@@ -145,12 +145,12 @@ def native_syntax(request: pytest.FixtureRequest) -> UID:
     return SYNTAXES[request.param]
 
 
-def csa_header(**tags: Sequence[Any]) -> bytes:
-    """Write Siemens' private header in its second format; as scanners do, with more items than values."""
+def csa_header(spare: int = 2, **tags: Sequence[Any]) -> bytes:
+    """Write Siemens' private header in its second format; as scanners do, with ``spare`` more items than values."""
     kinds = {"NumberOfImagesInMosaic": b"US", "AcquisitionMatrixText": b"SH"}
     parts = [b"SV10\4\3\2\1", struct.pack("<2L", len(tags), 77)]
     for name, values in tags.items():
-        items = [*(f"{value}".encode() + b"\0" for value in values), b"", b""]
+        items = [*(f"{value}".encode() + b"\0" for value in values), *[b""] * spare]
         parts.append(struct.pack("<64sL4s3L", name.encode(), len(values), kinds.get(name, b"FD"), 4, len(items), 77))
         for item in items:
             parts += [struct.pack("<4L", len(item), len(item), 77, len(item)), item, bytes(-len(item) % 4)]

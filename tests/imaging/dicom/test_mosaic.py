@@ -33,6 +33,7 @@ def random_mosaic(seed: int) -> tuple[np.ndarray, np.ndarray]:
     shape = tuple(int(n) for n in rng.integers((2, 3, 3), (40, 9, 9)))
     affine = np.eye(4)
     affine[:3, :3] = np.linalg.qr(rng.normal(size=(3, 3)))[0] * rng.uniform(0.5, 5, 3)
+    affine[:3, 2] *= rng.choice((-1, 1))
     affine[:3, 3] = rng.uniform(-200, 200, 3)
     return rng.integers(0, 4096, shape).astype(np.uint16), affine
 
@@ -135,6 +136,8 @@ def test_damage_is_a_verdict(write_mosaic: Write, csa_header: Callable[..., byte
     stored = np.zeros((7, 4, 4), np.uint16)
     cut = [whole[:n] for n in range(0, len(whole), 4)]
     changed = [whole[:n] + word + whole[n + 4 :] for n in range(0, len(whole), 8) for word in (b"\xff" * 4, bytes(4))]
+    bare = csa_header(0, NumberOfImagesInMosaic=[7], SliceNormalVector=["0", "0", "1.00000000"])
+    cut.append(bare[:-4])  # within the last value, with nothing behind it
     seen = set()
     for csa in cut:
         (file,) = scan([write_mosaic(tmp_path / "x.dcm", stored, PLAIN, csa=csa)]).files

@@ -45,7 +45,7 @@ def stored_values(rng: np.random.Generator, shape: tuple[int, int, int] = (5, 6,
 def random_affine(rng: np.random.Generator, shear: bool) -> np.ndarray:
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
-    affine[:3, :3] = axes * rng.uniform(0.3, 6, 3)
+    affine[:3, :3] = axes * rng.uniform(0.3, 6, 3) * rng.choice((-1, 1), 3)
     if shear:
         affine[:3, 2] += axes[:, :2] @ rng.uniform(-2, 2, 2)
     affine[:3, 3] = rng.uniform(-300, 300, 3)
