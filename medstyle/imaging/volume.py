@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,8 +69,12 @@ class Volume:
         gram = self.direction.T @ self.direction
         return bool(np.abs(gram - np.eye(3)).max() > SHEAR_TOLERANCE)
 
-    def to_image(self) -> sitk.Image:
-        """Return the volume as a SimpleITK image; raises :class:`Refusal` (``E_TILT_NEEDS_RESAMPLE``) if sheared."""
+    def to_image(self, voxels: NDArray[Any] | None = None) -> sitk.Image:
+        """Return the volume, or other ``voxels`` on its grid, as a SimpleITK image.
+
+        Raises:
+            Refusal: ``E_TILT_NEEDS_RESAMPLE`` if sheared.
+        """
         import SimpleITK as sitk
 
         if self.is_sheared:
@@ -78,7 +82,7 @@ class Volume:
                 "E_TILT_NEEDS_RESAMPLE", "the slice axis is tilted against the image plane; resample it first"
             )
         u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
-        image = sitk.GetImageFromArray(self.voxels)
+        image = sitk.GetImageFromArray(self.voxels if voxels is None else voxels)
         image.SetSpacing(self.spacing_mm)
         image.SetOrigin(self.origin_mm)
         image.SetDirection((u @ vt).ravel().tolist())
@@ -151,13 +155,63 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader) -> None:
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
-    """Write float32 voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``."""
+    """Write the voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``.
+
+    Whole numbers that fit are written with 16 bits, others as float32: what is read back is the same.
+    """
     import SimpleITK as sitk
 
     path = Path(path)
-    image = volume.to_image()
+    image = volume.to_image(_as_int16(volume.voxels))
     if description:
         image.SetMetaData("ITK_FileNotes", description[:79])
     scratch = path.with_name(f".part-{path.name}")
-    sitk.WriteImage(image, str(scratch), useCompression=True)
+    if path.name.lower().endswith(".nii.gz"):
+        plain = scratch.with_suffix("")
+        try:
+            sitk.WriteImage(image, str(plain), useCompression=False)
+            _gzip(plain, scratch)
+        finally:
+            plain.unlink(missing_ok=True)
+    else:
+        sitk.WriteImage(image, str(scratch), useCompression=True)
     scratch.replace(path)
+
+
+def _as_int16(voxels: NDArray[np.float32]) -> NDArray[np.int16] | None:
+    """Return the same values with 16 bits, None where they do not fit."""
+    limits = np.iinfo(np.int16)
+    if not (limits.min <= voxels.min() and voxels.max() <= limits.max):  # NaN neither
+        return None
+    stored = voxels.astype(np.int16)
+    return stored if all(map(np.array_equal, stored, voxels)) else None
+
+
+def _gzip(source: Path, target: Path) -> None:
+    """Compress ``source`` on every core: blocks are deflated side by side and make one stream (RFC 1951, 1952).
+
+    The bytes do not depend on the number of cores. Level 1, because scans are noise in their lower bits: the usual
+    level 6 takes five to eight times as long and saves 4 to 12 %.
+    """
+    import os
+    import struct
+    import zlib
+    from collections import deque
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    def deflate(block: bytes) -> bytes:
+        compressor = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+        return compressor.compress(block) + compressor.flush(zlib.Z_SYNC_FLUSH)
+
+    cores = os.cpu_count() or 1
+    checksum, size = 0, 0
+    waiting: deque[Future[bytes]] = deque()
+    with source.open("rb") as plain, target.open("wb") as packed, ThreadPoolExecutor(cores) as pool:
+        packed.write(b"\x1f\x8b\x08" + bytes(6) + b"\xff")  # deflate, no time, no name, no system
+        while block := plain.read(1 << 20):
+            checksum, size = zlib.crc32(block, checksum), size + len(block)
+            waiting.append(pool.submit(deflate, block))
+            if len(waiting) > 2 * cores:
+                packed.write(waiting.popleft().result())
+        packed.writelines(future.result() for future in waiting)
+        packed.write(b"\x03\0" + struct.pack("<2L", checksum, size & 0xFFFFFFFF))  # an empty last block

@@ -1,5 +1,9 @@
+import os
+import zlib
+
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from medstyle import Refusal, Volume, read_volume, write_volume
 from medstyle.imaging.volume import VOLUME_SUFFIXES
@@ -19,6 +23,37 @@ def test_files_keep_voxels_and_geometry(volume, tmp_path, suffix):
     back = read_volume(path, "mr_t1")
     np.testing.assert_array_equal(back.voxels, volume.voxels)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", [s for s in VOLUME_SUFFIXES if s != ".mhd"])
+@pytest.mark.parametrize(("low", "high", "bits"), [(0, 4095, 16), (-32768, 32767, 16), (0, 32768, 32), (-32769, 0, 32)])
+def test_whole_numbers_take_16_bits_and_come_back(volume, tmp_path, rng, suffix, low, high, bits):
+    voxels = rng.integers(low, high + 1, volume.voxels.shape).astype(np.float32)
+    voxels[0, 0, :2] = low, high
+    path = tmp_path / f"scan{suffix}"
+    write_volume(path, volume.with_voxels(voxels), "a note")
+    np.testing.assert_array_equal(read_volume(path, "mr_t1").voxels, voxels)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    assert sitk.GetPixelIDValueAsString(reader.GetPixelID()) == {16: "16-bit signed integer", 32: "32-bit float"}[bits]
+
+
+def test_a_compressed_file_is_one_gzip_stream_and_always_the_same(tmp_path, rng, monkeypatch):
+    """Any reader takes it, some know no second member; its bytes depend on its content alone, or DVC would not skip."""
+    voxels = rng.integers(0, 4096, (30, 150, 160)).astype(np.float32)
+    large = Volume(voxels, affine((1, 1, 1), (0, 0, 0)), "mr_t1")  # more than one block
+    write_volume(tmp_path / "plain.nii", large)
+    written = []
+    for cores in (1, 5):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        write_volume(tmp_path / f"{cores}.nii.gz", large)
+        written.append((tmp_path / f"{cores}.nii.gz").read_bytes())
+    stream = zlib.decompressobj(wbits=31)
+    assert stream.decompress(written[0]) == (tmp_path / "plain.nii").read_bytes()
+    assert (stream.eof, stream.unused_data) == (True, b"")
+    assert written[0] == written[1]
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_nifti_is_ras_on_disk_and_carries_the_note(volume, tmp_path):

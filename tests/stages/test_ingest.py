@@ -1,5 +1,7 @@
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -7,11 +9,12 @@ from pydicom import dcmread
 
 from medstyle import Volume, read_volume, write_volume
 from medstyle.errors import UserError
+from medstyle.imaging.dicom.acquired import uid, write_series
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.rules import Rule
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
-from tests.conftest import TINY, affine
+from tests.conftest import ROOT, TINY, affine
 
 RULES = tuple(Rule(**rule) for rule in TINY["ingest"]["rules"])
 
@@ -139,3 +142,36 @@ def test_mistakes_name_the_remedy(tmp_path):
         Params()
     with pytest.raises(UserError, match="regular expression"):
         Params("x", RULES, "(")
+
+
+# not ru_maxrss, which on Linux begins with the peak of the process that started this one
+PROGRAM = """
+import sys
+from pathlib import Path
+from medstyle.imaging.rules import Rule
+from medstyle.stages.ingest import Params, run
+source, out = map(Path, sys.argv[1:])
+run(Params(str(source), (Rule("mr_t1", {"Modality": "MR"}),)), out / "scans", out / "report.json")
+print(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_studies(tmp_path, rng):
+    """Ten times the studies, the same peak: a scan's voxels are let go before the next, and its files share facts."""
+    volume = Volume(rng.integers(0, 4096, (24, 256, 256)).astype(np.float32), affine((1, 1, 3), (0, 0, 0)), "mr_t1")
+    peaks = []
+    for studies in (10, 100):
+        source, out = tmp_path / f"in{studies}", tmp_path / f"out{studies}"
+        for number in range(studies):
+            attributes = {
+                "PatientID": f"P{number}",
+                "StudyInstanceUID": uid(number),
+                "SeriesInstanceUID": uid(number, 1),
+            }
+            write_series(source / str(number), volume, attributes, range(24))
+        command = [sys.executable, "-c", PROGRAM, str(source), str(out)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert len(manifest(out / "scans")) == studies
+        peaks.append(int(done.stdout.split()[-2]))
+    assert peaks[1] < 1.2 * peaks[0]

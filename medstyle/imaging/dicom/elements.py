@@ -18,7 +18,7 @@ import numpy as np
 from pydicom.charset import convert_encodings, decode_bytes
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset
-from pydicom.filereader import read_dataset, read_file_meta_info, read_partial
+from pydicom.filereader import read_dataset, read_partial
 from pydicom.multival import MultiValue
 from pydicom.sequence import Sequence
 from pydicom.uid import UID, AllTransferSyntaxes
@@ -76,7 +76,8 @@ _NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
 _NAME = {tag: name for name, tag in _TAG.items()}
 _SEQUENCES = frozenset(tag for tag in _TAG.values() if dictionary_VR(tag) == "SQ")
 _CHARSET, _SYNTAX, _CLASS = 0x00080005, 0x00020010, 0x00020002
-_WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS))
+_CSA_OWNER, _CSA = 0x00290010, 0x00291010  # private: where mosaics say how they are tiled
+_WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS, _CSA_OWNER, _CSA))
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
 _DIRECTORY = "1.2.840.10008.1.3.10"
@@ -130,10 +131,12 @@ def looks_like_dicom(head: bytes) -> bool:
 
 def inflate(path: Path, limit: int) -> bytes:
     """Return the data set of a file in the deflated transfer syntax (PS3.5 A.5), at most ``limit`` bytes."""
-    meta = read_file_meta_info(path)
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
-        file.seek(128 + 4 + 12 + int(meta.FileMetaInformationGroupLength))
+        head = file.read(144)  # not by pydicom, which would ask for as much memory as a length in there claims
+        if head[132:140] != b"\x02\0\0\0UL\x04\0":
+            raise Refusal("E_DECODE", "the file meta information does not begin with its length; export the file again")
+        file.seek(144 + _LENGTH.unpack(head[140:])[0])
         data = stream.decompress(file.read(), limit)
     if not stream.eof:
         if len(data) >= limit:
@@ -352,6 +355,12 @@ def items(header: Header, name: str) -> list[Header]:
 def has(header: Header, name: str) -> bool:
     """Tell whether an element is there, empty or not."""
     return _TAG[name] in header
+
+
+def csa_of(header: Header) -> bytes:
+    """Return Siemens' private image header (0029,1010), empty where there is none."""
+    own = header.get(_CSA_OWNER, b"").strip(b" \0") == b"SIEMENS CSA HEADER"
+    return bytes(header.get(_CSA, b"")) if own else b""
 
 
 def syntax_of(header: Header) -> str:

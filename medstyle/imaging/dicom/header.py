@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from stat import S_ISREG
@@ -25,6 +25,7 @@ from medstyle.imaging.dicom.elements import (
     BoundedFile,
     Header,
     Skip,
+    csa_of,
     first,
     has,
     items,
@@ -34,6 +35,7 @@ from medstyle.imaging.dicom.elements import (
     text,
     words,
 )
+from medstyle.imaging.dicom.mosaic import tiling
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ IMAGES = TOMOGRAPHIC | SECONDARY | ULTRASOUND | _PLANAR | _CINE
 
 _ALWAYS_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81))  # JPEG baseline, extended; JPEG-LS near
 NATIVE = frozenset((IMPLICIT, EXPLICIT, DEFLATED, BIG))
+LITTLE = NATIVE - {BIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +112,7 @@ class Instance:
     lut: bool
     attributes: Mapping[str, str] = field(repr=False)
     flags: frozenset[str]
+    tiles: int = 1  # along each side of the picture: more than one in a mosaic that says how it is tiled
 
     @property
     def identity(self) -> tuple[str, ...]:
@@ -124,7 +128,12 @@ class Instance:
     def frame_bytes(self) -> int:
         """Bytes of one uncompressed frame (PS3.5 section 8.1.1; 4:2:2 holds two samples a pixel)."""
         samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
-        return self.rows * self.columns * samples * self.bits_allocated // 8
+        return -(-self.rows * self.columns * samples * self.bits_allocated // 8)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one stored value in memory: packed ones are unpacked."""
+        return -(-self.bits_allocated // 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +141,7 @@ class Frame:
     """One plane: its place in space, its scaling and what tells it from others at the same place."""
 
     instance: Instance
-    number: int  # from 0 within the file
+    number: int  # from 0 within the file; of the tile in a mosaic
     position: tuple[float, ...] | None  # mm, LPS: centre of the first pixel
     orientation: tuple[float, ...] | None  # unit vectors along a row, along a column
     spacing: tuple[float, ...] | None  # mm between rows, between columns
@@ -140,6 +149,11 @@ class Frame:
     intercept: float
     contrast: tuple[Any, ...] = field(repr=False)  # where it differs, it is another volume
     time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.instance.rows // self.instance.tiles, self.instance.columns // self.instance.tiles
 
 
 def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
@@ -223,7 +237,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     flags = {
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
-        "MOSAIC": "MOSAIC" in image_type,
+        "MOSAIC": "MOSAIC" in image_type and count("NumberOfFrames", 1) == 1,  # enhanced ones keep the word alone
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": burned != "NO" and (sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type),
@@ -279,7 +293,7 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
         claim = f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}, {total} bytes"
         raise Refusal("E_TOO_LARGE", f"{claim}; raise the limits if you trust the file")
     if (
-        i.bits_allocated not in (8, 16, 32)
+        not (i.bits_allocated in (8, 16, 32) or _packed(i))
         or not 0 < i.bits_stored <= i.bits_allocated
         or i.high_bit >= i.bits_allocated
     ):
@@ -299,6 +313,13 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
         raise Refusal(
             "E_TOO_LARGE", f"claims {total} bytes from {compressed} compressed; raise the ratio if you trust it"
         )
+
+
+def _packed(instance: Instance) -> bool:
+    """Tell pixels of 12 bits without a gap between them, each frame from a byte of its own (PS3.5 8.1.1)."""
+    i = instance
+    whole = i.frames == 1 or i.rows * i.columns % 2 == 0
+    return i.bits_allocated == 12 and i.samples == 1 and i.transfer_syntax in LITTLE and whole
 
 
 def _encapsulated(source: BinaryIO, offset: int, size: int) -> int:
@@ -338,7 +359,27 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
         "",
     )
     plane = _plane(header, header, header)
+    if "MOSAIC" in instance.flags and not instance.colour and all(plane):
+        return _tiles(header, instance, plane, contrast, time)
     return [Frame(instance, k, *plane, *_rescale(header), _same(contrast), (*time, k)) for k in range(instance.frames)]
+
+
+def _tiles(
+    header: Header,
+    instance: Instance,
+    plane: tuple[Any, Any, Any],
+    contrast: tuple[Any, ...],
+    time: tuple[Any, ...],
+) -> list[Frame]:
+    """Make a frame of each slice in a mosaic, or one of the whole picture where nothing sure places them."""
+    sheet = (instance.rows, instance.columns)
+    found = tiling(csa_of(header), sheet, *plane, first(header, "SpacingBetweenSlices", 0.0))
+    across, positions = found or (1, (plane[0],))
+    whole = replace(instance, tiles=across)
+    return [
+        Frame(whole, k, position, *plane[1:], *_rescale(header), _same(contrast), (*time, k))
+        for k, position in enumerate(positions)
+    ]
 
 
 def _enhanced(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 from pydicom.uid import UID
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.elements import DEFLATED, EXPLICIT, IMPLICIT, BoundedFile, inflate, quiet
-from medstyle.imaging.dicom.header import LIMITS, Frame, Instance
+from medstyle.imaging.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
+from medstyle.imaging.dicom.header import LIMITS, LITTLE, Frame, Instance
 from medstyle.imaging.dicom.scan import Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
@@ -100,6 +101,7 @@ class _Reader:
         self.dataset = Dataset()
         self.inflated = b""
         self.buffer = np.empty(0, np.uint8)  # reused: fresh memory for each slice costs more than reading it
+        self.sheet: tuple[Instance, NDArray[Any]] | None = None  # a mosaic, decoded once for all its tiles
 
     def values(self, frame: Frame, air: float, out: NDArray[np.float32]) -> None:
         """Write the modality values of ``frame`` to ``out`` ``(H, W)``."""
@@ -130,9 +132,12 @@ class _Reader:
     def stored(self, frame: Frame) -> NDArray[Any]:
         """Return stored values ``(H, W)``, in memory that the next call may use again."""
         instance = frame.instance
-        if instance.transfer_syntax in (IMPLICIT, EXPLICIT, DEFLATED) and instance.samples == 1:
-            return _mask(self._native(frame), instance)
-        return _mask(self._decode(frame, raw=True), instance)
+        if instance.tiles == 1:
+            return self._plane(frame)
+        if self.sheet is None or self.sheet[0] is not instance:
+            self.sheet = instance, self._plane(replace(frame, number=0)).copy()
+        (rows, columns), (below, right) = frame.shape, divmod(frame.number, instance.tiles)
+        return self.sheet[1][below * rows :, right * columns :][:rows, :columns]
 
     def colour(self, frame: Frame) -> NDArray[np.uint8]:
         """Return RGB ``(H, W, 3)``, 8 bits."""
@@ -145,6 +150,12 @@ class _Reader:
             bits = 16 if frame.instance.photometric == "PALETTE COLOR" else frame.instance.bits_stored
             pixels = pixels >> max(bits - 8, 0)
         return pixels[..., :3].astype(np.uint8)
+
+    def _plane(self, frame: Frame) -> NDArray[Any]:
+        instance = frame.instance
+        if instance.transfer_syntax in LITTLE and instance.samples == 1:
+            return _mask(self._native(frame), instance)
+        return _mask(self._decode(frame, raw=True), instance)
 
     def _native(self, frame: Frame) -> NDArray[Any]:
         """Read little-endian pixels straight from where the header said they are."""
@@ -164,7 +175,9 @@ class _Reader:
                 found = file.readinto(self.buffer.data)
         if found != i.frame_bytes:
             raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
-        return self.buffer.view(f"<u{i.bits_allocated // 8}").reshape(i.rows, i.columns)
+        packed = i.bits_allocated == 12
+        values = _unpacked(self.buffer, i.rows * i.columns) if packed else self.buffer.view(f"<u{i.value_bytes}")
+        return values.reshape(i.rows, i.columns)
 
     def _decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
         i = frame.instance
@@ -190,15 +203,24 @@ class _Reader:
         return self.dataset
 
 
+def _unpacked(data: NDArray[np.uint8], count: int) -> NDArray[np.uint16]:
+    """Return values of 12 bits, two in three bytes, each from its lowest bit on (PS3.5 8.1.1)."""
+    triples = np.zeros((-(-count // 2), 3), np.uint16)
+    triples.ravel()[: data.size] = data
+    one, both, other = triples.T
+    values: NDArray[np.uint16] = np.stack([one | (both & 15) << 8, both >> 4 | other << 4], axis=1).ravel()[:count]
+    return values
+
+
 def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
     """Keep BitsStored bits below HighBit and extend the sign (PS3.5 8.1.1): unused bits may hold anything."""
-    i = instance
-    above, unused = max(i.bits_allocated - i.high_bit - 1, 0), i.bits_allocated - i.bits_stored
-    pixels = pixels.astype(f"u{i.bits_allocated // 8}", copy=not pixels.flags.writeable)
+    i, bits = instance, instance.value_bytes * 8
+    above, unused = max(bits - i.high_bit - 1, 0), bits - i.bits_stored
+    pixels = pixels.astype(f"u{i.value_bytes}", copy=not pixels.flags.writeable)
     if above:
         pixels <<= above
     if i.signed:
-        pixels = pixels.view(f"i{i.bits_allocated // 8}")
+        pixels = pixels.view(f"i{i.value_bytes}")
     if unused:
         pixels >>= unused
     return pixels

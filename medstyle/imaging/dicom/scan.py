@@ -187,7 +187,7 @@ def _key(frame: Frame) -> tuple[object, ...]:
     i = frame.instance
     return (
         *(i.study_uid, i.series_uid, i.series_number, i.sop_class, i.frame_of_reference_uid),
-        *(i.rows, i.columns, i.samples, i.photometric, i.signed, "MOSAIC" in i.flags),
+        *(*frame.shape, i.samples, i.photometric, i.signed, "MOSAIC" in i.flags),
         frame.spacing and tuple(round(v, 5) for v in frame.spacing),
         frame.contrast,
         i.concatenation or i.sop_uid if i.frames > 1 else "",  # an enhanced object for each time point is normal
@@ -224,9 +224,10 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
     placed = [f for f in group if f.position and f.orientation]
     if first.frames > 1 and first.sop_class not in TOMOGRAPHIC:
         yield _series("video", group, (len(group), first.rows, first.columns), None)
-    elif "MOSAIC" in first.flags:
+    elif "MOSAIC" in first.flags and first.tiles == 1:
         reason = (
-            "a mosaic: the slices of a volume tiled in one picture; export it as enhanced or one file for each slice"
+            "a mosaic (slices tiled in one picture) whose private header does not say where they lie; "
+            "export it as enhanced or one file for each slice"
         )
         yield _refused(group, "E_4D", reason)
     elif any(f.instance.identity in conflicts for f in group):
@@ -267,7 +268,7 @@ def _by_orientation(frames: list[Frame]) -> list[list[Frame]]:
 
 def _stack(frames: Sequence[Frame], limits: Limits = LIMITS) -> Series:
     """Order parallel planes along their normal and accept them as a volume if the positions are regular."""
-    shape = (len(frames), frames[0].instance.rows, frames[0].instance.columns)
+    shape = (len(frames), *frames[0].shape)
     axes = np.array(frames[0].orientation).reshape(2, 3)
     normal = np.cross(*axes)
     if len(frames) == 1:
@@ -373,8 +374,7 @@ def _series(
 
 
 def _refused(frames: Sequence[Frame], code: str, reason: str) -> Series:
-    i = frames[0].instance
-    return _series("refused", frames, (len(frames), i.rows, i.columns), None, (code, reason))
+    return _series("refused", frames, (len(frames), *frames[0].shape), None, (code, reason))
 
 
 def _flag_uneven(series: list[Series]) -> list[Series]:

@@ -109,6 +109,7 @@ def write_derived(
         **pixel_module,
     }
     same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
+    same_grid &= first.tiles == 1  # a mosaic's elements place the sheet, not its tiles
     final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
         raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
@@ -236,9 +237,9 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
             setattr(dataset, name, value)
     lossy = any("LOSSY" in frame.instance.flags for frame in frames)
     dataset.LossyImageCompression = "01" if lossy else "00"
-    references = [
+    references = dict.fromkeys(  # the tiles of a mosaic are one image
         (f.instance.sop_class, f.instance.sop_uid, f.number + 1 if f.instance.frames > 1 else 0) for f in frames
-    ]
+    )
     instances = {uid: _item(ReferencedSOPClassUID=cls, ReferencedSOPInstanceUID=uid) for cls, uid, _ in references}
     dataset.ReferencedSeriesSequence = [
         _item(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,3 +143,69 @@ SYNTAXES = {"implicit": ImplicitVRLittleEndian, "explicit": ExplicitVRLittleEndi
 @pytest.fixture(params=SYNTAXES, ids=list(SYNTAXES))
 def native_syntax(request: pytest.FixtureRequest) -> UID:
     return SYNTAXES[request.param]
+
+
+def csa_header(spare: int = 2, **tags: Sequence[Any]) -> bytes:
+    """Write Siemens' private header in its second format; as scanners do, with ``spare`` more items than values."""
+    kinds = {"NumberOfImagesInMosaic": b"US", "AcquisitionMatrixText": b"SH"}
+    parts = [b"SV10\4\3\2\1", struct.pack("<2L", len(tags), 77)]
+    for name, values in tags.items():
+        items = [*(f"{value}".encode() + b"\0" for value in values), *[b""] * spare]
+        parts.append(struct.pack("<64sL4s3L", name.encode(), len(values), kinds.get(name, b"FD"), 4, len(items), 77))
+        for item in items:
+            parts += [struct.pack("<4L", len(item), len(item), 77, len(item)), item, bytes(-len(item) % 4)]
+    return b"".join(parts)
+
+
+def write_mosaic(
+    path: Path,
+    stored: NDArray[Any],
+    affine: NDArray[np.float64],
+    *,
+    syntax: UID = ExplicitVRLittleEndian,
+    csa: bytes | None = None,
+    **elements: Any,
+) -> Path:
+    """Write ``stored`` ``(D, H, W)`` as one picture of tiles whose slice k lies where ``affine`` says."""
+    depth, rows, columns = stored.shape
+    across = next(n for n in range(1, depth + 1) if n * n >= depth)
+    sheet = np.zeros((across * rows, across * columns), stored.dtype)
+    for k, pixels in enumerate(stored):
+        below, right = divmod(k, across)
+        sheet[below * rows : (below + 1) * rows, right * columns : (right + 1) * columns] = pixels
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    axes = affine[:3, :3] / spacing
+    beside = np.array([columns, rows]) * (across - 1) / 2  # the sheet is centred on the slice
+    position = affine @ [*-beside, 0, 1]
+    dataset = slice_header(
+        **{
+            "Rows": sheet.shape[0],
+            "Columns": sheet.shape[1],
+            "PixelSpacing": [decimal(spacing[1]), decimal(spacing[0])],
+            "ImageOrientationPatient": [decimal(v) for v in axes[:, :2].T.ravel()],
+            "ImagePositionPatient": [decimal(v) for v in position[:3]],
+            "SpacingBetweenSlices": decimal(spacing[2]),
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"],
+            **elements,
+        }
+    )
+    block = dataset.private_block(0x0029, "SIEMENS CSA HEADER", create=True)
+    facts = {
+        "AcquisitionMatrixText": [f"{rows}*{columns}"],
+        "NumberOfImagesInMosaic": [depth],
+        "SliceNormalVector": [f"{v:.8f}" for v in axes[:, 2]],
+    }
+    block.add_new(0x10, "OB", csa_header(**facts) if csa is None else csa)
+    dataset.PixelData = sheet.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    return save(dataset, path, syntax)
+
+
+@pytest.fixture(name="write_mosaic")
+def _write_mosaic() -> Callable[..., Path]:
+    return write_mosaic
+
+
+@pytest.fixture(name="csa_header")
+def _csa_header() -> Callable[..., bytes]:
+    return csa_header

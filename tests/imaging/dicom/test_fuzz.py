@@ -25,12 +25,13 @@ from medstyle.errors import Refusal
 from medstyle.imaging.dicom.header import Limits
 from medstyle.imaging.dicom.read import read_image, read_series
 from medstyle.imaging.dicom.scan import scan
+from tests.imaging.dicom.conftest import write_mosaic
 
 LIMITS = Limits(frame_pixels=1 << 16, object_bytes=1 << 22, inflated_bytes=1 << 22, frames=64)
 
 
 def seeds(folder: Path, write_series: Callable[..., Path]) -> list[bytes]:
-    """Return small valid files in many encodings, and pydicom's enhanced and odd ones."""
+    """Return small valid files in many encodings, a mosaic, and pydicom's enhanced and odd ones."""
     stored = np.random.default_rng(0).integers(0, 4096, (1, 40, 33)).astype(np.uint16)
     natives = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
     files = []
@@ -43,6 +44,7 @@ def seeds(folder: Path, write_series: Callable[..., Path]) -> list[bytes]:
             dataset.save_as(path)
         files.append(path.read_bytes())
         path.rename(folder / f"seed{number}")
+    files.append(write_mosaic(folder / "mosaic", np.tile(stored, (7, 1, 1)), np.diag([1.0, 1, 3, 1])).read_bytes())
     shipped = Path(pydicom.__file__).parent / "data" / "test_files"
     names = ("MR_small.dcm", "CT_small.dcm", "MR_small_RLE.dcm", "nested_priv_SQ.dcm", "no_meta.dcm", "UN_sequence.dcm")
     return files + [(shipped / name).read_bytes() for name in names if (shipped / name).is_file()]
@@ -104,6 +106,21 @@ def test_damaged_files(write_series: Callable[..., Path], tmp_path: Path) -> Non
     tracemalloc.stop()
     assert peak < 100e6
     assert {"", "E_DECODE", "E_TRUNCATED"} <= set(seen)
+
+
+def test_a_length_in_the_file_meta_information_asks_for_no_memory(
+    write_series: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = write_series(tmp_path, np.zeros((1, 8, 8), np.uint16), syntax=DeflatedExplicitVRLittleEndian) / "000.dcm"
+    data = path.read_bytes()
+    version = data.index(b"\x02\0\x01\0OB\0\0") + 8
+    path.write_bytes(data[:version] + b"\xff\xff\xff\xfe" + data[version + 4 :])
+    tracemalloc.start()
+    (file,) = scan([path]).files
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert file.verdict in ("used", "refused")
+    assert peak < 10e6
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def stored_values(rng: np.random.Generator, shape: tuple[int, int, int] = (5, 6,
 def random_affine(rng: np.random.Generator, shear: bool) -> np.ndarray:
     axes, _ = np.linalg.qr(rng.normal(size=(3, 3)))
     affine = np.eye(4)
-    affine[:3, :3] = axes * rng.uniform(0.3, 6, 3)
+    affine[:3, :3] = axes * rng.uniform(0.3, 6, 3) * rng.choice((-1, 1), 3)
     if shear:
         affine[:3, 2] += axes[:, :2] @ rng.uniform(-2, 2, 2)
     affine[:3, 3] = rng.uniform(-300, 300, 3)
@@ -105,6 +105,37 @@ def test_compressed_pixels_come_back(syntax: UID, bits: int, write_series: Write
         dataset.compress(syntax, generate_instance_uid=False)
         dataset.save_as(path)
     np.testing.assert_array_equal(read_series(only(tmp_path), "mr_t1").voxels, stored)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_packed_12_bit_pixels_come_back(seed: int, write_series: Write, tmp_path: Path) -> None:
+    """Two values in three bytes, one stream from the lowest bit on; odd numbers of pixels, signed ones, fewer bits."""
+    rng = np.random.default_rng(seed)
+    bits, signed = int(rng.integers(2, 13)), bool(seed % 2)
+    shape = tuple(int(n) for n in rng.integers(1, 8, 3))
+    stored = rng.integers(-(1 << bits - 1) if signed else 0, 1 << bits - signed, shape).astype(np.int16)
+    garbage = rng.integers(0, 1 << 12, shape) >> bits << bits  # above the stored bits
+
+    def change(k: int, dataset: Dataset) -> None:
+        cells = (stored[k].astype(int) & (1 << bits) - 1 | garbage[k]).ravel()
+        data = sum(int(cell) << 12 * n for n, cell in enumerate(cells)).to_bytes(-(-12 * cells.size // 8), "little")
+        dataset.PixelData = data + b"\0" * (len(data) % 2)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 12, bits, bits - 1
+        dataset.PixelRepresentation = int(signed)
+
+    syntax = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian)[seed % 3]
+    write_series(tmp_path, stored.view(np.uint16), syntax=syntax, change=change)
+    series = only(tmp_path)
+    np.testing.assert_array_equal((read_image if shape[0] == 1 else read_series)(series, "mr_t1").voxels, stored)
+
+
+def test_frames_of_12_bits_that_share_a_byte_are_refused(write_series: Write, tmp_path: Path) -> None:
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.SOPClassUID, dataset.NumberOfFrames = "1.2.840.10008.5.1.4.1.1.12.1", 2
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelData = 12, 12, 11, bytes(28)
+
+    write_series(tmp_path, np.zeros((1, 3, 3), np.uint16), change=change)
+    assert {f.code for f in scan([tmp_path]).files} == {"E_DECODE"}
 
 
 def test_order_comes_from_positions(write_series: Write, tmp_path: Path) -> None:
@@ -433,6 +464,18 @@ def test_enhanced_time_points_are_volumes(slice_header: Callable[..., Dataset], 
     series = only(tmp_path)
     assert (series.kind, series.volumes) == ("4d", 2)
     np.testing.assert_array_equal(read_series(series.volume(1), "mr_t1").voxels, pixels[3:])
+
+
+def test_an_enhanced_object_that_kept_the_word_is_no_mosaic(
+    slice_header: Callable[..., Dataset], save: Write, tmp_path: Path
+) -> None:
+    """Newer scanners write the slices of a mosaic as frames and leave MOSAIC in ImageType."""
+    frames = [{"z": 4 * z, "slope": 1, "type": "T1", "t": 1} for z in range(3)]
+    dataset = enhanced(frames, stored_values(np.random.default_rng(0), (3, 4, 5)), slice_header)
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
+    save(dataset, tmp_path / "e.dcm")
+    series = only(tmp_path)
+    assert (series.kind, series.code, series.flags) == ("volume", "", frozenset())
 
 
 def test_every_file_gets_a_verdict_in_a_bad_folder(write_series: Write, tmp_path: Path) -> None:
