@@ -84,7 +84,7 @@ def translate_path(
         if result.ood.verdict == "refuse" and not force:
             raise Refusal(
                 "E_OUT_OF_DISTRIBUTION",
-                f"{item.path.name} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
+                f"{_name(item)} is unlike the training images (deviates by {result.ood.score:.1f} SD); "
                 "check its domain, or insist with --force",
             )
         written = _write(item, place, result, translator, wanted)
@@ -113,7 +113,7 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
     if len(items) != 1:
         raise UserError(f"{path}: a style needs one image of {domain}; {len(items)} found")
     [item] = items
-    return read_picture(item.path) if item.source == "picture" else item.load(domain)
+    return read_picture(item.path, "picture") if item.source == "picture" else item.load(domain)
 
 
 def _usable(path: Path) -> list[Item]:
@@ -138,9 +138,14 @@ def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str
     if len(found) != 1:
         where = "DICOM study" if item.series is not None else "folder"
         raise UserError(
-            f"{item.path.name}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
+            f"{_name(item)}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
         )
     return found[0]
+
+
+def _name(item: Item) -> str:
+    """Name an item in a message: its file may be named after the patient; `medstyle inspect` shows which it is."""
+    return f"image {item.key}"
 
 
 def _translate(
@@ -154,13 +159,13 @@ def _translate(
     uncertainty: bool,
 ) -> Translation:
     if item.source == "video":
-        raise UserError(f"{item.path}: video is not supported yet; extract its frames as pictures")
+        raise UserError(f"{_name(item)}: video is not supported yet; extract its frames as pictures")
     if (item.source == "picture") != (DOMAINS[domain].dicom is None):
-        raise UserError(f"{item.path.name}: a {item.source} is no input for {domain} -> {target}")
+        raise UserError(f"{_name(item)}: a {item.source} is no input for {domain} -> {target}")
     if item.source == "picture":
         if uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
-        pixels = read_picture(item.path)
+        pixels = read_picture(item.path, "picture")
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed)
     volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
     return translate_volume(
@@ -210,7 +215,7 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         if not place.name.lower().endswith(suffixes):
             raise UserError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
     if place.exists():
-        raise UserError(f"{place}: exists already; remove it or choose another name")
+        raise UserError(f"{out}: the output for {_name(item)} exists already; remove it or choose another name")
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 

@@ -69,7 +69,12 @@ def subject_key(patient_id: str, secret: str | None = None) -> str:
     ``secret`` defaults to the environment's ``MEDSTYLE_SECRET``; keep it outside the repository. Without one a public
     default is used: keys are then stable and pseudonymous, but whoever can guess a PatientID can recognise it.
     """
-    return f"sub-{_digest('subject', patient_id.strip(), secret).hex()[:12]}"
+    return f"sub-{short_key('subject', patient_id.strip(), secret)}"
+
+
+def short_key(use: str, value: str, secret: str | None = None) -> str:
+    """Return 12 hexadecimal digits that name ``value`` for one ``use`` and do not tell it; see :func:`subject_key`."""
+    return _digest(use, value, secret).hex()[:12]
 
 
 def deidentify(dataset: Dataset, secret: str | None = None, options: Options = Options()) -> Dataset:
