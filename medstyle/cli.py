@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from medstyle.errors import UserError
+from medstyle.errors import UserError, outline
 
 app = typer.Typer(
     help="From a folder of scans or pictures to a trained, measured, registered and served style-transfer model.",
@@ -38,6 +38,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("medstyle: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        print(outline(error), end="", file=sys.stderr)
+        sys.exit(1)
 
 
 def _console() -> Any:

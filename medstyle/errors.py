@@ -1,5 +1,14 @@
 """Errors that a person can act on: one line that names the cause and the remedy, never a traceback."""
 
+from __future__ import annotations
+
+import os
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+_NEAR_PATIENTS = tuple(Path(__file__).parent / name for name in ("imaging", "inference"))
+
 
 class UserError(Exception):
     """Bad input or configuration. The command line prints the message and exits with code 2."""
@@ -16,3 +25,22 @@ class Refusal(UserError):
         super().__init__(f"{code}: {reason}")
         self.code = code
         self.reason = reason
+
+
+def outline(error: BaseException) -> str:
+    """Return the traceback of an error that nobody expected, without its text where it may quote a header or a path.
+
+    That is where it passed through the code that reads images; ``MEDSTYLE_DEBUG`` in the environment shows the text.
+    """
+    frames = [frame for one in _chain(error) for frame in traceback.extract_tb(one.__traceback__)]
+    near = any(Path(frame.filename).is_relative_to(place) for frame in frames for place in _NEAR_PATIENTS)
+    if not near or os.environ.get("MEDSTYLE_DEBUG"):
+        return "".join(traceback.format_exception(error))
+    lines = traceback.format_list(traceback.extract_tb(error.__traceback__))
+    return f"{''.join(lines)}{type(error).__name__}: its text may hold patient data; MEDSTYLE_DEBUG=1 shows it\n"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -150,3 +150,17 @@ def test_train_divides_each_batch_among_processes(run, tmp_path):
     )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-2)
+
+
+def test_an_unexpected_error_shows_where_but_not_what(run, tmp_path):
+    """Its text may quote a header or, as here, a path."""
+    folder = tmp_path / "in/DOE_JOHN"
+    folder.mkdir(parents=True)
+    shutil.copy(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), folder)
+    (tmp_path / "file").touch()
+    arguments = ["translate", "in", "file", "--model", run.translator, "--force"]
+    done = medstyle(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "files.py" in done.stderr
+    assert "NotADirectoryError" in done.stderr
+    assert "DOE_JOHN" not in done.stdout + done.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import struct
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -15,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
+from medstyle.imaging.dicom.deidentify import short_key
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
-from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, read_volume
+from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, header_reader, read_volume
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
@@ -65,12 +65,11 @@ class Item:
 
     @property
     def key(self) -> str:
-        """12 hexadecimal digits that name this item from run to run and tell nothing about it."""
+        """12 hexadecimal digits of a keyed hash: they name this item from run to run and tell nothing about it."""
         if self.series is None:
-            return hashlib.sha256(str(self.path).encode(errors="surrogateescape")).hexdigest()[:12]
+            return short_key("item", str(self.path))
         frame = self.series.frames[0]
-        identity = "\0".join((*frame.instance.identity, str(frame.number)))
-        return hashlib.sha256(identity.encode(errors="surrogateescape")).hexdigest()[:12]
+        return short_key("item", "\0".join((*frame.instance.identity, str(frame.number))))
 
     @property
     def path(self) -> Path:
@@ -106,7 +105,7 @@ class Item:
             return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
         if self.source != "volume":
             raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
-        return read_volume(self.path, domain)
+        return read_volume(self.path, domain, "volume")
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,10 +189,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
 
 def _volume(path: Path) -> Item:
     """Check a volume file's header through SimpleITK, which is also what will read it."""
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    reader = header_reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError:

@@ -41,16 +41,14 @@ def read_frames(path: Path) -> Iterator[Frame]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if stream.width * stream.height > MAX_PIXELS:
-                raise Refusal(
-                    "E_TOO_LARGE", f"{path.name}: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}"
-                )
+                raise Refusal("E_TOO_LARGE", f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
             stream.thread_type = "AUTO"
             start: int | None = None
             for frame in container.decode(stream):
                 start = frame.pts if start is None else start
                 yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
     except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time
-        raise Refusal("E_DECODE", f"{path.name}: not a readable video; it may be cut short") from None
+        raise Refusal("E_DECODE", f"video: not readable; it may be cut short") from None
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:

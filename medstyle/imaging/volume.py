@@ -99,42 +99,55 @@ class Volume:
         return Volume(sitk.GetArrayFromImage(image).astype(np.float32), affine, domain)
 
 
-def read_volume(path: Path | str, domain: str) -> Volume:
+def header_reader(path: Path | str) -> sitk.ImageFileReader:
+    """Return a reader of a volume file that warns nobody: ITK's warnings quote the path, which may name a patient."""
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    return reader
+
+
+def read_volume(path: Path | str, domain: str, name: str | None = None) -> Volume:
     """Read a NIfTI, NRRD or MetaImage file.
+
+    Args:
+        path: the file.
+        domain: see :class:`Volume`.
+        name: what error messages call it; default: the file's name.
 
     Raises:
         Refusal: ``E_DECODE`` unreadable, ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel,
             ``E_NOT_FINITE`` NaN or infinity among the voxels (in NIfTI files ITK reads them as 0).
     """
-    import SimpleITK as sitk
-
     path = Path(path)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
+    name = name or path.name
+    reader = header_reader(path)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise Refusal("E_DECODE", f"{path.name}: not a readable volume file") from None
+        raise Refusal("E_DECODE", f"{name}: not a readable volume file") from None
     size = reader.GetSize()
     if len([n for n in size if n > 1]) > 3 or len(size) < 3:
-        raise Refusal("E_4D", f"{path.name}: has size {size}; split it into three-dimensional volumes")
+        raise Refusal("E_4D", f"{name}: has size {size}; split it into three-dimensional volumes")
     if reader.GetNumberOfComponents() != 1:
-        raise Refusal("E_COLOR", f"{path.name}: has {reader.GetNumberOfComponents()} channels; one is expected")
+        raise Refusal("E_COLOR", f"{name}: has {reader.GetNumberOfComponents()} channels; one is expected")
     if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_complete(path, reader)
+        _check_complete(path, reader, name)
     try:
         image = reader.Execute()
     except RuntimeError:
-        raise Refusal("E_DECODE", f"{path.name}: the voxels cannot be decoded; the file may be cut short") from None
+        raise Refusal("E_DECODE", f"{name}: the voxels cannot be decoded; the file may be cut short") from None
     if image.GetDimension() > 3:
         image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
     volume = Volume.from_image(image, domain)
     if not np.isfinite(volume.voxels).all():
-        raise Refusal("E_NOT_FINITE", f"{path.name}: holds NaN or infinite voxels; replace them first")
+        raise Refusal("E_NOT_FINITE", f"{name}: holds NaN or infinite voxels; replace them first")
     return volume
 
 
-def _check_complete(path: Path, reader: sitk.ImageFileReader) -> None:
+def _check_complete(path: Path, reader: sitk.ImageFileReader, name: str) -> None:
     """Refuse a NIfTI file that is cut short (``E_TRUNCATED``): ITK would fill the rest with zeros and say nothing."""
     import gzip
     import zlib
@@ -151,7 +164,7 @@ def _check_complete(path: Path, reader: sitk.ImageFileReader) -> None:
         except (EOFError, OSError, zlib.error):
             pass  # what was readable until here is counted
     if have < need:
-        raise Refusal("E_TRUNCATED", f"{path.name}: holds {have} of {need} bytes; copy it again from its origin")
+        raise Refusal("E_TRUNCATED", f"{name}: holds {have} of {need} bytes; copy it again from its origin")
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:

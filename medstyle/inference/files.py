@@ -122,7 +122,7 @@ def _film(
 ) -> dict[str, Any]:
     """Translate a video frame by frame in one style; returns the row of facts, with the score of the oddest frame."""
     if DOMAINS[domain].dicom is not None:
-        raise UserError(f"{item.path.name}: a video is no input for {domain} -> {target}")
+        raise UserError(f"{_name(item)}: a video is no input for {domain} -> {target}")
     times: list[Fraction] = []
 
     def pixels() -> Iterator[NDArray[np.uint8]]:
@@ -133,7 +133,7 @@ def _film(
     made = translate_frames(pixels(), translator, target, domain=domain, reference=reference, seed=seed, look=look)
     worst, warnings, shape = Verdict(0.0, "ok"), set[str](), [0, 0]
     with VideoWriter(place, item.path, SYNTHETIC_NOTE) as writer:
-        for result in track(made, item.path.name, item.shape[0] or None):
+        for result in track(made, "video", item.shape[0] or None):
             if result.ood.verdict == "refuse" and not force:
                 raise _unlike(item, result.ood.score)
             worst, shape = max(worst, result.ood), list(result.image.shape[:2])  # type: ignore[union-attr]
@@ -145,7 +145,7 @@ def _film(
 def _unlike(item: Item, score: float) -> Refusal:
     return Refusal(
         "E_OUT_OF_DISTRIBUTION",
-        f"{item.path.name} is unlike the training images (deviates by {score:.1f} SD); "
+        f"{_name(item)} is unlike the training images (deviates by {score:.1f} SD); "
         "check its domain, or insist with --force",
     )
 
@@ -180,7 +180,7 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
     if len(items) != 1:
         raise UserError(f"{path}: a style needs one image of {domain}; {len(items)} found")
     [item] = items
-    return read_picture(item.path) if item.source == "picture" else item.load(domain)
+    return read_picture(item.path, "picture") if item.source == "picture" else item.load(domain)
 
 
 def _usable(path: Path) -> list[Item]:
@@ -205,9 +205,14 @@ def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str
     if len(found) != 1:
         where = "DICOM study" if item.series is not None else "folder"
         raise UserError(
-            f"{item.path.name}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
+            f"{_name(item)}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
         )
     return found[0]
+
+
+def _name(item: Item) -> str:
+    """Name an item in a message: its file may be named after the patient; `medstyle inspect` shows which it is."""
+    return f"image {item.key}"
 
 
 def _translate(
@@ -222,14 +227,14 @@ def _translate(
     look: Look,
 ) -> Translation:
     if (item.source == "picture") != (DOMAINS[domain].dicom is None):
-        raise UserError(f"{item.path.name}: a {item.source} is no input for {domain} -> {target}")
+        raise UserError(f"{_name(item)}: a {item.source} is no input for {domain} -> {target}")
     if item.source == "picture":
         if uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
-        pixels = read_picture(item.path)
+        pixels = read_picture(item.path, "picture")
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
     if look != FULL:
-        raise UserError(f"{item.path.name}: strength and colour are for pictures; half a scan means nothing")
+        raise UserError(f"{_name(item)}: strength and colour are for pictures; half a scan means nothing")
     volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
     return translate_volume(
         item.load(domain),
@@ -279,7 +284,7 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         if not place.name.lower().endswith(suffixes):
             raise UserError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
     if place.exists():
-        raise UserError(f"{place}: exists already; remove it or choose another name")
+        raise UserError(f"{out}: the output for {_name(item)} exists already; remove it or choose another name")
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ import numpy as np
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 MAX_BYTES = 1 << 30  # of a zip's content, counted while it is unpacked
@@ -99,6 +102,23 @@ def unpack(data: bytes, folder: Path) -> None:
         raise Refusal("E_DECODE", "the zip is damaged or encrypted") from None
 
 
+class Failure(MlflowException):  # type: ignore[misc]
+    """An answer whose text stays as it was made: MLflow's server would put the request's data in front of it."""
+
+    def __init__(self, message: str, error_code: int) -> None:
+        self._message = message
+        super().__init__(message, error_code)
+
+    @property
+    def message(self) -> str:
+        """What the client is told."""
+        return self._message
+
+    @message.setter
+    def message(self, value: str) -> None:
+        pass
+
+
 class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
     """``predict`` answers every row; one bad image is an error of its request and harms no other."""
 
@@ -110,16 +130,19 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """Translate the column ``image``; see the module for containers and ``SIGNATURE`` for parameters."""
-        from medstyle.errors import UserError
+        from medstyle.errors import UserError, outline
 
         params = params or {}
         references = model_input["reference"] if "reference" in model_input else [None] * len(model_input)
         rows = []
         for number, (image, reference) in enumerate(zip(model_input["image"], references, strict=True)):
             try:
-                rows.append(self._answer(bytes(image), params, bytes(reference or b"")))
+                rows.append(self._answer(bytes(image or b""), params, bytes(reference or b"")))
             except UserError as error:
-                raise MlflowException(f"row {number}: {error}", error_code=BAD_REQUEST) from None
+                raise Failure(f"row {number}: {error}", BAD_REQUEST) from None
+            except Exception as error:
+                print(outline(error), end="", file=sys.stderr)
+                raise Failure(f"row {number}: unexpected {type(error).__name__}; see the log", INTERNAL_ERROR) from None
         return pd.DataFrame(rows)
 
     def _answer(self, data: bytes, params: dict[str, Any], reference: bytes) -> dict[str, Any]:
@@ -137,8 +160,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         seed, uncertainty = int(params.get("seed", -1)), bool(params.get("uncertainty"))
         from medstyle.inference.files import read_reference, translate_path
 
-        with tempfile.TemporaryDirectory() as name:  # mode 0700, removed whatever happens
-            folder = Path(name)
+        with _folder() as folder:
             options: dict[str, Any] = {
                 "target": target,
                 "seed": seed if seed >= 0 else None,
@@ -183,7 +205,9 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         except (ValueError, EOFError, OSError):
             raise Refusal("E_DECODE", "the NPY is damaged or holds objects") from None
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
-            raise Refusal("E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.dtype} {array.shape}")
+            raise Refusal(
+                "E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.shape}, kind {array.dtype.kind}"
+            )
         voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
         volume = Volume(voxels, np.eye(4), self.translator.config.source)
         result = translate_volume(volume, self.translator, **options)
@@ -209,6 +233,18 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             "weights_sha256": self.translator.sha256,
             "warnings": "; ".join(warnings),
         }
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Give a folder of mode 0700 that is removed whatever happens; errors do not name it, since it is the server's."""
+    from medstyle.errors import UserError
+
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            yield Path(name)
+        except UserError as error:
+            raise UserError(str(error).replace(f"{name}/", "")) from None
 
 
 def _put(data: bytes, path: Path) -> Path:

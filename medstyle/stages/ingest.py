@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.dicom.deidentify import keyed, subject_key
+from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import Inventory, Item, inventory
 from medstyle.imaging.modality import DOMAINS
@@ -138,7 +138,7 @@ def _load(item: Item, domain: str, params: Params) -> tuple[Volume, dict[str, ob
     if volume.is_sheared and params.tilt == "straighten":
         volume, notes["straightened"] = straighten(volume), True
     if item.series is not None and item.series.frame_of_reference_uid:
-        notes["space"] = keyed("space", item.series.frame_of_reference_uid)
+        notes["space"] = short_key("space", item.series.frame_of_reference_uid)
     return volume, notes
 
 

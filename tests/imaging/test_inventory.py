@@ -92,6 +92,25 @@ def test_conflicting_nifti_orientations_are_refused(shift: float, code: str, tmp
             item.load("mr_t1")
 
 
+def test_an_item_that_cannot_be_loaded_is_not_called_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "DOE_JOHN.nii"
+    write_volume(path, volume())
+    path.write_bytes(path.read_bytes()[:-100])
+    (item,) = inventory([tmp_path]).volumes
+    with pytest.raises(Refusal, match="E_TRUNCATED") as caught:
+        item.load("mr_t1")
+    assert "DOE" not in str(caught.value)
+
+
+def test_keys_are_hashes_that_only_the_secret_can_repeat(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(secret: str) -> set[str]:
+        monkeypatch.setenv("MEDSTYLE_SECRET", secret)
+        return {item.key for item in inventory([folder]).volumes}
+
+    assert keys("one") == keys("one")
+    assert not keys("one") & keys("two")
+
+
 def test_a_huge_picture_is_refused_by_its_header(tmp_path: Path) -> None:
     Image.new("1", (20000, 10000)).save(tmp_path / "bomb.png")
     assert [f.code for f in inventory([tmp_path]).files] == ["E_TOO_LARGE"]

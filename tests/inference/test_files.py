@@ -187,6 +187,25 @@ def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
     assert result["ood_verdict"] == "refuse"
 
 
+def test_messages_name_no_file_that_was_found(nifti, triple, tmp_path):
+    """A person's own words may be repeated; what lies below them may be named after a patient."""
+    folder = tmp_path / "in/DOE_JOHN"
+    shutil.copytree(nifti, folder)
+    (folder / "mr_t1.nii.gz").rename(folder / "DOE_T1.nii.gz")
+    strict = make_translator(reference={"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING})
+    (folder / "mr_t2.nii.gz").unlink()
+    (folder / "mr_flair.nii.gz").unlink()
+    translate_path(tmp_path / "in", tmp_path / "out", make_translator(), source_domain="mr_t1")
+    for out, translator, message in (
+        ("new", strict, "unlike the training images"),
+        ("new", triple, "needs one image of mr_t2"),
+        ("out", strict, "exists already"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            translate_path(tmp_path / "in", tmp_path / out, translator, source_domain="mr_t1")
+        assert "DOE" not in str(caught.value)
+
+
 def test_a_source_may_be_any_domain_of_the_translator(study, tmp_path):
     """The series is found, read and named by the domain that was asked for."""
     translator = make_translator(("mr_t1", "mr_t2", "mr_flair"))
@@ -331,6 +350,35 @@ def test_the_server_takes_style_and_warns(nifti, served):
     ):
         with pytest.raises(MlflowException, match=f"row 0: .*{word}"):
             served.predict(None, pd.DataFrame(rows), params)
+
+
+def test_the_server_tells_neither_data_nor_places(nifti, served):
+    """MLflow would add the beginning of each image, and our own errors the server's folder."""
+    served.translator = make_translator()
+    for image in (b"ZZIMAGE" * 40, zipped(nifti), (nifti / "mr_t1.nii.gz").read_bytes()[:3000]):
+        with pytest.raises(MlflowException, match="row 0: ") as caught:
+            served.predict(None, pd.DataFrame({"image": [image]}))
+        said = caught.value.message
+        caught.value.message = "Failed to predict data 'ZZIMAGE'"
+        assert caught.value.message == said == str(caught.value)
+        assert "/" not in said
+        assert "ZZIMAGE" not in caught.value.serialize_as_json()
+
+
+def test_the_server_says_of_an_unexpected_error_that_it_is_one(nifti, served, capfd):
+    text = "IMAGE".rjust(7, "Z")  # the line of code is shown, and may be
+
+    def fail(x):
+        raise KeyError(text)
+
+    served.translator = make_translator(generator=Plain(fail))
+    image = (nifti / "mr_t1.nii.gz").read_bytes()
+    with pytest.raises(MlflowException, match="row 0: unexpected KeyError") as caught:
+        served.predict(None, pd.DataFrame({"image": [image]}))
+    assert caught.value.get_http_status_code() == 500
+    log = capfd.readouterr().err
+    assert "in fail" in log
+    assert "ZZIMAGE" not in log
 
 
 def zipped(folder):

@@ -69,11 +69,11 @@ def subject_key(patient_id: str, secret: str | None = None) -> str:
     ``secret`` defaults to the environment's ``MEDSTYLE_SECRET``; keep it outside the repository. Without one a public
     default is used: keys are then stable and pseudonymous, but whoever can guess a PatientID can recognise it.
     """
-    return f"sub-{keyed('subject', patient_id.strip(), secret)}"
+    return f"sub-{short_key('subject', patient_id.strip(), secret)}"
 
 
-def keyed(use: str, value: str, secret: str | None = None) -> str:
-    """Return 12 hexadecimal digits that stand for an identifier; the same for the same ``use`` and secret."""
+def short_key(use: str, value: str, secret: str | None = None) -> str:
+    """Return 12 hexadecimal digits that name ``value`` for one ``use`` and do not tell it; see :func:`subject_key`."""
     return _digest(use, value, secret).hex()[:12]
 
 

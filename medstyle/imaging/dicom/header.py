@@ -307,7 +307,7 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
             )
         return
     if UID(i.transfer_syntax) not in AllTransferSyntaxes:
-        raise Refusal("E_DECODE", f"transfer syntax {_uid(i.transfer_syntax)} is unknown; export as Explicit VR")
+        raise Refusal("E_DECODE", "the transfer syntax is not a registered one; export it as Explicit VR")
     compressed = _encapsulated(source, i.offset, size)
     if total > (1 << 20) + limits.ratio * compressed:
         raise Refusal(
@@ -449,8 +449,3 @@ def _plane(
     if spacing is not None and (len(spacing) != 2 or not all(math.isfinite(v) and v > 0 for v in spacing)):
         spacing = None
     return ipp, _same(iop), _same(spacing)
-
-
-def _uid(value: str) -> str:
-    """Return a UID that is safe to print: only digits and dots."""
-    return value if set(value) <= set("0123456789.") and len(value) <= 64 else "(malformed)"

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -297,7 +298,7 @@ class _Headers:
         for holder in holders:  # the frame's own functional groups come last and win
             for name in _GRID:
                 if name in holder and not holder[name].is_empty:
-                    grid[name] = holder[name]
+                    _copy(grid, holder, name)
         if _number(grid, "SpacingBetweenSlices", float) <= 0:  # some scanners count downwards; it is no distance
             grid.pop("SpacingBetweenSlices", None)
         return self.dataset, grid
@@ -349,14 +350,18 @@ def _save(dataset: Dataset, path: Path) -> None:
 
 
 def _copy(target: Dataset, source: Dataset, name: str) -> None:
-    """Copy one element; text is decoded by the source's character set, since the copy is written in UTF-8."""
-    element = source[name]
-    value = element.value
-    if element.VR == "SQ":
-        value = Sequence([_copied_code(item) for item in value])
-    elif element.VR == "PN":
-        value = str(value)
-    target.add_new(tag_for_keyword(name), element.VR, value)
+    """Copy one element; text is decoded by the source's character set, since the copy is written in UTF-8.
+
+    What its representation forbids, such as words where a number belongs, is left out.
+    """
+    with suppress(ValueError, TypeError):
+        element = source[name]
+        value = element.value
+        if element.VR == "SQ":
+            value = Sequence([_copied_code(item) for item in value])
+        elif element.VR == "PN":
+            value = str(value)
+        target.add_new(tag_for_keyword(name), element.VR, value)
 
 
 def _copied_code(item: Dataset) -> Dataset:

@@ -180,6 +180,21 @@ def test_nothing_is_claimed_that_did_not_happen(write_series: Write, tmp_path: P
     )
 
 
+def test_words_in_place_of_numbers_are_left_out(write_series: Write, tmp_path: Path) -> None:
+    numbers = {"PatientWeight": "11.111111", "SliceThickness": "22.222222", "SeriesNumber": "333333333"}
+    write_series(tmp_path / "in", brain(), **numbers)
+    for path in (tmp_path / "in").iterdir():
+        data = path.read_bytes()
+        for number in numbers.values():
+            assert data.count(number.encode()) == 1
+            data = data.replace(number.encode(), b"ZZNUMBERS")
+        path.write_bytes(data)
+    source = only(tmp_path / "in")
+    for path in write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL, now=NOW):
+        assert b"ZZNUMBERS" not in path.read_bytes()
+        assert pydicom.dcmread(path).SeriesNumber == 9000
+
+
 def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Write, tmp_path: Path) -> None:
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
