@@ -48,7 +48,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
                 start = frame.pts if start is None else start
                 yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
     except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time
-        raise Refusal("E_DECODE", f"video: not readable; it may be cut short") from None
+        raise Refusal("E_DECODE", "video: not readable; it may be cut short") from None
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
