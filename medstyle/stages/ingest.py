@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import shutil
@@ -159,9 +158,7 @@ def _write_report(report: Path, found: Inventory, manifest: list, refused: list,
     """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
     files = [
         {
-            "file": hashlib.sha256(str(file.path.relative_to(source)).encode(errors="surrogateescape")).hexdigest()[
-                :12
-            ],
+            "file": short_key("file", str(file.path.relative_to(source))),
             "code": file.code,
             "reason": file.reason,
         }

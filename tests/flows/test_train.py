@@ -104,9 +104,13 @@ def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect):
     assert list(derived.rglob("*.dcm"))
     (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
     assert artifact["key"] == f"study-{derived.name}"
-    logs = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
-    assert any("1 derived" in line["message"] for line in logs)
-    assert not any("Doe" in line["message"] for line in logs)
+
+    def logs() -> list[str]:  # they arrive a little later than the state
+        found = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
+        return [line["message"] for line in found]
+
+    wait_for(lambda: any("1 derived" in line for line in logs()))
+    assert not any("Doe" in line for line in logs())
     run = prefect.start_run("daily", folder="data/station", model="models/translator", false_alarms=1.1)
     assert finished_state(prefect, run)["type"] == "COMPLETED"
     (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
