@@ -24,7 +24,7 @@ test: $(READY)    ## run the tests
 	$(PYTEST)
 
 slow: $(READY)    ## run the tests that take minutes
-	$(PYTEST) -m slow
+	python -m pytest -m slow
 
 lint: $(READY)    ## check style, types and the direction of imports
 	ruff check
