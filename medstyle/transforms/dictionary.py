@@ -6,6 +6,7 @@ by slice along the last axis, so bring it to the slice axis first (``Orientation
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -65,8 +66,8 @@ class _Found(MapTransform):
         found: Data = {f"{key!s}{self.postfix}": self.find(data[key]) for key in self.key_iterator(dict(data))}
         return {**data, **found}
 
-    def find(self, image: Tensor) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def find(self, image: Tensor) -> Any: ...
 
 
 class ForegroundMaskd(_Found):
