@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import requests
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from tests.conftest import Project
 
@@ -21,11 +23,14 @@ class Prefect:
     """A project with the address of the server that runs it."""
 
     def __init__(self, project: Project, api: str) -> None:
-        self.project, self.api = project, api
+        self.project, self.api, self.session = project, api, requests.Session()
+        # a busy SQLite is 503 with Retry-After, which Prefect's own client obeys too
+        retry = Retry(total=8, status_forcelist=[503], allowed_methods=None, backoff_factor=0.2)
+        self.session.mount(api, HTTPAdapter(max_retries=retry))
 
     def ask(self, path: str, **body: Any) -> Any:
         """Post to the server's API."""
-        answer = requests.post(f"{self.api}/{path}", json=body, timeout=30)
+        answer = self.session.post(f"{self.api}/{path}", json=body, timeout=30)
         answer.raise_for_status()
         return answer.json()
 
