@@ -48,7 +48,8 @@ class Params:
     test: float = 0.2
     """Share of the subjects that only `evaluate` sees."""
     test_subjects: tuple[str, ...] = ()
-    """Instead of that share, their names as `ingest` found them: PatientID, folder, or what ingest.subject matched."""
+    """Instead of that share, their keys (`sub-...`, in the manifest of `ingest`), or the names that these were made of:
+    PatientID, folder, or what ingest.subject matched. Names of patients do not belong into params.yaml."""
     seed: int = 0
     """Changes the split."""
     same_image: float = 0.999
@@ -200,11 +201,11 @@ def _move(block: _Block, landmarks: tuple[float, ...]) -> _Block:
 
 def _split(subjects: Mapping[str, Mapping[str, Any]], params: Params) -> dict[str, str]:
     """Split subjects; where every subject has one domain only (unpaired pictures), each domain is split alike."""
-    held = {subject_key(name): name for name in params.test_subjects}
-    if absent := [name for key, name in held.items() if key not in subjects]:
+    held = [name if name in subjects else subject_key(name) for name in params.test_subjects]
+    if absent := [str(number) for number, key in enumerate(held, 1) if key not in subjects]:
         raise UserError(
-            f"denoise.test_subjects: no subject is named {', '.join(absent)}; a name is a PatientID, a folder below "
-            "ingest.source or what ingest.subject matches, and MEDSTYLE_SECRET must be what it was at ingest"
+            f"denoise.test_subjects: no subject fits number {', '.join(absent)} of the list; take keys from "
+            "data/scans/manifest.json; for names MEDSTYLE_SECRET must be what it was at ingest"
         )
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for subject, images in subjects.items():

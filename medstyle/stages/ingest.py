@@ -59,7 +59,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     """
     source = Path(params.source)
     if not source.is_dir():
-        raise UserError(f"ingest.source: {source}: no such folder; `dvc add` or `dvc import-url` your data there")
+        raise UserError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
     found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)

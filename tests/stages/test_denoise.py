@@ -57,7 +57,7 @@ def test_the_same_input_gives_the_same_bytes(run, tmp_path):
 
 def test_named_subjects_are_the_test_split(run, tmp_path):
     names = ("PHANTOM-0001", "PHANTOM-0003")
-    settings = Params((48, 40), validation=0.34, test=0.9, test_subjects=names)
+    settings = Params((48, 40), validation=0.34, test=0.9, test_subjects=(subject_key(names[0]), names[1]))
     denoise(settings, run.root / "data/scans", tmp_path / "slices")
     store = SliceStore.open(tmp_path / "slices")
     assert set(store.subjects("test")) == {subject_key(name) for name in names}
@@ -67,8 +67,9 @@ def test_named_subjects_are_the_test_split(run, tmp_path):
 
 def test_a_named_subject_that_is_absent_is_an_error(run, tmp_path):
     settings = Params(test_subjects=("PHANTOM-0001", "Somebody"))
-    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject is named Somebody;"):
+    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject fits number 2 of") as caught:
         denoise(settings, run.root / "data/scans", tmp_path / "slices")
+    assert "Somebody" not in str(caught.value)  # it may be a patient
 
 
 def test_naming_every_subject_leaves_none_to_train_on(run, tmp_path):
