@@ -33,7 +33,7 @@ TINY = {
         "objective": {"discriminator_width": 8},
         "network": {"widths": [4, 8, 8], "bottleneck_blocks": 2},
     },
-    "evaluate": {},
+    "evaluate": {"segmenter": 20},
     "register": {},
 }
 

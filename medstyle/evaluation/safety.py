@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from medstyle.evaluation.protocols import ssim_map
 
 SURVIVED = 0.5  # share of the true contrast that must be left
 CREATED, CREATED_MM3 = 0.15, 33.5  # half of a usual lesion's contrast in [0, 1] units; a ball of 2 mm radius
@@ -97,6 +101,41 @@ def edge_displacement(
         if a.any() and b.any():
             apart += [distance_transform_edt(~b, pixel_mm)[a], distance_transform_edt(~a, pixel_mm)[b]]
     return float(np.concatenate(apart).mean()) if apart else 0.0
+
+
+def by_lesion(
+    output: NDArray[np.float32], truth: NDArray[np.float32], ids: NDArray[np.integer], mask: NDArray[np.bool_]
+) -> dict[str, float]:
+    """Return MAE and SSIM within the lesions and in the rest of the ``mask``: a mean over all hides what few show."""
+    similar = ssim_map(output, truth)
+    parts = {"lesions": ids > 0, "elsewhere": mask & (ids == 0)}
+    error = np.abs(output - truth)
+    maps = {"mae": error, "ssim": similar}
+    return {
+        f"{measure}_{part}": float(image[where].mean())
+        for measure, image in maps.items()
+        for part, where in parts.items()
+        if where.any()
+    }
+
+
+def thumbnails(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.float32]:
+    """Return each of ``(n, H, W)`` shrunk to ``side`` pixels, flat, centred and of length 1: ``(n, side * side)``."""
+    import torch
+
+    shrink = partial(torch.nn.functional.adaptive_avg_pool2d, output_size=side)
+    small = torch.stack([shrink(torch.from_numpy(np.array(one, np.float32))[None]).flatten() for one in stack])
+    small -= small.mean(dim=1, keepdim=True)
+    return np.asarray(small / small.norm(dim=1, keepdim=True).clamp(min=1e-6))
+
+
+def nearest(images: NDArray[np.float32], library: NDArray[np.float32]) -> float:
+    """Return how unlike the most similar of ``library`` each of ``images`` is, both of :func:`thumbnails`, mean.
+
+    One minus the correlation: 0 is a copy. A generator that gives training images back (memorisation) comes nearer to
+    them than real unseen images do.
+    """
+    return float((1 - (images @ library.T).max(axis=1)).mean())
 
 
 def calibration(error: NDArray[np.float32], sigma: NDArray[np.float32]) -> dict[str, float]:

@@ -9,14 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.protocols import PROTOCOLS, Protocol
 from medstyle.evaluation.report import curves, distribution, figure, strip, write_page
-from medstyle.evaluation.safety import Lesion, calibration, created, edge_displacement, lesions, survival
-from medstyle.evaluation.statistics import effect, holm, paired_test, summary
+from medstyle.evaluation.safety import (
+    Lesion,
+    by_lesion,
+    calibration,
+    created,
+    edge_displacement,
+    lesions,
+    nearest,
+    survival,
+    thumbnails,
+)
+from medstyle.evaluation.statistics import differences_kept, effect, holm, paired_test, summary, told_apart
+from medstyle.evaluation.structures import overlap, train_segmenter
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture
@@ -24,13 +36,16 @@ from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.translate import prepare_source, translate_picture, translate_prepared
+from medstyle.networks.features import image_features
 from medstyle.networks.translator import Translator, model_card
 from medstyle.params import params, parse
 from medstyle.transforms.intensity import foreground_mask
-from medstyle.transforms.prepare import Preparation
+from medstyle.transforms.prepare import Preparation, axial
 from medstyle.transforms.register import onto_grid
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
+SHOWN = 0.1  # slices with a smaller share of body say little
+LIBRARY, SEGMENTED = 20_000, 20  # most training slices to compare with; most training subjects of the segmenter
 VIEWED, SLICES = 3, 40  # subjects and slices of each in the page's viewer: it should stay below a few MB
 
 Array = NDArray[np.float32]
@@ -47,8 +62,11 @@ class Params:
     """Most subjects to draw."""
     uncertainty: int = 6
     """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
+    segmenter: int = 300
+    """Training steps of the segmenter that looks for the structures of `truth/<subject>/labels.nii.gz` in real and
+    synthetic images; 0: none."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Of the bootstrap and of the segmenter."""
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -82,26 +100,35 @@ def run(
     for old in (out / "figures").glob("*.png"):
         old.unlink()
     measure = (
-        _Scans(translator, store, protocol, truth, params.uncertainty)
+        _Scans(translator, store, protocol, truth, images, params)
         if protocol.paired
         else _Pictures(translator, store, protocol.measure)
     )
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
     safety: list[dict[str, float]] = []
+    structures: list[dict[str, dict[str, float]]] = []
+    features: list[dict[str, NDArray]] = []
     viewer: list[dict[str, Any]] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
         result = measure(subject, images[subject])
         rows += result["rows"]
         found += result["lesions"]
         safety += result["safety"]
+        structures.append(result["structures"])
+        features += result["features"]
         if number < params.figures:
             figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
         if number < VIEWED:
             viewer.append({name: strip(images) for name, images in result["layers"].items()})
     metrics = _summarise(rows, found, params, translator)
-    names = sorted({name for one in safety for name in one})
-    metrics["safety"] = {name: summary([one[name] for one in safety if name in one], params.seed) for name in names}
+    metrics["safety"] = _means(safety, params.seed)
+    metrics["structures"] = {
+        name: _means([one[name] for one in structures if name in one], params.seed)
+        for name in dict.fromkeys(name for one in structures for name in one)
+    }
+    metrics["sites"] = _sites(features)
+    metrics["subgroups"] = _subgroups(rows, items, config.source, protocol, params.seed)
     _write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     with (out / "subjects.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
@@ -124,6 +151,43 @@ def run(
         card=model_card(translator.config, translator.sha256),
     )
     log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
+
+
+def _means(rows: list[dict[str, float]], seed: int) -> dict[str, dict[str, float]]:
+    names = sorted({name for one in rows for name in one})
+    return {name: summary([one[name] for one in rows if name in one], seed) for name in names}
+
+
+def _sites(features: list[dict[str, NDArray]]) -> dict[str, float]:
+    """Tell how well sources and outputs can be told from targets, and whether subjects keep their differences."""
+    if len(features) < 4:  # a classifier that is tested on one subject must learn from some
+        return {}
+    source, output, target = (np.stack([one[name] for one in features]) for name in ("source", "output", "target"))
+    return {
+        "told_apart_before": told_apart(source, target),
+        "told_apart_after": told_apart(output, target),
+        "differences_kept": differences_kept(source, output),
+    }
+
+
+def _subgroups(
+    rows: list[dict[str, Any]], items: list[dict[str, Any]], source: str, protocol: Protocol, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return the model's headline measures by what the manifest says of the scanner, where that differs."""
+    scanner = {item["subject"]: item.get("scanner", {}) for item in items if item["domain"] == source}
+    ours = [row for row in rows if row["method"] == "model" and row["reference"] == rows[0]["reference"]]
+    found: dict[str, dict[str, Any]] = {}
+    for attribute in sorted({name for of in scanner.values() for name in of}):
+        groups: dict[str, list[dict[str, Any]]] = {}
+        for row in ours:
+            groups.setdefault(str(scanner[row["subject"]].get(attribute, "unknown")), []).append(row)
+        if len(groups) > 1:
+            found[attribute] = {
+                value: {name: summary([row[name] for row in members], seed) for name in protocol.headline}
+                | {"subjects": len(members)}
+                for value, members in sorted(groups.items())
+            }
+    return found
 
 
 def _write(path: Path, text: str) -> None:
@@ -181,16 +245,27 @@ class _Scans:
     """Measure a scan against the noise-free truth, where there is one, and against the acquired target."""
 
     def __init__(
-        self, translator: Translator, store: SliceStore, protocol: Protocol, truth: Path, uncertainty: int
+        self,
+        translator: Translator,
+        store: SliceStore,
+        protocol: Protocol,
+        truth: Path,
+        images: dict[str, dict[str, Path]],
+        params: Params,
     ) -> None:
-        self.translator, self.protocol, self.uncertainty = translator, protocol, uncertainty
+        self.translator, self.store, self.protocol, self.uncertainty = translator, store, protocol, params.uncertainty
         self.preparation = parse(Preparation, translator.config.preparation, "translator preparation")
         self.registration = str(store.index["registration"])
         # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
         self.truth = {subject_key(p.name): p for p in truth.iterdir() if p.is_dir()} if truth.is_dir() else {}
-        stored = np.asarray(store.array(translator.config.target, "train"), np.float32)
+        target = translator.config.target
+        slices = store.array(target, "train")
+        stored = np.asarray(slices, np.float32)
         body = stored[stored > -0.999]
         self.targets = _unit(body[:: max(1, body.size // 200_000)])[:, None]
+        shown = [i for i, row in enumerate(store.rows(target, "train")) if row.foreground > SHOWN]
+        self.library = thumbnails(slices[i, 0] for i in shown[:: -(-len(shown) // LIBRARY)])
+        self.names, self.segment = self._segmenter(images, params)
 
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         config = self.translator.config
@@ -210,41 +285,42 @@ class _Scans:
             image[body] = method(clean[body][:, None], self.targets)[:, 0]
             outputs[name] = image
         references = self._references(subject, images[config.target], source)
-        rows = []
+        rows, reals = [], {}
         for kind, reference in references.items():
-            mask = foreground_mask(reference.voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
-            fingerprint = self.preparation.fingerprint(config.target, reference.voxels, mask)
-            real = _unit(modality.normalise(reference.voxels, fingerprint))
+            real, mask = self._scaled(reference)
+            reals[kind] = real, mask
             for name, image in outputs.items():
                 measures = self._measure(image, real, mask, made.voxels if name == "model" else None, reference)
                 rows.append({"subject": subject, "reference": kind, "method": name, **measures})
-            if kind == next(iter(references)):
-                shown = real
-                ids = self._lesion_ids(subject, source)
-                voxel_mm3 = float(np.prod(source.spacing_mm))
-                found = [] if ids is None else lesions(outputs["model"], real, ids, voxel_mm3)
-                columns, rows_mm, _ = source.spacing_mm
-                safety = {"edge_displacement_mm": edge_displacement(outputs["model"], real, mask, (rows_mm, columns))}
-                if ids is not None:
-                    safety["created"] = float(created(outputs["model"], real, ids, mask, voxel_mm3))
-                if deviation is not None:
-                    above, below = (
-                        modality.normalise(made.voxels + s * deviation.voxels, config.fingerprints[config.target])
-                        for s in (1, -1)
-                    )
-                    sigma = (np.float32(0.25) * (above - below))[mask].astype(
-                        np.float32
-                    )  # two deviations, in network units of length 2
-                    safety |= calibration(np.abs(outputs["model"] - real)[mask], sigma)
-        where, box = _slices_to_show(body), _box(body, SLICES)
+        shown, mask = next(iter(reals.values()))
         layers = {"source": clean, "synthetic": outputs["model"], "real": shown}
+        ids = self._truth_labels(subject, "lesions", source)
+        safety = self._safety(outputs["model"], shown, mask, ids, source.spacing_mm)
+        found = [] if ids is None else lesions(outputs["model"], shown, ids, float(np.prod(source.spacing_mm)))
         if deviation is not None:
-            layers["uncertainty"] = np.clip(np.abs(above - below) / 4 / UNCERTAIN, 0, 1).astype(np.float32)
+            above, below = (
+                modality.normalise(made.voxels + s * deviation.voxels, config.fingerprints[config.target])
+                for s in (1, -1)
+            )
+            sigma = (np.float32(0.25) * (above - below)).astype(np.float32)  # two deviations in units of length 2
+            safety |= calibration(np.abs(outputs["model"] - shown)[mask], sigma[mask])
+            layers["uncertainty"] = np.clip(np.abs(sigma) / UNCERTAIN, 0, 1).astype(np.float32)
+        output = self._framed(source.with_voxels(outputs["model"]))
+        safety |= self._memory(output, subject)
+        where, box = _slices_to_show(body), _box(body, SLICES)
         return {
             "layers": {name: image[box] for name, image in layers.items()},
             "rows": rows,
             "lesions": found,
             "safety": [safety],
+            "structures": self._structures(subject, source, outputs["model"], reals["acquired"][0]),
+            "features": [
+                {
+                    "source": image_features(self._stored(config.source, subject)),
+                    "output": image_features(2 * output[:, None] - 1),
+                    "target": image_features(self._stored(config.target, subject)),
+                }
+            ],
             "labels": [f"slice {z}" for z in where],
             "columns": {
                 f"source ({DOMAINS[config.source].label})": clean[where],
@@ -252,6 +328,74 @@ class _Scans:
                 f"real {modality.label}": shown[where],
                 "error": np.abs(outputs["model"] - shown)[where],
             },
+        }
+
+    def _scaled(self, volume: Volume) -> tuple[Array, NDArray[np.bool_]]:
+        """Return a real target in [0, 1] and its body."""
+        mask = foreground_mask(volume.voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+        fingerprint = self.preparation.fingerprint(volume.domain, volume.voxels, mask)
+        return _unit(DOMAINS[volume.domain].normalise(volume.voxels, fingerprint)), mask
+
+    @staticmethod
+    def _safety(
+        output: Array, real: Array, mask: NDArray[np.bool_], ids: NDArray | None, spacing_mm: tuple[float, ...]
+    ) -> dict[str, float]:
+        columns, rows, _ = spacing_mm
+        found = {"edge_displacement_mm": edge_displacement(output, real, mask, (rows, columns))}
+        if ids is not None:
+            found["created"] = float(created(output, real, ids, mask, float(np.prod(spacing_mm))))
+            found |= by_lesion(output, real, ids, mask)
+        return found
+
+    def _stored(self, domain: str, subject: str) -> Array:
+        rows = [i for i, row in enumerate(self.store.rows(domain, "test")) if row.subject == subject]
+        return self.store.array(domain, "test")[rows].astype(np.float32)
+
+    def _framed(self, volume: Volume) -> Array:
+        """Bring a volume in [0, 1] to the slices of the store, ``(D, H, W)``."""
+        grid, _ = axial(volume, self.preparation)
+        frame = ResizeWithPadOrCrop((*self.store.index["size"], grid.shape[-1]), mode="constant")
+        framed = np.asarray(frame(grid.as_tensor().permute(0, 2, 1, 3)))[0]
+        return np.ascontiguousarray(framed.transpose(2, 0, 1), np.float32)
+
+    def _memory(self, output: Array, subject: str) -> dict[str, float]:
+        """Tell how near the output and the real unseen target come to a training target."""
+        real = self._stored(self.translator.config.target, subject)[:, 0]
+        found = {"output_to_training": output, "unseen_to_training": _unit(real)}
+        seen = {name: images[(images > 0).mean(axis=(1, 2)) > SHOWN] for name, images in found.items()}
+        return {name: nearest(thumbnails(images), self.library) for name, images in seen.items() if len(images)}
+
+    def _segmenter(
+        self, images: dict[str, dict[str, Path]], params: Params
+    ) -> tuple[list[str], Callable[[Array], NDArray[np.uint8]] | None]:
+        """Train on real targets of training subjects whose truth holds labels; return the labels' names too."""
+        target = self.translator.config.target
+        pictures, labels = [], []
+        for subject in self.store.subjects("train")[:SEGMENTED] if params.segmenter else ():
+            if target in images[subject] and (self.truth.get(subject, Path()) / "labels.nii.gz").is_file():
+                volume = read_volume(images[subject][target], target)
+                pictures.append(self._scaled(volume)[0])
+                labels.append(self._truth_labels(subject, "labels", volume).astype(np.uint8))
+        if not pictures:
+            return [], None
+        facts = next(iter(self.truth.values())) / "subject.json"
+        known = json.loads(facts.read_text()).get("labels", {}) if facts.is_file() else {}
+        names = [known.get(str(number), str(number)) for number in range(max(map(np.max, labels)) + 1)]
+        return names, train_segmenter(pictures, labels, len(names), params.segmenter, params.seed)
+
+    def _structures(self, subject: str, grid: Volume, output: Array, real: Array) -> dict[str, dict[str, float]]:
+        truth = self._truth_labels(subject, "labels", grid)
+        if self.segment is None or truth is None:
+            return {}
+        ours, theirs = (overlap(self.segment(image), truth, len(self.names)) for image in (output, real))
+        return {
+            self.names[label]: {
+                "dice_output": ours[label][0],
+                "dice_real": theirs[label][0],
+                "volume_error_output": abs(ours[label][1]),
+                "volume_error_real": abs(theirs[label][1]),
+            }
+            for label in ours
         }
 
     def _measure(
@@ -275,8 +419,9 @@ class _Scans:
         references["acquired"] = onto_grid(read_volume(acquired, target), grid, self.registration)
         return references
 
-    def _lesion_ids(self, subject: str, grid: Volume) -> NDArray[np.int64] | None:
-        path = self.truth.get(subject, Path()) / "lesions.nii.gz"
+    def _truth_labels(self, subject: str, name: str, grid: Volume) -> Any:
+        """Return ``name`` of the truth, ``(D, H, W)`` of int, or None where there is none."""
+        path = self.truth.get(subject, Path()) / f"{name}.nii.gz"
         if subject not in self.truth or not path.is_file():
             return None
         return onto_grid(read_volume(path, grid.domain), grid, nearest=True).voxels.astype(int)
@@ -311,7 +456,10 @@ class _Pictures:
         ]
         columns = {"source": source[None], "synthetic": outputs["model"][None]}
         columns["histogram matching"] = outputs["histogram_matching"][None]
-        return {"layers": {}, "rows": rows, "lesions": [], "safety": [], "labels": [subject], "columns": columns}
+        return {
+            "layers": {}, "rows": rows, "lesions": [], "safety": [], "structures": {}, "features": [],
+            "labels": [subject], "columns": columns,
+        }  # fmt: skip
 
 
 def _unit(scaled: NDArray) -> Array:

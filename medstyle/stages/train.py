@@ -226,9 +226,9 @@ class _progress:  # noqa: N801 - used as a function
         start, first, last, note = time.monotonic(), -1, time.monotonic(), ""
 
         def show(step: int, values: dict[str, float]) -> None:
-            nonlocal first, last, note
+            nonlocal first, start, last, note
             if first < 0:
-                first = step
+                first, start = step, time.monotonic()
                 if "resumed" in values:
                     print(f"resumed at step {step}", file=sys.stderr, flush=True)
             if values and "resumed" not in values:
@@ -236,12 +236,12 @@ class _progress:  # noqa: N801 - used as a function
             now = time.monotonic()
             rate = (step - first) * self.settings.batch / max(now - start, 1e-9)
             if self.bar is not None:
-                self.bar.update(task, completed=step, note=f"{rate:.0f} images/s {note}")
-            elif now - last >= 10 or step == self.settings.steps:
+                self.bar.update(task, completed=step, note=f"{rate:.3g} images/s {note}")
+            elif (now - last >= 10 and step > first) or step == self.settings.steps:
                 last = now
                 left = (self.settings.steps - step) * self.settings.batch / max(rate, 1e-9)
                 print(
-                    f"train: {step}/{self.settings.steps} steps, {rate:.0f} images/s, {left:.0f} s left, {note}",
+                    f"train: {step}/{self.settings.steps} steps, {rate:.3g} images/s, {left:.0f} s left, {note}",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -1,10 +1,28 @@
 import numpy as np
 import pytest
+import torch
 
 from medstyle.evaluation.baselines import BASELINES, histogram_matching
 from medstyle.evaluation.protocols import PROTOCOLS, ms_ssim, through_plane
-from medstyle.evaluation.safety import calibration, created, edge_displacement, lesions, survival
-from medstyle.evaluation.statistics import compare, effect, holm, paired_test, summary
+from medstyle.evaluation.safety import (
+    by_lesion,
+    calibration,
+    created,
+    edge_displacement,
+    lesions,
+    nearest,
+    survival,
+    thumbnails,
+)
+from medstyle.evaluation.statistics import (
+    compare,
+    differences_kept,
+    effect,
+    holm,
+    paired_test,
+    summary,
+    told_apart,
+)
 
 
 @pytest.fixture
@@ -293,3 +311,60 @@ def test_calibration_knows_honest_uncertainty_from_other(rng):
     assert bold["within_2sd"] < 0.6
     assert bold["scale"] == pytest.approx(3, abs=0.15)
     assert bold["risk_25"] == pytest.approx(honest["risk_25"], rel=1e-3)
+
+
+def test_a_segmenter_learns_and_finds_what_is_there(rng):
+    """Bright squares and dark discs on noise; in images without them it finds none."""
+    from medstyle.evaluation.structures import overlap, train_segmenter
+
+    y, x = np.mgrid[:40, :36]
+    labels = np.zeros((6, 40, 36), np.uint8)
+    for z in range(6):
+        labels[z][(abs(y - 12 - z) < 6) & (abs(x - 12) < 6)] = 1
+        labels[z][(y - 28) ** 2 + (x - 24 + z) ** 2 < 36] = 2
+    image = (np.array([0.4, 0.8, 0.1])[labels] + rng.normal(0, 0.03, labels.shape)).astype(np.float32)
+    before = torch.random.get_rng_state()
+    segment = train_segmenter([image[:4], image[:3, :38]], [labels[:4], labels[:3, :38]], 3, 80)
+    assert torch.equal(before, torch.random.get_rng_state())
+    found = overlap(segment(image[4:]), labels[4:], 3)
+    assert all(dice > 0.8 and abs(volume) < 0.4 for dice, volume in found.values()), found
+    without = np.where(labels[4:] == 1, 0.4, image[4:]).astype(np.float32)
+    missing = overlap(segment(without), labels[4:], 3)
+    assert missing[1][0] < 0.2
+    assert missing[2][0] > 0.8
+    assert overlap(labels, labels, 3) == {1: (1.0, 0.0), 2: (1.0, 0.0)}
+    assert overlap(labels, np.minimum(labels, 1), 3) == {
+        1: (pytest.approx(2 / 3, abs=0.2), pytest.approx(-0.5, abs=0.2))
+    }
+
+
+def test_a_copy_of_a_training_image_is_known(rng):
+    library = thumbnails(rng.random((20, 64, 48)))
+    other = thumbnails(rng.random((5, 64, 48)))
+    assert nearest(library[3:6], library) == pytest.approx(0, abs=1e-5)
+    assert nearest(other, library) > 0.5
+    assert nearest(thumbnails(2 * rng.random((1, 64, 48)) + 1), library) > 0.5
+    again = np.random.default_rng(0).random((2, 64, 48))
+    assert nearest(thumbnails(3 * again + 1), thumbnails(again)) == pytest.approx(
+        0, abs=1e-5
+    )  # brightness is no matter
+
+
+def test_lesions_are_measured_apart(image):
+    ids = np.zeros(image.shape, int)
+    ids[1, 10:14, 10:14] = 1
+    mask = np.ones(image.shape, bool)
+    off = np.where(ids > 0, image + 0.3, image + 0.01).astype(np.float32)
+    found = by_lesion(off, image, ids, mask)
+    assert found["mae_lesions"] == pytest.approx(0.3, abs=1e-4)
+    assert found["mae_elsewhere"] == pytest.approx(0.01, abs=1e-4)
+    assert found["ssim_lesions"] < found["ssim_elsewhere"]
+    assert "mae_lesions" not in by_lesion(off, image, 0 * ids, mask)
+
+
+def test_sites_are_told_apart_until_they_are_alike(rng):
+    people = rng.normal(0, 1, (12, 5))
+    assert told_apart(people, people + 8) == 1.0
+    assert 0.2 < told_apart(people, rng.normal(0, 1, (12, 5))) < 0.8
+    assert differences_kept(people, 3 * people + 8) == pytest.approx(1)
+    assert differences_kept(people, rng.normal(0, 1, (12, 5))) < 0.5

@@ -32,8 +32,13 @@ def test_safety_is_measured(run, metrics):
     assert safety["created"]["mean"] >= 0
     assert 0 <= safety["within_2sd"]["mean"] <= 1
     assert safety["risk_100"]["mean"] == pytest.approx(metrics["tables"]["truth"]["model"]["mae"]["mean"], rel=1e-3)
+    assert 0 <= safety["mae_lesions"]["mean"] <= 1
+    assert 0 < safety["unseen_to_training"]["mean"] < 2
+    assert {"csf", "gm", "wm"} <= set(metrics["structures"])
+    assert all(0 <= row["dice_output"]["mean"] <= 1 for row in metrics["structures"].values())
     page = (run.root / "reports/report.html").read_text()
     assert "Uncertainty" in page
+    assert "<td>csf</td>" in page
     assert "mm from the nearest true edge" in page
 
 
@@ -83,3 +88,29 @@ def test_a_subject_needs_every_contrast(run, tmp_path):
     data = run.root / "data"
     with pytest.raises(UserError, match="no test subject has all of mr_flair, mr_t1, mr_t2"):
         evaluate(Params(), data / "scans", data / "slices", tmp_path / "model", tmp_path / "truth", tmp_path)
+
+
+def test_sites_and_subgroups_are_told_apart(tmp_path):
+    """Two scanners in turns, eight unseen subjects, a model that does nothing."""
+    from medstyle.imaging.rules import Rule
+    from medstyle.stages import acquire, denoise, ingest
+    from medstyle.transforms.prepare import Preparation
+
+    phantom = acquire.Params(subjects=12, matrix=48, slices=8, spacing_mm=(4.8, 4.8, 12.0), sites=2)
+    acquire.run(phantom, tmp_path / "raw")
+    rules = tuple(Rule(domain, {"SeriesDescription": f"*{domain[-2:].upper()}*"}) for domain in ("mr_t1", "mr_t2"))
+    ingest.run(ingest.Params(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "ingest.json")
+    plain = denoise.Params((48, 40), Preparation("none", False), test=0.6, bad_pairs="flag", same_image=1.0)
+    denoise.run(plain, tmp_path / "scans", tmp_path / "slices")
+    make_translator().save(tmp_path / "model")
+    data = tmp_path / "scans", tmp_path / "slices", tmp_path / "model", tmp_path / "raw/truth"
+    evaluate(Params(figures=0, uncertainty=0, segmenter=0), *data, tmp_path / "out")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert metrics["structures"] == {}
+    assert metrics["sites"]["told_apart_before"] > 0.8  # T1 is not T2
+    groups = metrics["subgroups"]["ManufacturerModelName"]
+    assert len(groups) == 2
+    assert sum(group["subjects"] for group in groups.values()) == metrics["subjects"]
+    page = (tmp_path / "out/report.html").read_text()
+    assert "By ManufacturerModelName" in page
+    assert "A classifier tells sources from real targets" in page
