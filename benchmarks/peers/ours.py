@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medstyle.imaging.store import SliceStore
-from medstyle.inference.translate import body_box
-from medstyle.networks.translator import Architecture, Networks
+from medstyle.networks.translator import Architecture, Networks, box_around, extent_of
 from medstyle.params import parse
 from medstyle.stages.train import Params
 from medstyle.training.loop import fit
@@ -55,11 +54,12 @@ def train(
 
     @torch.inference_mode()
     def generate(x: Tensor) -> Tensor:
-        which = torch.ones(len(x), dtype=torch.long, device=device)  # the target is the second domain
         middle = networks.content(x)
-        box = body_box((middle[:, 0] > -0.999).numpy(), networks.generator.multiple)  # as `medstyle translate` does
         out = torch.full_like(middle, -1.0)
-        out[(..., *box)] = networks(x[(..., *box)].to(device), which).float().cpu()
+        which = torch.ones(1, dtype=torch.long, device=device)  # the target is the second domain
+        for number, one in enumerate(x):  # each in the box around its body, as `medstyle translate` does
+            box = (..., *box_around(extent_of((one > -0.999).numpy()), x.shape[2:], networks.generator.multiple))
+            out[number : number + 1][box] = networks(x[number : number + 1][box].to(device), which).float().cpu()
         return out
 
     return generate, sum(p.numel() for p in networks.parameters())

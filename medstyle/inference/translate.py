@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import blend
-from medstyle.networks.translator import MARGIN, Translator
+from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
 from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
@@ -196,11 +197,11 @@ def translate_prepared(
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
     verdict = judge(prepared.slices[:, :1], translator, prepared.source.domain)
-    box = (..., *body_box(prepared.foreground, translator.multiple))
     made = torch.full_like(prepared.slices[:, :1], -1)
     deviation = torch.zeros_like(made) if uncertainty else None
-    inside = None if deviation is None else deviation[box]
-    synthesise(translator, prepared.slices[box], target, style=style, out=made[box], deviation=inside)
+    synthesise(
+        translator, prepared.slices, target, style=style, body=prepared.foreground, out=made, deviation=deviation
+    )
     extra = None
     if deviation is not None:
         shown = deviation[:, 0].numpy()
@@ -257,6 +258,7 @@ def synthesise(
     target: str | None = None,
     *,
     style: list[Tensor] | None = None,
+    body: NDArray[np.bool_] | None = None,
     out: Tensor | None = None,
     deviation: Tensor | None = None,
 ) -> Tensor:
@@ -267,6 +269,8 @@ def synthesise(
         content: ``(D, M, H, W)`` in network units, a view or not; ``M`` counts the channels of source and contrasts.
         target: default: the trained one.
         style: of :meth:`Translator.style`; default: the target's.
+        body: ``(D, H, W)``: a slice is rendered in the box around the body that it and its neighbours show, as in
+            training; the rest of ``out`` stays as it is. Default: whole slices.
         out: ``(D, C, H, W)`` to fill, a view or not; default: a new one.
         deviation: filled with :func:`spread`, which is not computed without it. Where windows overlap it is the
             blend of theirs.
@@ -275,41 +279,48 @@ def synthesise(
     codes = style or translator.style(target)
     if out is None:
         channels = DOMAINS[translator.config.domains[0]].channels
-        out = content.new_empty((len(content), channels, *content.shape[2:]))
+        out = content.new_full((len(content), channels, *content.shape[2:]), -1.0)
     outs = [out] if deviation is None else [out, deviation]
 
     def render(x: Tensor) -> Sequence[Tensor]:
         return [translator(x, style=codes)] if deviation is None else spread(translator, x, codes)
 
+    size = content.shape[2:]
     if architecture.dimensions == 3:
-        volume = content.movedim(0, 1)[None]
-        blend(render, volume, training or volume.shape[2:], [image.movedim(0, 1)[None] for image in outs])
+        inside = (..., *box_around((0, -1, 0, -1) if body is None else extent_of(body), size, translator.multiple))
+        volume = content[inside].movedim(0, 1)[None]
+        blend(render, volume, training or volume.shape[2:], [image[inside].movedim(0, 1)[None] for image in outs])
         return out
-    height, width = content.shape[2:]
-    large = height * width > WHOLE
-    size = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
-    step = max(1, CHUNK[translator.device.type] // (height * width))
-    for start in range(0, len(content), step):
-        chunk = torch.arange(start, min(start + step, len(content)))
-        x = _with_neighbours(content, chunk, architecture.neighbours)
-        blend(render, x, size, [image[start : start + step] for image in outs])
+    # slices with boxes of one size are rendered together, wherever these lie
+    alike: dict[tuple[int, int], list[tuple[int, tuple[slice, slice]]]] = defaultdict(list)
+    for place in range(len(content)):
+        extent = (0, -1, 0, -1)
+        if body is not None:
+            extent = extent_of(body[_around(place, architecture.neighbours, len(content))])
+            if extent[1] < 0:  # air alone
+                continue
+        rows, columns = box_around(extent, size, translator.multiple)
+        alike[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
+    for (height, width), places in alike.items():
+        window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if height * width > WHOLE else [height, width]
+        step = max(1, CHUNK[translator.device.type] // (height * width))
+        for chunk in (places[start : start + step] for start in range(0, len(places), step)):
+            x = torch.stack([_with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
+            parts = [image.new_empty((len(chunk), image.shape[1], height, width)) for image in outs]
+            blend(render, x, window, parts)
+            for image, part in zip(outs, parts, strict=True):
+                for (z, box), one in zip(chunk, part, strict=True):
+                    image[(z, ..., *box)] = one
     return out
 
 
-def _with_neighbours(content: Tensor, chunk: Tensor, neighbours: int) -> Tensor:
-    """Return slices ``chunk`` of ``(D, M, H, W)`` as ``(N, M B, H, W)``: channel ``m B + b``, the ends repeated."""
+def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:
+    """Return the slices that the network sees around a place, the ends repeated."""
+    return np.clip(np.arange(neighbours) + place - neighbours // 2, 0, depth - 1)
+
+
+def _with_neighbours(content: Tensor, place: int, neighbours: int) -> Tensor:
+    """Return a slice of ``(D, M, H, W)`` with its neighbours as ``(M B, H, W)``: channel ``m B + b``."""
     if neighbours == 1:
-        return content[chunk[0] : chunk[-1] + 1]
-    beside = torch.arange(neighbours) - neighbours // 2
-    where = (chunk[:, None] + beside).clamp(0, len(content) - 1)
-    return content[where].transpose(1, 2).flatten(1, 2)
-
-
-def body_box(foreground: NDArray[np.bool_], multiple: int) -> tuple[slice, slice]:
-    """Return the in-plane box of the body with a margin, grown to a multiple of the network's stride."""
-    box = []
-    for axis, size in ((1, foreground.shape[1]), (2, foreground.shape[2])):
-        where = np.flatnonzero(foreground.any(axis=(0, 3 - axis)))
-        low, high = max(0, int(where[0]) - MARGIN), min(size, int(where[-1]) + 1 + MARGIN)
-        box.append(slice(low, min(size, high + -(high - low) % multiple)))
-    return box[0], box[1]
+        return content[place]
+    return content[torch.from_numpy(_around(place, neighbours, len(content)))].transpose(0, 1).flatten(0, 1)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import MARGIN
+from medstyle.networks.translator import box_around, extent_of
 from medstyle.training.objectives import Batch
 from medstyle.transforms.augment import Augmentation, augment
 
@@ -76,13 +76,8 @@ class Images:
     @functools.cached_property
     def boxes(self) -> NDArray[np.int64]:
         """Return ``(N, 4)``: the first and last row and column of each slice's body; an empty one has none."""
-        height, width = self.array.shape[2:]
-        found = np.empty((len(self.array), 4), np.int64)
-        for number, image in enumerate(self.array):
-            body = ~(image <= -0.999).all(axis=0)  # NaN is no air
-            rows, columns = np.flatnonzero(body.any(axis=1)), np.flatnonzero(body.any(axis=0))
-            found[number] = (rows[0], rows[-1], columns[0], columns[-1]) if len(rows) else (height, -1, width, -1)
-        return found
+        bodies = (~(image <= -0.999).all(axis=0) for image in self.array)  # NaN is no air
+        return np.array([extent_of(body) for body in bodies])
 
     def box(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
         """Return the box of the block around a place, as :meth:`boxes` has it."""
@@ -225,26 +220,19 @@ class Feed:
         }
 
     def _box(self, every: list[Example]) -> tuple[slice, slice]:
-        """Return the box of the whole batch's bodies: what a generator does depends on the air that it sees."""
-        if self.multiple == 0:
-            return slice(None), slice(None)
-        boxes = [
-            self.images[name].box(subject, place, self.depth)
-            for e in every
-            for name, subject, place in [
-                *((name, e.subject, e.place) for name in (e.source, *self.contrasts)),
-                (e.target, e.target_subject, e.target_place),
+        """Return the box of the whole batch's bodies, so that processes which divide it agree."""
+        boxes = np.array(
+            [
+                self.images[name].box(subject, place, self.depth)
+                for e in every
+                for name, subject, place in [
+                    *((name, e.subject, e.place) for name in (e.source, *self.contrasts)),
+                    (e.target, e.target_subject, e.target_place),
+                ]
             ]
-        ]
-        if max(box[1] for box in boxes) < 0:  # air alone
-            return slice(None), slice(None)
-        low, high = np.min(boxes, axis=0)[[0, 2]] - MARGIN, np.max(boxes, axis=0)[[1, 3]] + 1 + MARGIN
-        sides = []
-        for a, b, size in zip(low, high, self.size, strict=True):
-            side = min(size, -(-int(b - a) // self.multiple) * self.multiple)
-            start = min(max(0, int(a)), size - side)
-            sides.append(slice(start, start + side))
-        return sides[0], sides[1]
+        )
+        (top, left), (bottom, right) = boxes[:, [0, 2]].min(axis=0), boxes[:, [1, 3]].max(axis=0)
+        return box_around((top, bottom, left, right), self.size, self.multiple)
 
     def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``; for a 3-D network ``(C, depth, H, W)``."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from medstyle.errors import UserError
 from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Networks
+from medstyle.networks.translator import Architecture, Networks, box_around, extent_of
 from medstyle.params import params
 from medstyle.training.checkpoint import load_state, save_state
 from medstyle.training.feed import Feed
@@ -218,7 +218,7 @@ def fit(
         recipe = kind(networks, objective, channels, len(domains))
     recipe.check(size)
     # boxes of many sizes would be compiled many times
-    multiple = 0 if settings.compile else math.lcm(networks.generator.multiple, 16)
+    multiple = 0 if settings.compile else networks.generator.multiple
     players = Players(recipe, settings, device, world)
     if settings.compile and device.type == "cuda":
         networks.generator.compile()
@@ -336,21 +336,27 @@ class Preview:
     def __call__(self, networks: Networks, device: torch.device) -> tuple[dict[str, float], np.ndarray]:
         """Return errors on the images and a picture of examples: source, output and, where there is one, target.
 
-        ``validation/l1`` is the mean absolute error, ``validation/of_copy`` its ratio to that of the untouched source;
-        without pairs ``validation/change`` is the mean change of the source.
+        Each is rendered by itself, as in use. In the body ``validation/l1`` is the mean absolute error,
+        ``validation/of_copy`` its ratio to that of the untouched source; without pairs ``validation/change`` is the
+        mean change of the source.
         """
         batch = self.feed(0, 1, device)
-        made = []
-        for x, index, y in zip(*(t.split(8) for t in (batch.source, batch.target_index, batch.target)), strict=True):
-            made.append(networks.render(x, networks.style.usual(index, y)))
-        source, out, target = networks.content(batch.source).cpu(), torch.cat(made).float().cpu(), batch.target.cpu()
+        out = torch.full_like(networks.content(batch.source), -1.0)
+        for number, (x, index, y) in enumerate(
+            zip(*(t.split(1) for t in (batch.source, batch.target_index, batch.target)), strict=True)
+        ):
+            body = (x > -0.999).flatten(0, -3).cpu().numpy()
+            box = (..., *box_around(extent_of(body), x.shape[-2:], self.feed.multiple))
+            out[number : number + 1][box] = networks.render(x[box], networks.style.usual(index, y)).to(out.dtype)
+        source, out, target = networks.content(batch.source).cpu(), out.float().cpu(), batch.target.cpu()
         rows = [source, out, *([target] if self.paired else [])]
+        body = (source > -0.999) | (target > -0.999) if self.paired else source > -0.999
         if self.paired:
-            error = float((out - target).abs().mean())
-            copied = float((source - target).abs().mean())
+            error = float((out - target)[body].abs().mean())
+            copied = float((source - target)[body].abs().mean())
             values = {"validation/l1": error, "validation/of_copy": error / max(copied, 1e-6)}
         else:
-            values = {"validation/change": float((out - source).abs().mean())}
+            values = {"validation/change": float((out - source)[body].abs().mean())}
         some = torch.linspace(0, len(source) - 1, min(6, len(source))).round().long()
         shown = [row[some][:, :, row.shape[2] // 2] if self.volumetric else row[some] for row in rows]
         grid = torch.cat([torch.cat(list(row), -1) for row in shown], -2)  # (C, rows * H, columns * W)

@@ -308,3 +308,48 @@ def test_a_look_is_mixed_from_nothing_to_all(rng):
     assert (rgb2lab(kept)[..., 0] > rgb2lab(pixels)[..., 0] + 3).all()
     with pytest.raises(UserError, match="strength: must lie in"):
         Look(1.5)
+
+
+def small_body(rng, grow):
+    """Draw slices of a body that differs in size from slice to slice, with ``grow`` pixels of air around its field."""
+    y, x = np.mgrid[:96, :80]
+    radii = np.array([3, 6, 14, 18, 9])[:, None, None]
+    body = (y - 48) ** 2 + (x - 40) ** 2 < radii**2
+    values = np.where(body, rng.random(body.shape), -1).astype(np.float32)
+    wider = [(0, 0), (grow, grow), (grow, grow)]
+    return torch.from_numpy(np.pad(values, wider, constant_values=-1))[:, None], np.pad(body, wider)
+
+
+@pytest.mark.parametrize("neighbours", [1, 3])
+def test_the_field_of_view_does_not_matter(rng, neighbours):
+    translator = make_translator(neighbours=neighbours)
+    wide, body = small_body(rng, 32)
+    cut = (..., slice(32, -32), slice(32, -32))
+    made, whole = synthesise(translator, wide[cut], body=body[cut]), synthesise(translator, wide, body=body)
+    np.testing.assert_allclose(made[:, 0][body[cut]], whole[:, 0][body], atol=1e-5)
+    if neighbours == 1:
+        np.testing.assert_allclose(synthesise(translator, wide[2:3], body=body[2:3])[0], whole[2], atol=1e-5)
+
+
+def test_a_slice_is_seen_as_in_training(run, monkeypatch):
+    """The box of a slice in use is the one that the feed cuts for a batch of one."""
+    from medstyle.imaging.store import SliceStore
+    from medstyle.training.feed import Feed
+    from medstyle.transforms.augment import Augmentation
+
+    translator = make_translator()
+    store = SliceStore.open(run.root / "data/slices")
+    still = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
+    domains = ("mr_t1", "mr_t1@twin")  # the target is the source: its body adds nothing
+    monkeypatch.setattr(SliceStore, "array", lambda self, name, split, own=SliceStore.array: own(self, "mr_t1", split))
+    monkeypatch.setattr(SliceStore, "rows", lambda self, name, split, own=SliceStore.rows: own(self, "mr_t1", split))
+    feed = Feed(store, domains, paired=True, batch=1, seed=0, foreground=0.0, augmentation=still,
+                multiple=translator.multiple)  # fmt: skip
+    seen = []
+    monkeypatch.setattr(type(translator), "__call__", lambda self, x, style: seen.append(x) or x)
+    for step in range(8):
+        example = feed.example(step)
+        row = feed.images["mr_t1"].rows[example.subject][example.place]
+        content = torch.from_numpy(store.array("mr_t1", "train")[row : row + 1].astype(np.float32))
+        synthesise(translator, content, body=content[:, 0].numpy() > -0.999)
+        assert torch.equal(seen[-1], feed(step, 1, torch.device("cpu")).source)
