@@ -67,12 +67,12 @@ def phantom(folder: Path) -> Changes:
 
 # name -> recipe, changes by section, what makes its data and returns further changes
 JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
-    "brain_paired": ("recipes/paired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 4000}}}, None),
-    "brain_unpaired": ("recipes/unpaired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 2000}}}, None),
+    "brain_paired": ("recipes/paired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 2000}}}, None),
+    "brain_unpaired": ("recipes/unpaired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 1000}}}, None),
     "phantom_paired": ("params.yaml", {}, phantom),
     "phantom_unpaired": (
         "recipes/unpaired_mr.yaml",
-        {**PHANTOM, "train": {"target": "mr_t2", "training": {"steps": 2000}}},
+        {**PHANTOM, "train": {"target": "mr_t2", "training": {"steps": 1000}}},
         phantom,
     ),
     "mr_ct_unpaired": (
@@ -80,7 +80,7 @@ JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
         {
             "denoise": {"size": [128, 128], "preparation": {"denoise": "none"}},
             "train": {
-                "training": {"steps": 2000, "batch": 2},
+                "training": {"steps": 1000, "batch": 2},
                 "network": {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2},
             },
         },
