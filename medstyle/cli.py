@@ -150,8 +150,9 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run([*launcher, "-m", "medstyle.cli", "train", "--params", str(file)], check=False)
         raise typer.Exit(done.returncode)
-    with training_run(params) if os.environ.get("RANK", "0") == "0" else nullcontext(lambda step, values: None) as log:
-        run(params, Path("data/slices"), Path("models/translator"), Path("reports/training.csv"), log=log)
+    model, first = Path("models/translator"), os.environ.get("RANK", "0") == "0"
+    with training_run(params, model) if first else nullcontext(lambda step, values: None) as log:
+        run(params, Path("data/slices"), model, Path("reports/training.csv"), log=log)
 
 
 @app.command()

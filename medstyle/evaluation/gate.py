@@ -25,11 +25,11 @@ class Limits:
     """Share of the champion's mean by which a headline measure is not worse, with 95 % confidence."""
     survival: float = 0.5
     """Least share of known lesions that keep half of their contrast."""
-    created: float = 10.0
+    created: float = 100.0
     """Largest mean number, in a volume, of bright structures that the truth has not."""
     edge_displacement_mm: float = 2.0
     """Largest mean distance of edges from the true ones."""
-    within_2sd: float = 0.5
+    within_2sd: float = 0.25
     """Least share of the errors that lie within two of the model's own standard deviations."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -82,9 +83,8 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
     mlflow = connect()
     client = mlflow.MlflowClient()
     sha256 = weights_sha256(folder)
-    for version in client.search_model_versions(f"name='{NAME}'"):
-        if version.tags.get("weights_sha256") == sha256:
-            return str(version.version), False
+    if (known := _of_weights(sha256)) is not None:
+        return str(known.version), False
     runs = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`medstyle.weights_sha256` = '{sha256}'",
@@ -123,6 +123,28 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
         client.set_model_version_tag(NAME, number, key, value)
     client.update_model_version(NAME, number, description=(folder / CARD).read_text())
     return number, True
+
+
+def _of_weights(sha256: str) -> Any:
+    client = connect().MlflowClient()
+    found = client.search_model_versions(f"name='{NAME}'")
+    return next((version for version in found if version.tags.get("weights_sha256") == sha256), None)
+
+
+def describe(sha256: str) -> str:
+    """Return, as Markdown, the version of these weights, its verdict, and a link to its run (to a server's page)."""
+    mlflow = connect()
+    version = _of_weights(sha256)
+    if version is None:
+        return "not registered"
+    verdict = f"version {version.version}, gate {version.tags.get('gate', 'not asked')}"
+    if (reasons := version.tags.get("gate.reasons", "none")) != "none":
+        verdict += f" ({reasons})"
+    uri = re.sub("//[^/]*@", "//", mlflow.get_tracking_uri())  # a password may stand there
+    if not uri.startswith("http"):
+        return f"{verdict} · MLflow run {version.run_id}"
+    experiment = mlflow.get_run(version.run_id).info.experiment_id
+    return f"{verdict} · [MLflow run]({uri}/#/experiments/{experiment}/runs/{version.run_id})"
 
 
 def _main_table(metrics: dict[str, Any]) -> dict[str, Any]:

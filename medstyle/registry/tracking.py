@@ -50,16 +50,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def search_run(name: str) -> Iterator[None]:
+    """Open the run of a search, the same for the same ``name``, under which its trainings are nested."""
+    mlflow = connect()
+    tag = "medstyle.search"
+    found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{name}'", output_format="list", max_results=1)
+    with mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=name):
+        mlflow.set_tag(tag, name)
+        yield
+
+
+@contextmanager
+def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Open a run and give the ``log(step, values)`` that training calls; numbers are curves, arrays are pictures.
 
-    On the way out the run gets the tag ``medstyle.weights_sha256`` of the translator, by which `register` finds it.
+    On the way out the run gets the tag ``medstyle.weights_sha256`` of the folder ``translator``, by which `register`
+    finds it.
     """
     mlflow = connect()
     from mlflow.entities import Metric
 
     client = mlflow.MlflowClient()
-    with mlflow.start_run(run_name=f"{params.source} to {params.target}") as run:
+    with mlflow.start_run(run_name=f"{params.source} to {params.target}", nested=True) as run:
         mlflow.log_params(flatten(asdict(params)))
         if flow := os.environ.get("MEDSTYLE_FLOW_RUN_ID"):
             mlflow.set_tag("prefect.flow_run_id", flow)
@@ -94,4 +106,4 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             send()
         from medstyle.networks.translator import weights_sha256
 
-        mlflow.set_tag("medstyle.weights_sha256", weights_sha256(Path("models/translator")))
+        mlflow.set_tag("medstyle.weights_sha256", weights_sha256(translator))

@@ -202,8 +202,7 @@ def test_curves_and_pictures_reach_the_run(registry, run, tmp_path):
     from medstyle.registry.tracking import training_run
     from medstyle.stages.train import Params
 
-    shutil.copytree(run.root / "models", tmp_path / "models")
-    with training_run(params.load(Params, "train", run.params)) as log:
+    with training_run(params.load(Params, "train", run.params), run.translator) as log:
         for step in range(30):
             log(step, {"generator/l1": 1.0 / (step + 1)})
         log(30, {"validation/sample": np.zeros((8, 8), np.uint8)})
