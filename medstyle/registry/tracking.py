@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from medstyle.errors import UserError
+
 EXPERIMENT = "medstyle"
 SEND_EVERY = 20  # points per request: one request per point costs 10 to 40 ms
 
@@ -21,6 +23,9 @@ def connect() -> Any:
     """Return the mlflow module, pointed at ``MLFLOW_TRACKING_URI`` or at ``./mlflow.db``.
 
     Without a server, artifacts go to ``./mlruns``; telemetry stays off.
+
+    Raises:
+        UserError: the server wants another user name or password.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -30,10 +35,18 @@ def connect() -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').resolve()}")
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+    try:
+        known = mlflow.get_experiment_by_name(EXPERIMENT)
+    except MlflowException as error:
+        if error.get_http_status_code() not in (401, 403):
+            raise
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise UserError(f"the MLflow server refuses this user; set {names}") from None
+    if known is None:
         uri = mlflow.get_tracking_uri()
         place = Path("mlruns").resolve().as_uri() if uri.startswith("sqlite") else None
         mlflow.create_experiment(EXPERIMENT, artifact_location=place)
