@@ -59,7 +59,9 @@ def pull() -> None:
     with Repo() as repo:
         remote = repo.config["core"].get("remote")
     if remote:
-        _dvc("pull", "--allow-missing", heard=log.info)  # outputs that nobody has pushed are made here
+        # outputs that nobody has pushed are made here; DVC's lines list files, whose names can be patient data
+        _dvc("pull", "--allow-missing", heard=lambda line: None)
+        log.info("pulled from the DVC remote %s", remote)
     else:
         log.info("no DVC remote is configured: nothing to pull")
 

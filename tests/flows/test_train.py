@@ -86,6 +86,15 @@ def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path):
     assert not any(f"Running stage '{stage}'" in output for stage in STAGES[:-1])
     assert project.weights == finished.weights
 
+    stray = project.folder / "data/raw/studies/Doe^Jane.dcm"
+    stray.write_bytes(b"not tracked")
+    process = project.start("python", "-m", "flows.train")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "Can't remove the following unsaved files" in output
+    assert "Doe" not in output
+    assert stray.is_file()
+
 
 @pytest.mark.slow
 def test_a_mistake_in_params_is_shown_and_not_tried_again(prefect):
