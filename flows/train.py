@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
+from uuid import UUID
 
 # Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
@@ -19,24 +23,47 @@ os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.tasks import Task
 
+from medstyle.registry.models import describe
+
 RETRIES = {"train": 2, "register": 2}  # train goes on where it stopped, the registry may be a server; the rest is pure
 USER_ERROR = "exited with 2"  # DVC's words for `medstyle`'s exit code after bad input, which no retry mends
+DONE = re.compile(r"\w+: (\d+)/(\d+)")  # what the stages say of their progress
 GRACE_S = 10
 
 
 @flow(name="train")
 def train(force: bool = False) -> None:
     """Bring every stage up to date, one task each; ``force`` runs them even where nothing has changed."""
-    with _alone():
-        for stage in stages():
-            reproduce.with_options(retries=RETRIES.get(stage, 0))(stage, force)
-    create_markdown_artifact(result_table(Path("reports/metrics.json")), key="result", description="On unseen subjects")
+    with alone(Path(".dvc/tmp/medstyle.lock")):
+        pull()
+        names = stages()
+        progress = cast(UUID, create_progress_artifact(0.0, key="progress"))
+        for number, stage in enumerate(names):
+            run = reproduce.with_options(retries=RETRIES.get(stage, 0))
+            run(stage, force, progress, 100 * number / len(names), 100 / len(names))
+    create_markdown_artifact(result(Path("reports")), key="result", description="On unseen subjects")
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+def pull() -> None:
+    """Fetch from the default remote, if there is one, what the checkout's DVC files name."""
+    from dvc.repo import Repo
+
+    log = get_run_logger()
+    with Repo() as repo:
+        remote = repo.config["core"].get("remote")
+    if remote:
+        # outputs that nobody has pushed are made here; DVC's lines list files, whose names can be patient data
+        _dvc("pull", "--allow-missing", heard=lambda line: None)
+        log.info("pulled from the DVC remote %s", remote)
+    else:
+        log.info("no DVC remote is configured: nothing to pull")
 
 
 def _worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
@@ -44,10 +71,26 @@ def _worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)
-def reproduce(stage: str, force: bool) -> None:
-    """Run ``dvc repro -s STAGE`` and pass its lines on; a cancelled run takes the whole process group with it."""
+def reproduce(stage: str, force: bool, progress: UUID, percent: float, share: float) -> None:
+    """Run ``dvc repro -s STAGE``, pass its lines on, and move the artifact ``progress`` from ``percent`` on."""
     log = get_run_logger()
-    command = [sys.executable, "-m", "dvc", "repro", "-s", stage, *(["-f"] if force else [])]
+
+    def heard(line: str) -> None:
+        log.info("%s", line)
+        if found := DONE.match(line):
+            done, total = map(int, found.groups())
+            update_progress_artifact(progress, percent + share * done / total, line)
+
+    _dvc("repro", "-s", stage, *(["-f"] if force else []), heard=heard)
+    update_progress_artifact(progress, percent + share, f"{stage}: done")
+
+
+def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
+    """Run DVC and hand each line on; a cancelled run takes the whole process group with it.
+
+    Raises:
+        RuntimeError: it failed; the message holds the lines that name the cause.
+    """
     env = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",  # where `medstyle` is
@@ -57,20 +100,21 @@ def reproduce(stage: str, force: bool) -> None:
     }
     errors: list[str] = []
     process = subprocess.Popen(
-        command, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
+        [sys.executable, "-m", "dvc", *arguments],
+        env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
     try:
-        for line in process.stdout or ():
-            if line.strip():
-                log.info("%s", line.rstrip())
+        for line in map(str.strip, process.stdout or ()):
+            if line:
+                heard(line)
             if line.startswith(("medstyle:", "ERROR")):
-                errors.append(line.strip())
+                errors.append(line)
         code = process.wait()
     except BaseException:  # a cancel arrives as an exception; without this, training would go on as an orphan
         _end(process)
         raise
     if code:
-        raise RuntimeError(f"dvc repro -s {stage}: exit code {code}; {'; '.join(errors)}")
+        raise RuntimeError(f"dvc {' '.join(arguments)}: exit code {code}; {'; '.join(errors)}")
 
 
 def stages() -> list[str]:
@@ -80,6 +124,19 @@ def stages() -> list[str]:
 
     with Repo() as repo:  # edges of the graph lead from a stage to what it needs
         return [stage.name for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
+
+
+def result(reports: Path) -> str:
+    """Return table, verdict, links and a picture of the evaluation in ``reports`` as Markdown."""
+    picture = base64.b64encode((reports / "figures/subject-1.png").read_bytes()).decode()
+    weights = json.loads((reports / "metrics.json").read_text())["weights_sha256"]
+    page = (reports / "report.html").resolve().as_uri()
+    parts = (
+        result_table(reports / "metrics.json"),
+        f"{describe(weights)} · [report]({page})",
+        f"![source, synthetic and real](data:image/png;base64,{picture})",
+    )
+    return "\n\n".join(parts)
 
 
 def result_table(metrics: Path) -> str:
@@ -95,15 +152,14 @@ def result_table(metrics: Path) -> str:
 
 
 @contextmanager
-def _alone() -> Iterator[None]:
-    """Wait until no other flow works in this checkout: the deployment's limit does not cover runs started by hand."""
-    path = Path(".dvc/tmp/medstyle.lock")
+def alone(path: Path) -> Iterator[None]:
+    """Wait until no other flow holds the file ``path``: a deployment's limit does not cover runs started by hand."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            get_run_logger().warning("another run works in this checkout; waiting for it")
+            get_run_logger().warning("another run holds %s; waiting for it", path)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -150,8 +150,9 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run([*launcher, "-m", "medstyle.cli", "train", "--params", str(file)], check=False)
         raise typer.Exit(done.returncode)
-    with training_run(params) if os.environ.get("RANK", "0") == "0" else nullcontext(lambda step, values: None) as log:
-        run(params, Path("data/slices"), Path("models/translator"), Path("reports/training.csv"), log=log)
+    model, first = Path("models/translator"), os.environ.get("RANK", "0") == "0"
+    with training_run(params, model) if first else nullcontext(lambda step, values: None) as log:
+        run(params, Path("data/slices"), model, Path("reports/training.csv"), log=log)
 
 
 @app.command()
@@ -167,37 +168,19 @@ def evaluate(
 
     Example: medstyle evaluate --compare 3 models/translator
     """
-    from medstyle.params import load
-    from medstyle.stages.ingest import Params as IngestParams
-
     run, params = _stage("evaluate", file)
-    truth = Path(load(IngestParams, "ingest", file).source) / "truth"
-    data = Path("data/scans"), Path("data/slices")
     if compare is None:
-        run(params, *data, Path("models/translator"), truth, Path("reports"))
+        run(params, *_inputs(file, Path("models/translator")), Path("reports"))
         return
-    import csv
-    from dataclasses import replace
-    from tempfile import TemporaryDirectory
-
     from medstyle.evaluation.protocols import PROTOCOLS
     from medstyle.evaluation.statistics import compare as difference
     from medstyle.registry.models import model_folder
 
-    values = []
-    for name in compare:
-        with TemporaryDirectory(prefix="medstyle-") as out:
-            run(replace(params, figures=0, uncertainty=0), *data, model_folder(name), truth, Path(out), lambda _: None)
-            rows = list(csv.DictReader((Path(out) / "subjects.csv").read_text().splitlines()))
-        values.append({
-            row["subject"]: row for row in rows if (row["method"], row["reference"]) == ("model", rows[0]["reference"])
-        })  # fmt: skip
+    values = [_measure(file, model_folder(name)) for name in compare]
     if values[0].keys() != values[1].keys():
         raise UserError(f"{' and '.join(compare)}: they can be measured on different subjects only: other contrasts?")
     result = {
-        name: difference(
-            [float(row[name]) for row in values[0].values()], [float(values[1][s][name]) for s in values[0]]
-        )
+        name: difference([row[name] for row in values[0].values()], [values[1][subject][name] for subject in values[0]])
         for name in PROTOCOLS[params.protocol].measures
     }
     if json_:
@@ -214,11 +197,32 @@ def evaluate(
     _console().print(table)
 
 
+def _inputs(file: Path, model: Path) -> tuple[Path, Path, Path, Path]:
+    """Return what `evaluate` reads: scans, slices, the translator folder and the truth."""
+    from medstyle.params import load
+    from medstyle.stages.ingest import Params
+
+    return Path("data/scans"), Path("data/slices"), model, Path(load(Params, "ingest", file).source) / "truth"
+
+
+def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
+    """Measure a translator folder on the unseen subjects and write nothing; returns values by subject and measure."""
+    from dataclasses import replace
+    from tempfile import TemporaryDirectory
+
+    from medstyle.evaluation.gate import read_subjects
+
+    run, params = _stage("evaluate", file)
+    with TemporaryDirectory(prefix="medstyle-") as out:
+        run(replace(params, figures=0, uncertainty=0), *_inputs(file, model), Path(out), lambda _: None)
+        return read_subjects(Path(out) / "subjects.csv")
+
+
 @app.command()
 def register(file: ParamsFile = Path("params.yaml")) -> None:
     """Stage: register the translator in MLflow, alias candidate, and champion if it passes the gate."""
     run, params = _stage("register", file)
-    run(params, Path("models/translator"), Path("reports"), file)
+    run(params, Path("models/translator"), Path("reports"), file, lambda model: _measure(file, model))
 
 
 @app.command()

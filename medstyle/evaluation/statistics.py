@@ -13,9 +13,17 @@ def summary(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return {"mean": float(array.mean()), "sd": 0.0, "low": float(array.mean()), "high": float(array.mean())}
-    draws = np.random.default_rng(seed).integers(0, len(array), (9999, len(array)))
-    low, high = np.percentile(array[draws].mean(axis=1), (2.5, 97.5))
+    low, high = np.percentile(_bootstrap_means(array, seed), (2.5, 97.5))
     return {"mean": float(array.mean()), "sd": float(array.std(ddof=1)), "low": float(low), "high": float(high)}
+
+
+def lower_bound(values: Sequence[float], seed: int = 0) -> float:
+    """Return the lower end of the one-sided 95 % percentile-bootstrap interval of the mean over subjects."""
+    return float(np.percentile(_bootstrap_means(np.asarray(values, np.float64), seed), 5))
+
+
+def _bootstrap_means(array: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    return array[np.random.default_rng(seed).integers(0, len(array), (9999, len(array)))].mean(axis=1)
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, float | None]:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +20,8 @@ from medstyle.registry.tracking import connect
 
 NAME = "medstyle"
 CARD = "MODEL_CARD.md"
+SUBJECTS = "subjects.csv"
+LOCK, LOCK_S = "medstyle.promotion", 30.0
 
 
 def lineage(lock: Path = Path("dvc.lock"), stage: str = "train") -> dict[str, str]:
@@ -47,6 +54,25 @@ def lineage(lock: Path = Path("dvc.lock"), stage: str = "train") -> dict[str, st
     return facts
 
 
+def evaluation(subjects: Path, lock: Path = Path("dvc.lock")) -> str | None:
+    """Hash the data, code and params that made ``subjects`` (a `subjects.csv`) of a model; None if DVC did not make it.
+
+    Two models with the same hash were measured alike, and their values may be set side by side.
+    """
+    import yaml
+
+    try:
+        stages = yaml.safe_load(lock.read_text())["stages"]
+        entry = stages["evaluate"]
+        [made] = [out["md5"] for out in entry["outs"] if out["path"] == subjects.as_posix()]
+        of_model = {out["path"] for out in stages["train"]["outs"]}
+        facts = [[dep for dep in entry["deps"] if dep["path"] not in of_model], entry["params"]]
+        actual = hashlib.md5(subjects.read_bytes(), usedforsecurity=False).hexdigest()
+    except (OSError, KeyError, TypeError, ValueError, yaml.YAMLError):
+        return None
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest() if actual == made else None
+
+
 def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[str, bool]:
     """Register a translator folder with its lineage, metrics and ``files``; returns (version, is new).
 
@@ -57,9 +83,8 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
     mlflow = connect()
     client = mlflow.MlflowClient()
     sha256 = weights_sha256(folder)
-    for version in client.search_model_versions(f"name='{NAME}'"):
-        if version.tags.get("weights_sha256") == sha256:
-            return str(version.version), False
+    if (known := _of_weights(sha256)) is not None:
+        return str(known.version), False
     runs = mlflow.search_runs(
         search_all_experiments=True,
         filter_string=f"tags.`medstyle.weights_sha256` = '{sha256}'",
@@ -91,10 +116,35 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
     number = str(info.registered_model_version)
     tags = {"weights_sha256": sha256, **lineage()}
     tags |= {f"test.{key}": f"{value:.4f}" for key, value in flat.items() if key.startswith("model/")}
+    measured = next((of for file in files if file.name == SUBJECTS and (of := evaluation(file))), None)
+    if measured is not None:
+        tags["evaluation_sha256"] = measured
     for key, value in tags.items():
         client.set_model_version_tag(NAME, number, key, value)
     client.update_model_version(NAME, number, description=(folder / CARD).read_text())
     return number, True
+
+
+def _of_weights(sha256: str) -> Any:
+    client = connect().MlflowClient()
+    found = client.search_model_versions(f"name='{NAME}'")
+    return next((version for version in found if version.tags.get("weights_sha256") == sha256), None)
+
+
+def describe(sha256: str) -> str:
+    """Return, as Markdown, the version of these weights, its verdict, and a link to its run (to a server's page)."""
+    mlflow = connect()
+    version = _of_weights(sha256)
+    if version is None:
+        return "not registered"
+    verdict = f"version {version.version}, gate {version.tags.get('gate', 'not asked')}"
+    if (reasons := version.tags.get("gate.reasons", "none")) != "none":
+        verdict += f" ({reasons})"
+    uri = re.sub("//[^/]*@", "//", mlflow.get_tracking_uri())  # a password may stand there
+    if not uri.startswith("http"):
+        return f"{verdict} · MLflow run {version.run_id}"
+    experiment = mlflow.get_run(version.run_id).info.experiment_id
+    return f"{verdict} · [MLflow run]({uri}/#/experiments/{experiment}/runs/{version.run_id})"
 
 
 def _main_table(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -129,55 +179,85 @@ def _requirements() -> list[str]:
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 
-def gate(
-    metrics: dict[str, Any], version: str, *, floors: dict[str, float], regression: float, survival: float
-) -> list[str]:
-    """Return the reasons why a version may not become champion; an empty list lets it pass.
-
-    Args:
-        metrics: of `evaluate`.
-        version: the candidate.
-        floors: measure -> worst acceptable mean.
-        regression: largest relative loss against the champion's mean in a headline measure.
-        survival: least share of lesions that must survive, where lesions were measured.
-    """
-    measures = metrics["measures"]
-    table = _main_table(metrics)
-    reasons = []
-
-    def worse(name: str, ours: float, theirs: float) -> bool:
-        return ours < theirs if measures[name] == "higher" else ours > theirs
-
-    for name, floor in floors.items():
-        if name not in measures:
-            raise UserError(f"register.floors: {name!r} is no measure of {metrics['protocol']}: {', '.join(measures)}")
-        if worse(name, table["model"][name]["mean"], floor):
-            reasons.append(f"{name} {table['model'][name]['mean']:.3f} misses the floor {floor:g}")
-    for method, row in table.items():
-        for name in metrics["headline"]:
-            if method != "model" and not worse(name, row[name]["mean"], table["model"][name]["mean"]):
-                reasons.append(f"{name} is not better than {method}")
+def rival(version: str) -> str | None:
+    """Return the champion's number, if there is one and it is not ``version``."""
     champion = _by_alias("champion")
-    if champion is not None and str(champion.version) != version:
-        for name in metrics["headline"]:
-            theirs = champion.tags.get(f"test.model/{name}")
-            slack = regression if measures[name] == "lower" else -regression
-            if theirs and worse(name, table["model"][name]["mean"], float(theirs) * (1 + slack)):
-                reasons.append(f"{name} is worse than the champion's {theirs} by more than {regression:.0%}")
-    if metrics["lesions"] and metrics["lesions"]["survived"] < survival:
-        reasons.append(f"only {metrics['lesions']['survived']:.0%} of lesions survive; {survival:.0%} must")
-    return reasons
+    return None if champion is None or str(champion.version) == version else str(champion.version)
 
 
-def conclude(version: str, reasons: list[str]) -> str:
-    """Record the verdict, set the alias ``candidate``, and promote a version that passed; returns a sentence."""
+def version_tags(version: str) -> dict[str, str]:
+    """Return the tags of a version."""
+    return dict(connect().MlflowClient().get_model_version(NAME, version).tags)
+
+
+def registered_subjects(version: str, evaluated: str | None) -> Path | None:
+    """Return the `subjects.csv` that was registered with a version, if it was :func:`evaluation` ``evaluated``."""
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    found = mlflow.MlflowClient().get_model_version(NAME, version)
+    if evaluated is None or found.tags.get("evaluation_sha256") != evaluated:
+        return None
+    try:
+        return Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=f"report/{SUBJECTS}"))
+    except (MlflowException, OSError):
+        return None
+
+
+def conclude(version: str, reasons: list[str], page: str, judged_beside: str | None) -> str:
+    """Record the verdict, set the alias ``candidate``, and promote a version that passed; returns a sentence.
+
+    The verdict and its reasons are tags of the version, ``page`` becomes `gate.md` of its run. A version is promoted
+    over no other champion than the one that it was judged beside, and once: after a rollback or a promotion by hand,
+    only a person brings it back.
+    """
     client = connect().MlflowClient()
     client.set_registered_model_alias(NAME, "candidate", version)
     client.set_model_version_tag(NAME, version, "gate", "failed" if reasons else "passed")
     client.set_model_version_tag(NAME, version, "gate.reasons", "; ".join(reasons) or "none")
+    found = client.get_model_version(NAME, version)
+    client.log_text(found.run_id, page, "gate.md")
     if reasons:
         return f"{NAME} version {version}: gate failed: {'; '.join(reasons)}"
-    return promote(version)
+    with _alone(client):
+        champion = rival(version)
+        if champion != judged_beside:
+            return f"{NAME} version {version} passed, but the champion changed meanwhile; run `medstyle register` again"
+        if champion is not None and "promoted" in found.tags:
+            return (
+                f"{NAME} version {version} passed, but was champion before; `medstyle promote {version}` brings it back"
+            )
+        return _make_champion(client, version)
+
+
+@contextmanager
+def _alone(client: Any) -> Iterator[None]:
+    """Hold the registry's lock: a registered model, because any store, local or on a server, makes a name only once.
+
+    What holds it for longer than ``LOCK_S`` is taken for dead. Aliases that are moved by other means than this module
+    do not ask for it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    held, since = None, time.monotonic()
+    while True:
+        try:
+            client.create_registered_model(LOCK)
+            break
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        with suppress(MlflowException):  # it was given back in between
+            now = client.get_registered_model(LOCK).creation_timestamp
+            if now != held:
+                held, since = now, time.monotonic()
+            elif time.monotonic() - since > LOCK_S:
+                client.delete_registered_model(LOCK)
+        time.sleep(0.1)
+    try:
+        yield
+    finally:
+        client.delete_registered_model(LOCK)
 
 
 def _by_alias(alias: str) -> Any:
@@ -206,23 +286,30 @@ def promote(version: str, because: str | None = None) -> str:
             why = chosen.tags.get("gate.reasons", "it was never evaluated")
             raise UserError(f"version {version} did not pass the gate ({why}); overrule with --because 'reason'")
         client.set_model_version_tag(NAME, version, "gate.overruled", because)
+    with _alone(client):
+        return _make_champion(client, version)
+
+
+def _make_champion(client: Any, version: str) -> str:
     champion = _by_alias("champion")
     if champion is not None and str(champion.version) == version:
         return f"{NAME} version {version} is the champion"
     if champion is not None:
         client.set_registered_model_alias(NAME, "previous", str(champion.version))
     client.set_registered_model_alias(NAME, "champion", version)
+    client.set_model_version_tag(NAME, version, "promoted", datetime.now(UTC).isoformat(timespec="seconds"))
     return f"{NAME} version {version} is the new champion" + (f", after {champion.version}" if champion else "")
 
 
 def rollback() -> str:
     """Make ``previous`` champion again and the champion ``previous``."""
     client = connect().MlflowClient()
-    champion, previous = _by_alias("champion"), _by_alias("previous")
-    if champion is None or previous is None:
-        raise UserError("there is no previous champion to return to; see `medstyle models`")
-    client.set_registered_model_alias(NAME, "champion", str(previous.version))
-    client.set_registered_model_alias(NAME, "previous", str(champion.version))
+    with _alone(client):
+        champion, previous = _by_alias("champion"), _by_alias("previous")
+        if champion is None or previous is None or champion.version == previous.version:
+            raise UserError("there is no previous champion to return to; see `medstyle models`")
+        client.set_registered_model_alias(NAME, "champion", str(previous.version))
+        client.set_registered_model_alias(NAME, "previous", str(champion.version))
     return f"{NAME} version {previous.version} is champion again, after {champion.version}"
 
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from medstyle.errors import UserError
+
 EXPERIMENT = "medstyle"
 SEND_EVERY = 20  # points per request: one request per point costs 10 to 40 ms
 
@@ -21,6 +23,9 @@ def connect() -> Any:
     """Return the mlflow module, pointed at ``MLFLOW_TRACKING_URI`` or at ``./mlflow.db``.
 
     Without a server, artifacts go to ``./mlruns``; telemetry stays off.
+
+    Raises:
+        UserError: the server wants another user name or password.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -30,10 +35,18 @@ def connect() -> Any:
 
     logging.getLogger("alembic").setLevel(logging.WARNING)
     import mlflow
+    from mlflow.exceptions import MlflowException
 
     if "MLFLOW_TRACKING_URI" not in os.environ:
         mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').resolve()}")
-    if mlflow.get_experiment_by_name(EXPERIMENT) is None:
+    try:
+        known = mlflow.get_experiment_by_name(EXPERIMENT)
+    except MlflowException as error:
+        if error.get_http_status_code() not in (401, 403):
+            raise
+        names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+        raise UserError(f"the MLflow server refuses this user; set {names}") from None
+    if known is None:
         uri = mlflow.get_tracking_uri()
         place = Path("mlruns").resolve().as_uri() if uri.startswith("sqlite") else None
         mlflow.create_experiment(EXPERIMENT, artifact_location=place)
@@ -50,16 +63,28 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextmanager
-def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def search_run(name: str) -> Iterator[None]:
+    """Open the run of a search, the same for the same ``name``, under which its trainings are nested."""
+    mlflow = connect()
+    tag = "medstyle.search"
+    found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{name}'", output_format="list", max_results=1)
+    with mlflow.start_run(run_id=found[0].info.run_id if found else None, run_name=name):
+        mlflow.set_tag(tag, name)
+        yield
+
+
+@contextmanager
+def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
     """Open a run and give the ``log(step, values)`` that training calls; numbers are curves, arrays are pictures.
 
-    On the way out the run gets the tag ``medstyle.weights_sha256`` of the translator, by which `register` finds it.
+    On the way out the run gets the tag ``medstyle.weights_sha256`` of the folder ``translator``, by which `register`
+    finds it.
     """
     mlflow = connect()
     from mlflow.entities import Metric
 
     client = mlflow.MlflowClient()
-    with mlflow.start_run(run_name=f"{params.source} to {params.target}") as run:
+    with mlflow.start_run(run_name=f"{params.source} to {params.target}", nested=True) as run:
         mlflow.log_params(flatten(asdict(params)))
         if flow := os.environ.get("MEDSTYLE_FLOW_RUN_ID"):
             mlflow.set_tag("prefect.flow_run_id", flow)
@@ -94,4 +119,4 @@ def training_run(params: Any) -> Iterator[Callable[[int, Mapping[str, Any]], Non
             send()
         from medstyle.networks.translator import weights_sha256
 
-        mlflow.set_tag("medstyle.weights_sha256", weights_sha256(Path("models/translator")))
+        mlflow.set_tag("medstyle.weights_sha256", weights_sha256(translator))

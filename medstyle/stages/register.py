@@ -3,36 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import field
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from medstyle.errors import UserError
+from medstyle.evaluation.gate import Check, Limits, Subjects, check_champion, check_limits, page, read_subjects
 from medstyle.params import params
-from medstyle.registry.models import conclude, gate
+from medstyle.registry.models import conclude, evaluation, model_folder, registered_subjects, rival, version_tags
 from medstyle.registry.models import register as register_version
 
 
 @params
-class Params:
-    """What a champion must be able to do."""
+class Params(Limits):
+    """What a champion must be able to do, and how it must have been made."""
 
-    floors: dict[str, float] = field(default_factory=dict)
-    """Measure -> worst acceptable mean over unseen subjects."""
-    regression: float = 0.01
-    """Largest relative loss against the champion in a headline measure."""
-    survival: float = 0.5
-    """Least share of known lesions that keep half of their contrast."""
+    clean: bool = False
+    """Refuse a version that was registered from a working copy with uncommitted changes."""
 
 
-def run(params: Params, model: Path, reports: Path, params_file: Path, log: Callable[[str], None] = print) -> None:
-    """Register the translator folder ``model`` with the evaluation in ``reports`` and conclude the gate."""
-    metrics = json.loads((reports / "metrics.json").read_text())
-    files = [reports / "report.html", reports / "metrics.json", params_file]
+def run(
+    params: Params,
+    model: Path,
+    reports: Path,
+    params_file: Path,
+    measure: Callable[[Path], Subjects],
+    log: Callable[[str], None] = print,
+) -> None:
+    """Register the translator folder ``model`` with the evaluation in ``reports`` and conclude the gate.
+
+    ``measure`` evaluates a translator folder on today's unseen subjects. It is called for a champion that was not
+    measured on the same data with the same code and params.
+    """
+    files = [*(reports / name for name in ("report.html", "metrics.json", "subjects.csv")), params_file]
     for file in files:
         if not file.is_file():
             raise UserError(f"{file}: absent; run `medstyle evaluate` first")
+    metrics = json.loads((reports / "metrics.json").read_text())
     version, new = register_version(model, metrics, files)
     log(f"medstyle version {version}: {'registered' if new else 'these weights are registered already'}")
-    reasons = gate(metrics, version, floors=params.floors, regression=params.regression, survival=params.survival)
-    log(conclude(version, reasons))
+    checks = check_limits(metrics, params)
+    if params.clean:
+        checks.append(_committed(version))
+    if (champion := rival(version)) is not None:
+        checks += _beside(champion, reports / "subjects.csv", metrics, params.regression, measure)
+    log(conclude(version, [str(check) for check in checks if not check.passed], page(version, checks), champion))
+
+
+def _committed(version: str) -> Check:
+    found = version_tags(version)
+    clean = found.get("git.dirty") == "false" and found.get("git.sha") != "none"
+    return Check("working copy", "committed" if clean else "uncommitted changes or no commit", "committed", clean)
+
+
+def _beside(
+    champion: str, subjects: Path, metrics: Mapping[str, Any], regression: float, measure: Callable[[Path], Subjects]
+) -> list[Check]:
+    name = f"champion {champion}"
+    try:
+        known = registered_subjects(champion, evaluation(subjects))
+        theirs = read_subjects(known) if known is not None else measure(model_folder(champion))
+    except (UserError, OSError) as error:
+        return [Check(name, f"it cannot be measured on these subjects ({error})", "a comparison", False)]
+    return check_champion(read_subjects(subjects), theirs, metrics, regression, name)

@@ -59,17 +59,25 @@ class Params:
             raise UserError("train: a domain stands twice among source, target, contrasts and domains")
 
 
-def run(params: Params, slices: Path, out: Path, curve_file: Path, log: Log = lambda step, values: None) -> None:
+def run(
+    params: Params,
+    slices: Path,
+    out: Path,
+    curve_file: Path,
+    log: Log = lambda step, values: None,
+    states: Path = SCRATCH,
+) -> None:
     """Train on the store ``slices``; write the translator folder ``out`` and the curve ``curve_file`` (CSV).
 
-    Killed and run again with the same params, data and code, it goes on where it stopped and ends in the same bits.
+    Killed and run again with the same params, data and code, it goes on where it stopped and ends in the same bits;
+    what it needs for that lies in ``states``.
     """
     store = SliceStore.open(slices)
-    scratch = SCRATCH / run_key(asdict(params), _fingerprint(slices), _code())
+    scratch = states / run_key(asdict(params), _fingerprint(slices), _code())
     rank = int(os.environ.get("RANK", "0"))
-    if rank == 0 and not scratch.exists() and SCRATCH.exists() and any(SCRATCH.iterdir()):
+    if rank == 0 and not scratch.exists() and states.exists() and any(states.iterdir()):
         print(
-            f"params, data or code differ from those of the interrupted training in {SCRATCH}: starting afresh",
+            f"params, data or code differ from those of the interrupted training in {states}: starting afresh",
             file=sys.stderr,
         )
     with _progress(params.training) as show:

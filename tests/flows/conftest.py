@@ -34,10 +34,21 @@ class Prefect:
         answer.raise_for_status()
         return answer.json()
 
-    def start_run(self, name: str = "nightly", **parameters: Any) -> str:
+    def start_run(self, name: str = "train/nightly", **parameters: Any) -> str:
         """Ask for a run of a deployment as a person would; returns its id."""
-        (deployment,) = self.ask("deployments/filter", deployments={"name": {"any_": [name]}})
+        flow, deployment = ({"name": {"any_": [part]}} for part in name.split("/"))
+        (deployment,) = self.ask("deployments/filter", deployments=deployment, flows=flow)
         return str(self.ask(f"deployments/{deployment['id']}/create_flow_run", parameters=parameters)["id"])
+
+    def finish(self, run: str) -> dict[str, Any]:
+        """Wait for the end of a flow run and return its state."""
+        over = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+        return dict(wait_for(lambda: (state := self.state(run))["type"] in over and state))
+
+    def artifacts(self, run: str) -> dict[str, Any]:
+        """Return the artifacts of a flow run by key."""
+        found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
+        return {artifact["key"]: artifact["data"] for artifact in found}
 
     def state(self, run: str) -> dict[str, Any]:
         """Return the state of a flow run: its type, name and message."""

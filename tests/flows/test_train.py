@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
 import shutil
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
+from tests.conftest import Project
 from tests.flows.conftest import Prefect, wait_for
 
 pytestmark = pytest.mark.ops
+
+STAGES = ["acquire", "ingest", "denoise", "train", "evaluate", "register"]
 
 
 def set_steps(prefect: Prefect, steps: int) -> None:
@@ -20,10 +28,6 @@ def set_steps(prefect: Prefect, steps: int) -> None:
     document = yaml.safe_load(path.read_text())
     document["train"]["training"]["steps"] = steps
     path.write_text(yaml.safe_dump(document))
-
-
-def finished_state(prefect: Prefect, run: str) -> dict:
-    return wait_for(lambda: (s := prefect.state(run))["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") and s)
 
 
 def test_the_schedule_makes_runs(prefect):
@@ -51,21 +55,52 @@ def test_by_hand_nothing_is_made_twice(prefect):
 def test_the_deployment_makes_a_new_model_and_shows_the_result(prefect):
     set_steps(prefect, 15)
     run = prefect.start_run()
-    state = finished_state(prefect, run)
+    state = prefect.finish(run)
     assert state["type"] == "COMPLETED", state
-    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    assert "| model |" in artifact["data"]
+    artifacts = prefect.artifacts(run)
+    assert artifacts["progress"] == 100
+    assert "| model |" in artifacts["result"]
+    assert re.search(r"version \d+, gate (passed|failed)", artifacts["result"])
+    [run_id] = re.findall("MLflow run ([0-9a-f]{32})", artifacts["result"])
+    assert list((prefect.project.folder / "mlruns").rglob(f"{run_id}/artifacts/report/subjects.csv"))
+    [report] = re.findall(r"\[report\]\(file://([^)]+)\)", artifacts["result"])
+    assert Path(report).is_file()
+    [picture] = re.findall(r"\(data:image/png;base64,([^)]+)\)", artifacts["result"])
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 100
     logs = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
     assert any("train: 15/15 steps" in line["message"] for line in logs)
     tasks = prefect.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
-    assert [task["name"] for task in tasks] == ["acquire", "ingest", "denoise", "train", "evaluate", "register"]
+    assert [task["name"].split("-")[0] for task in tasks] == ["pull", *STAGES]
+
+
+@pytest.mark.slow
+def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path):
+    project = Project(tmp_path / "project")
+    shutil.copytree(finished.folder, project.folder)
+    project.run("dvc", "remote", "add", "--default", "--local", "place", str(tmp_path / "remote"))
+    project.run("dvc", "push")
+    for name in ("data", "models", ".dvc/cache", ".medstyle"):
+        shutil.rmtree(project.folder / name, ignore_errors=True)
+    output = project.run("python", "-m", "flows.train")
+    assert "Running stage 'register'" in output
+    assert not any(f"Running stage '{stage}'" in output for stage in STAGES[:-1])
+    assert project.weights == finished.weights
+
+    stray = project.folder / "data/raw/studies/Doe^Jane.dcm"
+    stray.write_bytes(b"not tracked")
+    process = project.start("python", "-m", "flows.train")
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert "Can't remove the following unsaved files" in output
+    assert "Doe" not in output
+    assert stray.is_file()
 
 
 @pytest.mark.slow
 def test_a_mistake_in_params_is_shown_and_not_tried_again(prefect):
     set_steps(prefect, 0)
     run = prefect.start_run()
-    state = finished_state(prefect, run)
+    state = prefect.finish(run)
     assert state["type"] == "FAILED"
     assert "training.steps: must be at least 1, got 0" in state["message"]
     assert (
@@ -88,7 +123,7 @@ def test_a_cancelled_run_leaves_no_process_behind(prefect):
     wait_for(training)
     wait_for(lambda: list((prefect.project.folder / ".medstyle/train").glob("*/step-*.pt")))
     prefect.project.run("prefect", "flow-run", "cancel", run)
-    assert finished_state(prefect, run)["type"] == "CANCELLED"
+    assert prefect.finish(run)["type"] == "CANCELLED"
     wait_for(lambda: not training(), seconds=1)  # an orphan ends too, at the next line that nobody reads
 
 
@@ -98,13 +133,12 @@ def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect, finished):
     model = str(finished.folder / "models/translator")  # a cancelled training has left the copy without one
     wait_for(lambda: prefect.ask("flow_runs/filter", deployments={"name": {"any_": ["inbox"]}}))  # by its schedule
     shutil.copytree(folder / "data/raw/studies/PHANTOM-0001", folder / "data/station/inbox/Doe^Jane")
-    run = prefect.start_run("inbox", folder="data/station", model=model, settle_s=0)
-    state = finished_state(prefect, run)
+    run = prefect.start_run("translate/inbox", folder="data/station", model=model, settle_s=0)
+    state = prefect.finish(run)
     assert state["type"] == "COMPLETED", state
     (derived,) = (folder / "data/station/derived").iterdir()
     assert list(derived.rglob("*.dcm"))
-    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    assert artifact["key"] == f"study-{derived.name}"
+    assert set(prefect.artifacts(run)) == {f"study-{derived.name}"}
 
     def logs() -> list[str]:  # they arrive a little later than the state
         found = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
@@ -112,9 +146,16 @@ def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect, finished):
 
     wait_for(lambda: any("1 derived" in line for line in logs()))
     assert not any("Doe" in line for line in logs())
-    run = prefect.start_run("daily", folder="data/station", model=model, false_alarms=1.1)
-    assert finished_state(prefect, run)["type"] == "COMPLETED"
-    (artifact,) = prefect.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
-    assert "of 1 images of the last 30 days" in artifact["data"]
+    set_steps(prefect, 15)
+    run = prefect.start_run("monitor/daily", folder="data/station", model=model, false_alarms=1.1)
+    assert prefect.finish(run)["type"] == "COMPLETED"
+    assert "of 1 images of the last 30 days" in prefect.artifacts(run)["drift"]
     events = wait_for(lambda: prefect.ask("events/filter", filter={"event": {"name": ["medstyle.drift"]}})["events"])
     assert events[0]["payload"]["images"] == 1
+
+    def retraining() -> list[dict]:
+        runs = prefect.ask("flow_runs/filter", deployments={"name": {"any_": ["nightly"]}})
+        return [run for run in runs if (run["created_by"] or {}).get("type") == "AUTOMATION"]
+
+    [run] = wait_for(retraining)
+    assert prefect.finish(run["id"])["type"] == "COMPLETED"

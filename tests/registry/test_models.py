@@ -1,19 +1,23 @@
-import copy
+import hashlib
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from medstyle import Translator, UserError
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings(  # MLflow's own
     "ignore::DeprecationWarning", "ignore::pandas.errors.Pandas4Warning", "ignore::UserWarning"
 )
 
 METRICS = {
-    "protocol": "plain", "reference": "truth", "headline": ["psnr", "mae"],
-    "measures": {"psnr": "higher", "ssim": "higher", "mae": "lower"}, "lesions": {},
+    "reference": "truth",
     "tables": {"truth": {
         "model": {"psnr": {"mean": 25.0}, "ssim": {"mean": 0.9}, "mae": {"mean": 0.03}},
         "identity": {"psnr": {"mean": 15.0}, "ssim": {"mean": 0.4}, "mae": {"mean": 0.1}},
@@ -35,19 +39,6 @@ def registry(tmp_path, monkeypatch):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def verdict(models, metrics, version="1", **limits):
-    return models.gate(metrics, version, **{"floors": {}, "regression": 0.01, "survival": 0.5, **limits})
-
-
-def changed(value, *path):
-    metrics = copy.deepcopy(METRICS)
-    place = metrics
-    for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
-    return metrics
-
-
 def another(folder, out, seed):
     """A translator with other weights."""
     import torch
@@ -67,14 +58,11 @@ def test_a_version_from_registration_to_rollback(registry, run, tmp_path):
     first, new = registry.register(run.translator, METRICS, [report])
     assert (first, new) == ("1", True)
     assert registry.register(run.translator, METRICS, [report]) == ("1", False), "the same weights are the same version"
-    assert "new champion" in registry.conclude(first, verdict(registry, METRICS))
-    assert "is the champion" in registry.conclude(first, verdict(registry, METRICS)), "idempotent"
+    assert "new champion" in registry.conclude(first, [], "page", None)
+    assert "is the champion" in registry.conclude(first, [], "page", None), "idempotent"
 
-    worse = changed(24.0, "tables", "truth", "model", "psnr", "mean")
-    second, _ = registry.register(another(run.translator, tmp_path / "b", 1), worse, [report])
-    reasons = verdict(registry, worse, second)
-    assert any("worse than the champion" in reason for reason in reasons)
-    assert "gate failed" in registry.conclude(second, reasons)
+    second, _ = registry.register(another(run.translator, tmp_path / "b", 1), METRICS, [report])
+    assert "gate failed: psnr: 1; needed: 2" in registry.conclude(second, ["psnr: 1; needed: 2"], "# why", first)
     with pytest.raises(UserError, match="did not pass the gate"):
         registry.promote(second)
     with pytest.raises(UserError, match="there is no previous"):
@@ -96,6 +84,10 @@ def test_a_version_from_registration_to_rollback(registry, run, tmp_path):
 
     import mlflow
 
+    info = mlflow.MlflowClient().get_model_version("medstyle", "2")
+    assert (info.tags["gate"], info.tags["gate.reasons"]) == ("failed", "psnr: 1; needed: 2")
+    assert info.tags["gate.overruled"] == "to see it served"
+    assert mlflow.artifacts.load_text(f"runs:/{info.run_id}/gate.md") == "# why"
     info = mlflow.MlflowClient().get_model_version("medstyle", "1")
     assert info.tags["weights_sha256"] == fetched.sha256
     assert "not a medical device" in info.description
@@ -105,25 +97,62 @@ def test_a_version_from_registration_to_rollback(registry, run, tmp_path):
     assert model.saved_input_example_info is not None
 
 
-REASONS = {
-    "passes": (METRICS, {}, None),
-    "floor": (METRICS, {"floors": {"psnr": 30.0}}, "misses the floor"),
-    "floor of a measure that is better low": (METRICS, {"floors": {"mae": 0.01}}, "misses the floor"),
-    "baseline": (changed(0.2, "tables", "truth", "model", "mae", "mean"), {}, "not better than identity"),
-    "lesions": (changed({"survived": 0.4}, "lesions"), {}, "40% of lesions survive"),
-}
+@pytest.fixture
+def bare(registry):
+    """A registry with six versions that passed the gate and hold nothing else."""
+    client = registry.connect().MlflowClient()
+    client.create_registered_model("medstyle")
+    run_id = client.create_run(client.get_experiment_by_name("medstyle").experiment_id).info.run_id
+    for number in range(1, 7):
+        client.create_model_version("medstyle", f"file:///nothing/{number}", run_id=run_id)
+        client.set_model_version_tag("medstyle", str(number), "gate", "passed")
+    return registry
 
 
-@pytest.mark.parametrize("name", REASONS)
-def test_the_gate(registry, name):
-    metrics, limits, reason = REASONS[name]
-    reasons = verdict(registry, metrics, **limits)
-    assert reasons == [] if reason is None else any(reason in given for given in reasons)
+def test_the_gate_leaves_what_a_person_decided(bare):
+    bare.conclude("1", [], "page", None)
+    assert "new champion" in bare.conclude("2", [], "page", "1")
+    bare.rollback()
+    assert "was champion before" in bare.conclude("2", [], "page", "1"), "the next nightly run must not undo a rollback"
+    assert bare.rival("9") == "1"
+    assert "new champion" in bare.promote("2")
+    assert "changed meanwhile" in bare.conclude("3", [], "page", "1"), "it was judged beside another champion"
+    assert bare.rival("9") == "2"
 
 
-def test_an_unknown_floor_is_named(registry):
-    with pytest.raises(UserError, match=r"register\.floors: 'fid'"):
-        verdict(registry, METRICS, floors={"fid": 1.0})
+PROMOTE = """
+import sys
+from medstyle.registry.models import connect, promote
+connect(); print("ready", flush=True); sys.stdin.readline()
+for version in sys.argv[1:]:
+    print(promote(version), flush=True)
+"""
+
+
+@pytest.mark.ops
+def test_two_processes_promote_one_after_the_other(bare, tmp_path):
+    bare.promote("1")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    pipes = {"text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    teams = [["2", "4", "6"], ["3", "5"]]
+    both = [subprocess.Popen([sys.executable, "-c", PROMOTE, *own], cwd=tmp_path, env=env, **pipes) for own in teams]
+    for process in both:
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    lines = [line for process in both for line in process.communicate(timeout=120)[0].splitlines()]
+    after = dict(re.findall(r"version (\d) is the new champion, after (\d)", "\n".join(lines)))
+    assert sorted(after) == ["2", "3", "4", "5", "6"]
+    assert len(set(after.values())) == 5, f"two came after the same champion: {after}"
+    aliases = {alias: row["version"] for row in bare.versions() for alias in row["aliases"].split()}
+    assert after[aliases["champion"]] == aliases["previous"]
+
+
+def test_a_promotion_that_died_blocks_nobody_for_long(bare, monkeypatch):
+    monkeypatch.setattr(bare, "LOCK_S", 0.3)
+    bare.connect().MlflowClient().create_registered_model(bare.LOCK)
+    assert "new champion" in bare.promote("1")
 
 
 def test_lineage_is_a_function_of_training_and_its_ancestors(registry, tmp_path):
@@ -145,6 +174,26 @@ def test_lineage_is_a_function_of_training_and_its_ancestors(registry, tmp_path)
     assert registry.lineage(tmp_path / "absent")["dvc.subgraph_sha256"] == "none"
 
 
+def test_an_evaluation_is_its_data_code_and_params_without_the_model(registry, tmp_path):
+    import yaml
+
+    file = Path("subjects.csv")
+    file.write_text("subject\n")
+
+    md5 = hashlib.md5(file.read_bytes()).hexdigest()
+
+    def evaluated(model="a", data="b", protocol="plain", made=md5):
+        deps = [{"path": "model", "md5": model}, {"path": "data", "md5": data}]
+        entry = {"deps": deps, "params": {"protocol": protocol}, "outs": [{"path": "subjects.csv", "md5": made}]}
+        stages = {"train": {"outs": [{"path": "model", "md5": model}]}, "evaluate": entry}
+        (tmp_path / "dvc.lock").write_text(yaml.safe_dump({"stages": stages}))
+        return registry.evaluation(file)
+
+    assert evaluated() == evaluated(model="other") is not None
+    assert len({evaluated(), evaluated(data="other"), evaluated(protocol="other")}) == 3
+    assert evaluated(made="other") is None, "the lock describes another file"
+
+
 def test_curves_and_pictures_reach_the_run(registry, run, tmp_path):
     import mlflow
     import numpy as np
@@ -153,8 +202,7 @@ def test_curves_and_pictures_reach_the_run(registry, run, tmp_path):
     from medstyle.registry.tracking import training_run
     from medstyle.stages.train import Params
 
-    shutil.copytree(run.root / "models", tmp_path / "models")
-    with training_run(params.load(Params, "train", run.params)) as log:
+    with training_run(params.load(Params, "train", run.params), run.translator) as log:
         for step in range(30):
             log(step, {"generator/l1": 1.0 / (step + 1)})
         log(30, {"validation/sample": np.zeros((8, 8), np.uint8)})

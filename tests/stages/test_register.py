@@ -1,10 +1,16 @@
+import hashlib
 import json
 import os
 import shutil
+import subprocess
+from pathlib import Path
 
+import pandas
 import pytest
 
 from medstyle.errors import UserError
+from medstyle.evaluation.gate import read_subjects
+from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.stages.register import Params
 from medstyle.stages.register import run as register
@@ -29,12 +35,35 @@ def project(run, tmp_path, monkeypatch):
     os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
-def conclude(project, **settings):
+def nothing(model):
+    raise AssertionError("no champion had to be measured")
+
+
+def conclude(project, model="models/translator", measure=nothing, **settings):
     lines = []
-    register(
-        Params(**settings), project / "models/translator", project / "reports", project / "params.yaml", lines.append
-    )
+    params = Params(**{"within_2sd": 0.0, "created": 1e6, "edge_displacement_mm": 1e6, **settings})
+    register(params, project / model, Path("reports"), Path("params.yaml"), measure, lines.append)
     return lines
+
+
+def another(project, seed):
+    """Save a translator with slightly other weights; returns its name."""
+    import torch
+
+    torch.manual_seed(seed)
+    translator = Translator.load(project / "models/translator")
+    for parameter in translator.members[0].parameters():
+        parameter.add_(torch.randn_like(parameter) * 1e-3)
+    shutil.copytree(project / "models/translator", project / f"models/{seed}")
+    translator.save(project / f"models/{seed}")
+    return f"models/{seed}"
+
+
+def evaluated_by_dvc(project):
+    """Write the lock that DVC would have written for the reports at hand."""
+    md5 = hashlib.md5((project / "reports/subjects.csv").read_bytes()).hexdigest()
+    entry = {"deps": [], "params": {}, "outs": [{"path": "reports/subjects.csv", "md5": md5}]}
+    (project / "dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": []}, "evaluate": entry}}))
 
 
 def good(project):
@@ -58,12 +87,67 @@ def test_a_model_that_passes_becomes_champion_once(project):
 def test_a_model_that_fails_is_a_candidate_with_its_reasons(project):
     good(project)
     [_, verdict] = conclude(project, floors={"psnr": 50.0})
-    assert verdict == "medstyle version 1: gate failed: psnr 30.000 misses the floor 50"
+    assert verdict == "medstyle version 1: gate failed: psnr: 30; needed: at least 50"
     import mlflow
 
     version = mlflow.MlflowClient().get_model_version_by_alias("medstyle", "candidate")
     assert version.tags["gate"] == "failed"
-    assert "misses the floor" in version.tags["gate.reasons"]
+    assert version.tags["gate.reasons"] == "psnr: 30; needed: at least 50"
+    page = mlflow.artifacts.load_text(f"runs:/{version.run_id}/gate.md")
+    assert "| psnr | 30 | at least 50 | **failed** |" in page
+    assert "| passed |" in page
+
+
+def test_a_champion_measured_alike_is_compared_by_what_is_registered(project):
+    good(project)
+    evaluated_by_dvc(project)
+    conclude(project)
+    assert conclude(project, another(project, 1))[-1].endswith("version 2 is the new champion, after 1"), "equal values"
+    table = pandas.read_csv("reports/subjects.csv")
+    table.loc[table.method == "model", "psnr"] -= 1
+    table.to_csv("reports/subjects.csv", index=False)
+    evaluated_by_dvc(project)
+    [_, verdict] = conclude(project, another(project, 2))
+    assert "gate failed: psnr beside champion 2: gain -1 on 1 subjects" in verdict
+
+
+def test_a_champion_measured_otherwise_is_measured_anew(project):
+    good(project)
+    conclude(project)  # no lock: nothing says how it was measured
+    asked = []
+
+    def measure(model):
+        asked.append(Translator.load(model).sha256)
+        return {subject: {name: 2 * v for name, v in row.items()} for subject, row in measured.items()}
+
+    measured = read_subjects(Path("reports/subjects.csv"))
+    champion = Translator.load("models/translator").sha256
+    [_, verdict] = conclude(project, another(project, 1), measure)
+    assert asked == [champion]
+    assert "psnr beside champion 1: gain -" in verdict
+    assert "mae beside" not in verdict, "twice the champion's error would be a loss for it"
+    [_, verdict] = conclude(project, another(project, 2), lambda model: {})
+    assert "other subjects only" in verdict
+
+    def broken(model):
+        raise UserError("the slices are gone")
+
+    [_, verdict] = conclude(project, another(project, 3), broken)
+    assert "champion 1: it cannot be measured on these subjects (the slices are gone)" in verdict
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_uncommitted_changes_can_be_refused(project, edited):
+    good(project)
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "x"]):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@localhost", *command], check=True)
+    if edited:
+        (project / "params.yaml").write_text("{}")
+    [_, verdict] = conclude(project, clean=True)
+    assert ("new champion" in verdict) is not edited
+    if edited:
+        assert "working copy: uncommitted changes" in verdict
+        assert "new champion" in conclude(project)[-1], "allowed unless asked"
 
 
 def test_without_an_evaluation_nothing_is_registered(project):

@@ -1,0 +1,114 @@
+"""What a model must show before it may become champion: limits, and the champion's quality on the same subjects."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping
+from dataclasses import field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from medstyle.errors import UserError
+from medstyle.evaluation.statistics import lower_bound
+from medstyle.params import params
+
+Subjects = Mapping[str, Mapping[str, float]]  # subject -> measure -> value
+
+
+@params
+class Limits:
+    """What a champion must be able to do."""
+
+    floors: dict[str, float] = field(default_factory=dict)
+    """Measure -> worst acceptable mean over unseen subjects."""
+    regression: float = 0.01
+    """Share of the champion's mean by which a headline measure is not worse, with 95 % confidence."""
+    survival: float = 0.5
+    """Least share of known lesions that keep half of their contrast."""
+    created: float = 100.0
+    """Largest mean number, in a volume, of bright structures that the truth has not."""
+    edge_displacement_mm: float = 2.0
+    """Largest mean distance of edges from the true ones."""
+    within_2sd: float = 0.25
+    """Least share of the errors that lie within two of the model's own standard deviations."""
+
+
+class Check(NamedTuple):
+    """One condition, what was found and whether that is enough."""
+
+    what: str
+    found: str
+    needed: str
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.found}; needed: {self.needed}"
+
+
+def check_limits(metrics: Mapping[str, Any], limits: Limits) -> list[Check]:
+    """Hold the metrics of `evaluate` against ``limits`` and the baselines; what was not measured is not checked.
+
+    Raises:
+        UserError: a floor names no measure of the protocol.
+    """
+    measures, table = metrics["measures"], metrics["tables"][metrics["reference"]]
+    model = {name: values["mean"] for name, values in table["model"].items()}
+    if unknown := limits.floors.keys() - measures.keys():
+        names = ", ".join(measures)
+        raise UserError(f"register.floors: {min(unknown)!r} is no measure of {metrics['protocol']}: {names}")
+    bounds = [(name, model[name], floor, measures[name]) for name, floor in limits.floors.items()]
+    if metrics["lesions"]:
+        bounds.append(("lesions that survive", metrics["lesions"]["survived"], limits.survival, "higher"))
+    for name, better in (("created", "lower"), ("edge_displacement_mm", "lower"), ("within_2sd", "higher")):
+        if name in metrics["safety"]:
+            bounds.append((name, metrics["safety"][name]["mean"], getattr(limits, name), better))
+    checks = [
+        Check(name, f"{value:.4g}", f"at least {bound:g}", value >= bound)
+        if better == "higher"
+        else Check(name, f"{value:.4g}", f"at most {bound:g}", value <= bound)
+        for name, value, bound, better in bounds
+    ]
+    for method, name in ((method, name) for method in table if method != "model" for name in metrics["headline"]):
+        ours, theirs = model[name], table[method][name]["mean"]
+        won = ours > theirs if measures[name] == "higher" else ours < theirs
+        checks.append(Check(f"{name} beside {method}", f"{ours:.4g}", f"better than {theirs:.4g}", won))
+    return checks
+
+
+def check_champion(
+    ours: Subjects, theirs: Subjects, metrics: Mapping[str, Any], regression: float, champion: str
+) -> list[Check]:
+    """Test that a model is not inferior to the champion in any headline measure, on paired subjects.
+
+    The lower end of the one-sided 95 % bootstrap interval of the mean gain over subjects must not lie below
+    ``-regression`` times the champion's mean. One subject has no interval: its gain stands for the end.
+    """
+    if ours.keys() != theirs.keys():
+        return [Check(champion, "it can be measured on other subjects only", "the same subjects", False)]
+    checks = []
+    for name in metrics["headline"]:
+        sign = 1 if metrics["measures"][name] == "higher" else -1
+        gains = [sign * (ours[subject][name] - theirs[subject][name]) for subject in ours]
+        margin = regression * abs(sum(values[name] for values in theirs.values()) / len(theirs))
+        end = lower_bound(gains)
+        found = f"gain {sum(gains) / len(gains):+.4g} on {len(gains)} subjects, 95 % above {end:+.4g}"
+        checks.append(Check(f"{name} beside {champion}", found, f"95 % above {-margin:.4g}", end >= -margin))
+    return checks
+
+
+def read_subjects(file: Path) -> dict[str, dict[str, float]]:
+    """Read the model's values from a `subjects.csv` of `evaluate`, against the first reference that it lists."""
+    with file.open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    return {
+        row["subject"]: {k: float(v) for k, v in row.items() if k not in ("subject", "reference", "method")}
+        for row in rows
+        if (row["method"], row["reference"]) == ("model", rows[0]["reference"])
+    }
+
+
+def page(version: str, checks: Iterable[Check]) -> str:
+    """Return the checks as a Markdown table."""
+    rows = [(c.what, c.found, c.needed, "passed" if c.passed else "**failed**") for c in checks]
+    table = [("check", "found", "needed", "verdict"), ("---",) * 4, *rows]
+    return "\n".join([f"# Gate of version {version}", "", *(f"| {' | '.join(row)} |" for row in table), ""])
