@@ -170,7 +170,9 @@ def evaluate(
     """
     run, params = _stage("evaluate", file)
     if compare is None:
-        run(params, *_inputs(file, Path("models/translator")), Path("reports"))
+        from medstyle.registry.models import lineage
+
+        run(params, *_inputs(file, Path("models/translator")), Path("reports"), lineage=lineage())
         return
     from medstyle.evaluation.protocols import PROTOCOLS
     from medstyle.evaluation.statistics import compare as difference
@@ -214,7 +216,7 @@ def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
 
     run, params = _stage("evaluate", file)
     with TemporaryDirectory(prefix="medstyle-") as out:
-        run(replace(params, figures=0, uncertainty=0), *_inputs(file, model), Path(out), lambda _: None)
+        run(replace(params, figures=0, uncertainty=0, segmenter=0), *_inputs(file, model), Path(out), lambda _: None)
         return read_subjects(Path(out) / "subjects.csv")
 
 

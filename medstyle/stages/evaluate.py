@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,14 @@ class Params:
 
 
 def run(
-    params: Params, scans: Path, slices: Path, model: Path, truth: Path, out: Path, log: Callable[[str], None] = print
+    params: Params,
+    scans: Path,
+    slices: Path,
+    model: Path,
+    truth: Path,
+    out: Path,
+    log: Callable[[str], None] = print,
+    lineage: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``metrics.json``, ``subjects.csv``, ``figures/*.png`` and ``report.html`` below ``out``.
 
@@ -83,6 +91,7 @@ def run(
         scans, slices, model: outputs of ingest, denoise and train.
         truth: folder of noise-free images and lesion masks by PatientID; may be absent.
         out: folder of reports.
+        lineage: what the page says of where the model comes from.
     """
     store, translator = SliceStore.open(slices), Translator.load(model)
     items = json.loads((scans / "manifest.json").read_text())["items"]
@@ -149,6 +158,13 @@ def run(
         measures=protocol.measures,
         viewer=[one for one in viewer if one],
         card=model_card(translator.config, translator.sha256),
+        lineage={
+            "weights, sha256": translator.sha256,
+            "split and normalisation of the data, sha256": hashlib.sha256(
+                (slices / "index.json").read_bytes()
+            ).hexdigest(),
+            **(lineage or {}),
+        },
     )
     log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
 

@@ -76,11 +76,14 @@ def test_every_kind_of_translator_is_measured(run, tmp_path, config):
     translator = make_translator(**config)
     translator.save(tmp_path / "model")
     data = run.root / "data"
-    evaluate(Params(figures=1), data / "scans", data / "slices", tmp_path / "model", data / "raw/truth", tmp_path)
+    folders = data / "scans", data / "slices", tmp_path / "model", data / "raw/truth", tmp_path
+    evaluate(Params(figures=1, segmenter=2), *folders, lineage={"git.sha": "0123456"})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["subjects"] == 1
     assert metrics["tables"]["truth"]["model"]["through_plane"]["mean"] > 0
-    assert "through_plane (lower is better)" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "through_plane (lower is better)" in page
+    assert "<code>0123456</code>" in page
 
 
 def test_a_subject_needs_every_contrast(run, tmp_path):
