@@ -43,7 +43,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -114,12 +114,13 @@ class Worker:
             start_new_session=True,  # an interrupt from the terminal is for the front alone
             preexec_fn=functools.partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # end with the front
         )
-        end = time.monotonic() + START_S
-        while time.monotonic() < end and self.alive:
-            with suppress(httpx.TransportError):
-                (await self.client.get("/ping")).raise_for_status()
-                return
-            await asyncio.sleep(0.1)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                while self.alive:
+                    with suppress(httpx.TransportError):
+                        (await self.client.get("/ping")).raise_for_status()
+                        return
+                    await asyncio.sleep(0.1)
         await self.kill()
         raise UserError("the model's process did not start; its errors are above")
 
@@ -165,7 +166,8 @@ class Fleet:
     async def _ready(self, worker: Worker) -> None:
         """Start a process and compare its answer to the golden request with what was registered."""
         await worker.start()
-        answer = await worker.ask((worker.model / "serving_input_example.json").read_bytes())
+        async with asyncio.timeout(START_S):
+            answer = await worker.ask((worker.model / "serving_input_example.json").read_bytes())
         if answer.status_code != 200:
             raise UserError(f"the input example is answered with {answer.status_code}")
         [row] = answer.json()["predictions"]
@@ -291,6 +293,8 @@ class Front:
                     body += chunk
                     if len(body) > self.limits.body_bytes:
                         raise too_large
+        except ClientDisconnect:
+            raise HTTPException(400, "the body did not arrive") from None
         except TimeoutError:
             raise HTTPException(408, f"the body did not arrive within {self.limits.seconds:g} s") from None
         return bytes(body)
@@ -342,32 +346,36 @@ class Front:
                 file.write(json.dumps({"time": _now(), **facts}) + "\n")
 
     async def follow(self, seconds: float) -> None:
-        """Look at the alias, and after idle processes, every so many ``seconds``; for ever."""
+        """Look at the alias, and after idle processes, every so many ``seconds``; for ever, whatever goes wrong."""
         seen = self.fleet.served.version
         while True:
             await asyncio.sleep(seconds)
             try:
-                await self.fleet.revive()
                 found = await asyncio.to_thread(resolve, self.reference)
                 if found.version == self.fleet.served.version:
                     self.fleet.served = found  # its aliases may have changed
                 elif found.version != seen:
                     await self._switch(found)
                 seen = found.version
-            except UserError as error:
-                log.error("poll failed", extra={"facts": {"reason": str(error)}})
+                await self.fleet.revive()
+            except Exception as error:
+                log.error("poll failed", extra={"facts": {"reason": _reason(error)}})
 
     async def _switch(self, found: Served) -> None:
-        """Start ``found`` beside what is served, and take its place; keep what is served if it cannot be."""
+        """Start ``found`` beside what is served, and take its place; keep what is served if that fails."""
         try:
             fleet = await Fleet.start(found, len(self.fleet.workers))
-        except UserError as error:
-            log.error("refused", extra={"facts": {"version": found.version, "reason": str(error)}})
+        except Exception as error:
+            log.error("refused", extra={"facts": {"version": found.version, "reason": _reason(error)}})
             return
         before = self.fleet
         self._use(fleet)
         self.switches.inc()
         await before.drain()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else type(error).__name__
 
 
 def _now() -> str:

@@ -9,6 +9,7 @@ import io
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -195,6 +196,19 @@ def test_a_body_beyond_the_limit_is_refused(strict: Service, array: bytes) -> No
         assert answer.status_code == 413
         assert str(2 << 20) in answer.json()["message"]
     assert ask(strict.url, array).status_code == 200
+
+
+def test_who_leaves_or_dawdles_while_sending_harms_nobody(strict: Service, array: bytes) -> None:
+    start = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
+    address = ("127.0.0.1", int(strict.url.rpartition(":")[2]))
+    with socket.create_connection(address) as leaving:
+        leaving.sendall(start)
+    with socket.create_connection(address) as dawdling:
+        dawdling.sendall(start)
+        assert b" 408 " in dawdling.recv(1000)
+    assert ask(strict.url, array).status_code == 200
+    assert strict.metric("medstyle_requests_total", status="400") == 1
+    assert strict.metric("medstyle_requests_held") == 0
 
 
 def test_an_overdue_translation_is_ended(strict: Service, array: bytes, tmp_path: Path) -> None:
