@@ -10,6 +10,7 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from medstyle.client import Client
     from medstyle.errors import Refusal, UserError
     from medstyle.evaluation.baselines import BASELINES, histogram_matching
     from medstyle.imaging.inventory import inventory
@@ -24,6 +25,7 @@ __version__ = _version("medstyle")
 
 _WHERE = {
     "BASELINES": "evaluation.baselines",
+    "Client": "client",
     "DOMAINS": "imaging.modality",
     "Refusal": "errors",
     "Translator": "networks.translator",
@@ -43,6 +45,7 @@ _WHERE = {
 __all__ = [
     "BASELINES",
     "DOMAINS",
+    "Client",
     "Refusal",
     "Translator",
     "UserError",

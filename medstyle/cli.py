@@ -434,15 +434,21 @@ def serve(
     model: Annotated[str, typer.Option(help="Registered model to serve.")] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5101,
-    workers: Annotated[int, typer.Option(help="Server processes.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that translate, one request at a time each.")] = 1,
+    body_mb: Annotated[int, typer.Option(help="Largest request, MiB.")] = 256,
+    capacity: Annotated[int, typer.Option(help="Requests held at once, those that wait included.")] = 16,
+    timeout: Annotated[float, typer.Option(help="Seconds for a translation; also to wait for one.")] = 300.0,
+    poll: Annotated[float, typer.Option(help="Seconds between two looks at the alias.")] = 5.0,
+    audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per image.")] = None,
 ) -> None:
-    """Serve a registered model over HTTP (`mlflow models serve`).
+    """Serve a registered model over HTTP, and follow its alias without a pause.
 
-    Example: medstyle serve --port 5101
+    Example: medstyle serve --port 5101 --audit audit.jsonl
     """
-    from medstyle.registry.models import serve as start
+    from medstyle.registry.server import Limits
+    from medstyle.registry.server import serve as start
 
-    sys.exit(start(model, host, port, workers))
+    start(model, host, port, workers, Limits(body_mb << 20, capacity, timeout), poll, audit)
 
 
 if __name__ == "__main__":

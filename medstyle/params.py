@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from medstyle.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 T = TypeVar("T")
 
@@ -46,11 +50,11 @@ def _sections(path: Path) -> dict[str, Any]:
 
 def parse(cls: type[T], values: object, where: str) -> T:
     """Check plain ``values`` (as YAML gives them) against ``cls``; ``where`` begins the error message."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
         # JSON mode, because there a list may fill a tuple field although types are otherwise strict.
-        return TypeAdapter(cls).validate_json(json.dumps(values))
+        return _adapter(cls).validate_json(json.dumps(values))  # type: ignore[arg-type]
     except TypeError as error:
         raise UserError(f"{where}: {error}; quote the value if it is meant as text") from None
     except ValidationError as error:
@@ -61,3 +65,10 @@ def parse(cls: type[T], values: object, where: str) -> T:
         )
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UserError(f"{key}: {cause}{more}") from None
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)

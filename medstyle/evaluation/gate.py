@@ -27,9 +27,9 @@ class Limits:
     """Least share of known lesions that keep half of their contrast."""
     created: float = 100.0
     """Largest mean number, in a volume, of bright structures that the truth has not."""
-    edge_displacement_mm: float = 2.0
+    edge_displacement_mm: float = 5.0
     """Largest mean distance of edges from the true ones."""
-    within_2sd: float = 0.25
+    within_2sd: float = 0.1
     """Least share of the errors that lie within two of the model's own standard deviations."""
 
 

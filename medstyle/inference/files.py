@@ -187,10 +187,10 @@ def _usable(path: Path) -> list[Item]:
     """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
-    items = inventory([path]).volumes
-    usable = [item for item in items if item.usable]
+    found = inventory([path])
+    usable = [item for item in found.volumes if item.usable]
     if not usable:
-        causes = sorted({f"{i.code}: {i.reason}" for i in items}) or ["it holds no image"]
+        causes = sorted({f"{one.code}: {one.reason}" for one in found.volumes or found.files}) or ["it holds no file"]
         raise UserError(f"{path}: nothing that can be used: {causes[0]}")
     return usable
 
@@ -235,6 +235,10 @@ def _translate(
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
     if look != FULL:
         raise UserError(f"{_name(item)}: strength and colour are for pictures; half a scan means nothing")
+    if item.series is not None and item.affine is None:  # it could not be written: say so before the work
+        raise Refusal(
+            "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
+        )
     volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
     return translate_volume(
         item.load(domain),

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from medstyle.errors import UserError
 from medstyle.registry.tracking import connect
@@ -341,15 +339,47 @@ def versions() -> list[dict[str, Any]]:
 
 def fetch(reference: str) -> Path:
     """Return the local translator folder of ``models:/...``; raises :class:`UserError` if it is not registered."""
+    return download(reference) / "artifacts" / "translator"
+
+
+def download(reference: str, out: Path | None = None) -> Path:
+    """Return the model's folder of ``models:/...``, or a copy of it in the new folder ``out``."""
     mlflow = connect()
     from mlflow.exceptions import MlflowException
 
     try:
-        return Path(mlflow.artifacts.download_artifacts(f"{reference.rstrip('/')}")) / "artifacts" / "translator"
+        return Path(mlflow.artifacts.download_artifacts(reference.rstrip("/"), dst_path=out and str(out)))
     except (MlflowException, OSError):
-        raise UserError(
-            f"{reference}: no such registered model; see `medstyle models`, or train with `dvc repro`"
-        ) from None
+        raise _unknown(reference) from None
+
+
+def _unknown(reference: str) -> UserError:
+    return UserError(f"{reference}: no such registered model; see `medstyle models`, or train with `dvc repro`")
+
+
+class Served(NamedTuple):
+    """A version that is or will be served."""
+
+    model: str
+    version: str
+    weights_sha256: str
+    aliases: list[str]
+
+
+def resolve(reference: str) -> Served:
+    """Return what ``models:/name@alias`` or ``models:/name/version`` means now; raises :class:`UserError`."""
+    client = connect().MlflowClient()
+    from mlflow.exceptions import MlflowException
+
+    name, by_alias, alias = reference.removeprefix("models:/").partition("@")
+    try:
+        if by_alias:
+            found = client.get_model_version_by_alias(name, alias)
+        else:
+            found = client.get_model_version(*name.rstrip("/").split("/"))
+    except (MlflowException, TypeError):
+        raise _unknown(reference) from None
+    return Served(found.name, str(found.version), found.tags.get("weights_sha256", ""), list(found.aliases))
 
 
 def model_folder(reference: str) -> Path:
@@ -357,19 +387,3 @@ def model_folder(reference: str) -> Path:
     if reference.isdigit() and not Path(reference).exists():
         reference = f"models:/{NAME}/{reference}"
     return fetch(reference) if reference.startswith("models:/") else Path(reference)
-
-
-def serve(reference: str, host: str, port: int, workers: int) -> int:
-    """Run ``mlflow models serve`` in the foreground; returns its exit code."""
-    mlflow = connect()
-    fetch(reference)  # a clear error now instead of a traceback from the server
-    path = os.pathsep.join(
-        [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
-    )  # mlflow starts uvicorn by name
-    environment = {**os.environ, "PATH": path, "MLFLOW_TRACKING_URI": mlflow.get_tracking_uri()}
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", reference, "--env-manager", "local"]
-    command += ["-h", host, "-p", str(port), "-w", str(workers)]
-    try:
-        return subprocess.run(command, env=environment, check=False).returncode
-    except KeyboardInterrupt:
-        return 130

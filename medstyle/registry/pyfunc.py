@@ -92,12 +92,12 @@ def unpack(data: bytes, folder: Path) -> None:
                 raise Refusal("E_TOO_LARGE", f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
             left = MAX_BYTES
             for number, info in enumerate(members):
-                with archive.open(info) as member:
-                    content = member.read(left + 1)
-                left -= len(content)
-                if left < 0:
-                    raise Refusal("E_TOO_LARGE", f"the zip unpacks to more than {MAX_BYTES} bytes")
-                (folder / f"{number:06d}.dcm").write_bytes(content)
+                with archive.open(info) as member, (folder / f"{number:06d}.dcm").open("wb") as file:
+                    while chunk := member.read(1 << 20):
+                        left -= len(chunk)
+                        if left < 0:
+                            raise Refusal("E_TOO_LARGE", f"the zip unpacks to more than {MAX_BYTES} bytes")
+                        file.write(chunk)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError):
         raise Refusal("E_DECODE", "the zip is damaged or encrypted") from None
 
@@ -202,7 +202,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError):
+        except (ValueError, EOFError, OSError, MemoryError):  # the last where its header claims too much
             raise Refusal("E_DECODE", "the NPY is damaged or holds objects") from None
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise Refusal(

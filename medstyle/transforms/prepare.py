@@ -16,7 +16,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Spacing
 from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
@@ -127,9 +127,14 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     Args:
         volume: any orientation; a sheared grid is allowed.
         settings: the chain's parameters.
+
+    Raises:
+        Refusal: ``E_SHAPE`` a single slice that is not axial.
     """
     modality = DOMAINS[volume.domain]
     grid, chain = axial(volume, settings)
+    if min(grid.shape[1:3]) == 1:
+        raise Refusal("E_SHAPE", "one sagittal or coronal slice cannot be cut into axial ones; give the whole series")
     values: torch.Tensor = grid.as_tensor().float()
     if modality.dicom == "MR":
         values = Denoise(settings.denoise, rician=True)(values)

@@ -4,7 +4,6 @@ import base64
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,29 +14,16 @@ import pytest
 import requests
 
 from tests.conftest import ROOT, Run
+from tests.registry.conftest import ask, free_port, register
 
 pytestmark = pytest.mark.ops
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
 def server(run: Run, tmp_path_factory):
     """Register the tiny translator, make it champion, serve it as the README says; yields the URL."""
     folder = tmp_path_factory.mktemp("serving")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    env = {**os.environ, "MLFLOW_TRACKING_URI": uri, "PYTHONPATH": str(ROOT)}
-    env["PATH"] = f"{os.path.dirname(sys.executable)}{os.pathsep}{env['PATH']}"  # noqa: PTH120
-    code = (
-        "import json; from pathlib import Path; from medstyle.registry.models import register, promote\n"
-        f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
-        "register(root / 'models/translator', metrics, [root / 'reports/report.html']); print(promote('1', 'a test'))"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+    env = register(run, folder, run.translator)
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/medstyle@champion"]
     command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
@@ -56,12 +42,6 @@ def server(run: Run, tmp_path_factory):
     finally:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(20)
-
-
-def ask(url, *images, params=None, columns=("image",)):
-    rows = [[base64.b64encode(image).decode()] for image in images]
-    body = {"dataframe_split": {"columns": list(columns), "data": rows}, **({"params": params} if params else {})}
-    return requests.post(f"{url}/invocations", json=body, timeout=120)
 
 
 def decoded(answer, number=0, column="image"):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medstyle.errors import UserError
+from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
 from medstyle.transforms.prepare import LPS_TO_RAS, Preparation, axial, prepare
@@ -187,3 +187,12 @@ def test_a_ct_window_is_the_same_for_every_scan_and_touches_no_mr(rng):
 def test_landmarks_that_are_no_rising_map_are_refused(places):
     with pytest.raises(UserError, match=r"landmarks\.mr_t1: must be 11 rising numbers"):
         Preparation(normalisation="nyul", landmarks={"mr_t1": places})
+
+
+@pytest.mark.parametrize("axis", [1, 2])
+def test_a_single_slice_that_is_not_axial_is_refused(axis):
+    shape = [12, 20, 24]
+    shape[axis] = 1
+    volume = Volume(np.random.default_rng(0).uniform(1, 9, shape).astype(np.float32), np.eye(4), "mr_t1")
+    with pytest.raises(Refusal, match="E_SHAPE"):
+        prepare(volume, Preparation())

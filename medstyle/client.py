@@ -1,0 +1,160 @@
+"""Ask a served model over HTTP, from a machine that has neither the model nor its packages."""
+
+from __future__ import annotations
+
+import base64
+import io
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
+from urllib3.exceptions import HTTPError
+
+from medstyle.errors import Refusal, UserError
+from medstyle.imaging.progress import track
+
+Image = str | Path | bytes
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A synthetic image as it travels.
+
+    Attributes:
+        image: a file's bytes of the kind that was sent; a zip for a DICOM series.
+        uncertainty: a map of the same kind, empty unless asked for.
+        content_type: of ``image``.
+        domain: what it shows.
+        ood_score, ood_verdict: how unlike the training images the source was; ``ok``, ``warn`` or ``refuse``.
+        weights_sha256: of the model that made it.
+        warnings: what is wrong with it, or empty.
+    """
+
+    image: bytes
+    uncertainty: bytes
+    content_type: str
+    domain: str
+    ood_score: float
+    ood_verdict: str
+    weights_sha256: str
+    warnings: str
+
+    def save(self, path: str | Path) -> None:
+        """Write the image as ``path``, a folder of DICOM files for a series, and its map beside it."""
+        place = Path(path)
+        _write(self.image, place)
+        if self.uncertainty:
+            _write(self.uncertainty, place.with_name(f"uncertainty_{place.name}"))
+
+
+class Client:
+    """A served model.
+
+    Args:
+        url: of `medstyle serve` or ``mlflow models serve``.
+        retries: how often a request is sent again that found no connection or a busy server (503), with growing
+            pauses, or as long as the server asks for.
+        timeout_s: for an answer.
+    """
+
+    def __init__(self, url: str = "http://127.0.0.1:5101", *, retries: int = 8, timeout_s: float = 660.0) -> None:
+        again = Retry(retries, status_forcelist=[503], allowed_methods=None, backoff_factor=0.2, raise_on_status=False)
+        self._http = PoolManager(retries=again, timeout=Timeout(connect=10.0, read=timeout_s))
+        self.url = url.rstrip("/")
+
+    def translate(
+        self,
+        image: Image,
+        *,
+        reference: Image | None = None,
+        target: str | None = None,
+        seed: int | None = None,
+        uncertainty: bool = False,
+    ) -> Answer:
+        """Translate one image.
+
+        Args:
+            image: a file (DICOM, NIfTI, NPY, PNG, JPEG), a folder with a DICOM study, or a file's bytes.
+            reference: image of ``target`` whose style is taken.
+            target: default: the domain the model was trained for.
+            seed: draws a style.
+            uncertainty: also ask for a map.
+
+        Raises:
+            Refusal: ``E_SERVER`` the server refuses the image or cannot translate it; with the server's reason.
+            UserError: there is no such file, or the server does not answer or stays busy.
+        """
+        row = {"image": _read(image), **({"reference": _read(reference)} if reference is not None else {})}
+        options = {"target": target, "seed": seed, "uncertainty": uncertainty}
+        params = {name: value for name, value in options.items() if value is not None}
+        content = {"dataframe_records": [row], "params": params}
+        try:
+            answer = self._http.request("POST", f"{self.url}/invocations", json=content)
+        except HTTPError as error:
+            raise UserError(f"{self.url}: no answer ({type(error).__name__}); is `medstyle serve` running?") from None
+        if answer.status == 503:
+            raise UserError(f"{self.url}: {_reason(answer)}")
+        if answer.status != 200:
+            raise Refusal("E_SERVER", f"{_reason(answer)} (status {answer.status})")
+        [made] = answer.json()["predictions"]
+        made |= {name: base64.b64decode(made[name]) for name in ("image", "uncertainty")}
+        return Answer(**made)
+
+    def translate_folder(self, folder: str | Path, out: str | Path, **options: Any) -> dict[str, str]:
+        """Translate each file, and each folder as one DICOM study, that lies in ``folder``; show the progress.
+
+        Results get the same names in ``out``. What is there already is not made again, so that a call that was cut
+        short is continued by the same call. ``options`` are those of :meth:`translate`.
+
+        Returns:
+            What was refused: name -> reason.
+        """
+        place, refused = Path(out), {}
+        place.mkdir(parents=True, exist_ok=True)
+        items = [one for one in sorted(Path(folder).iterdir()) if not (place / one.name).exists()]
+        for item in track(items, "translate"):
+            try:
+                self.translate(item, **options).save(place / item.name)
+            except Refusal as error:
+                refused[item.name] = error.reason
+        return refused
+
+
+def _read(image: Image) -> str:
+    """Return an image in base64, a folder as a zip whose names are numbers: file names may hold a patient's."""
+    if isinstance(image, bytes):
+        return base64.b64encode(image).decode()
+    path = Path(image)
+    if path.is_file():
+        return base64.b64encode(path.read_bytes()).decode()
+    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    if not files:
+        raise UserError(f"{path}: no such file, or a folder without files")
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for number, file in enumerate(files):
+            archive.write(file, f"{number:06d}.dcm")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _reason(answer: BaseHTTPResponse) -> str:
+    try:
+        return str(answer.json()["message"]).removeprefix("row 0: ")
+    except (ValueError, KeyError, TypeError):
+        return "the answer says nothing about it"
+
+
+def _write(data: bytes, path: Path) -> None:
+    """Write a file, or what is in a zip as the folder ``path``; nothing is overwritten or left half-written."""
+    if path.exists():
+        raise UserError(f"{path}: exists already; remove it or choose another name")
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder, "part")
+        if data.startswith(b"PK") and path.suffix != ".zip":
+            zipfile.ZipFile(io.BytesIO(data)).extractall(part)
+        else:
+            part.write_bytes(data)
+        part.rename(path)

@@ -1,0 +1,484 @@
+"""`medstyle serve`: a front before the processes that answer, which follows the alias of the served model.
+
+The processes are what ``mlflow models serve`` starts: MLflow's scoring server, here on a socket that only this user can
+open. Each is given one request at a time, so one that is overdue or breaks its process harms no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ctypes
+import functools
+import hashlib
+import io
+import json
+import logging
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import uvicorn
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import get_cmd
+from mlflow.utils.proto_json_utils import dataframe_from_parsed_json
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from medstyle.errors import UserError, outline
+from medstyle.registry.models import Served, download, resolve
+
+START_S = 300.0  # to load a model
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+BODY = (
+    'send JSON: {"dataframe_split": {"columns": ["image"], "data": [["<a file in base64>"]]}}, one row for each image'
+)
+FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # of a table in JSON, MLflow's name to pandas'
+
+log = logging.getLogger("medstyle.serve")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost.
+
+    Attributes:
+        body_bytes: largest body; beyond it 413.
+        capacity: requests held at once, waiting ones included; beyond it 503.
+        seconds: to receive a body (then 408), to wait for a process (503), and to translate (504).
+    """
+
+    body_bytes: int = 256 << 20
+    capacity: int = 16
+    seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        if min(self.body_bytes, self.capacity, self.seconds) <= 0:
+            raise UserError("the limits of body, capacity and seconds must be above 0")
+
+
+class Worker:
+    """One scoring server in a process of its own.
+
+    Args:
+        model: the downloaded model.
+        folder: its own, for a socket and temporary files.
+        threads: of its computations.
+    """
+
+    def __init__(self, model: Path, folder: Path, threads: int) -> None:
+        self.model, self.folder, self.threads = model, folder, threads
+        self.process: asyncio.subprocess.Process | None = None
+        once = httpx.Limits(max_keepalive_connections=0)  # one that is kept may close just when it is used
+        transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"), limits=once)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None)
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the process runs."""
+        return self.process is not None and self.process.returncode is None
+
+    async def start(self) -> None:
+        """Start the process and wait until it answers; raises :class:`UserError` if it ends instead."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # the images of a request that was cut off
+        self.folder.mkdir(mode=0o700)
+        command, environment = get_cmd(str(self.model), timeout=1 << 30)
+        self.process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", *shlex.split(command)),
+            *("--uds", str(self.folder / "socket"), "--log-level", "warning"),
+            env={**environment, "TMPDIR": str(self.folder), "OMP_NUM_THREADS": str(self.threads)},
+            stdin=subprocess.DEVNULL,
+            stdout=sys.stderr.fileno(),
+            start_new_session=True,  # an interrupt from the terminal is for the front alone
+            preexec_fn=functools.partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # end with the front
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_S):
+                while self.alive:
+                    with suppress(httpx.TransportError):
+                        (await self.client.get("/ping")).raise_for_status()
+                        return
+                    await asyncio.sleep(0.1)
+        await self.kill()
+        raise UserError("the model's process did not start; its errors are above")
+
+    async def ask(self, body: bytes) -> httpx.Response:
+        """Send a request; raises ``httpx.TransportError`` if the process dies of it."""
+        return await self.client.post("/invocations", content=body, headers={"Content-Type": "application/json"})
+
+    async def kill(self) -> None:
+        """End the process at once: there is no other way to stop a translation."""
+        if self.process is not None:
+            with suppress(ProcessLookupError):
+                self.process.kill()
+            await self.process.wait()
+
+
+@dataclass
+class Fleet:
+    """The processes of one version, all of which answered its input example."""
+
+    served: Served
+    workers: list[Worker]
+    folder: tempfile.TemporaryDirectory[str]
+    idle: asyncio.Queue[Worker] = field(default_factory=asyncio.Queue)
+    model: Any = None
+
+    @classmethod
+    async def start(cls, served: Served, count: int) -> Fleet:
+        """Start ``count`` processes and check each; raises :class:`UserError` with nothing left if one fails."""
+        folder = tempfile.TemporaryDirectory(prefix="medstyle-serve-")
+        model = Path(folder.name, "model")
+        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // count))
+        workers = [Worker(model, Path(folder.name, f"{number}"), threads) for number in range(count)]
+        fleet = cls(served, workers, folder)
+        try:
+            await asyncio.to_thread(download, f"models:/{served.model}/{served.version}", model)
+            await asyncio.gather(*(fleet._ready(worker) for worker in fleet.workers))
+        except BaseException:
+            await fleet.end()
+            raise
+        fleet.model = Model.load(str(model))
+        return fleet
+
+    async def _ready(self, worker: Worker) -> None:
+        """Start a process and compare its answer to the golden request with what was registered."""
+        await worker.start()
+        async with asyncio.timeout(START_S):
+            answer = await worker.ask((worker.model / "serving_input_example.json").read_bytes())
+        if answer.status_code != 200:
+            raise UserError(f"the input example is answered with {answer.status_code}")
+        [row] = answer.json()["predictions"]
+        if row["weights_sha256"] != self.served.weights_sha256:
+            raise UserError("the input example is answered by other weights than were registered")
+        if not np.isfinite(np.load(io.BytesIO(base64.b64decode(row["image"])))).all():
+            raise UserError("the input example is answered with an image that is not finite")
+        self.idle.put_nowait(worker)
+
+    @asynccontextmanager
+    async def worker(self, seconds: float) -> AsyncIterator[Worker]:
+        """Lend a process that runs; waits for one for at most ``seconds``."""
+        async with asyncio.timeout(seconds):
+            worker = await self.idle.get()
+        try:
+            if not worker.alive:
+                log.warning("a process is started again", extra={"facts": {"version": self.served.version}})
+                await worker.start()
+            yield worker
+        finally:
+            self.idle.put_nowait(worker)
+
+    async def revive(self) -> None:
+        """Start idle processes that died again."""
+        for _ in range(self.idle.qsize()):
+            async with self.worker(START_S):
+                pass
+
+    async def drain(self) -> None:
+        """Wait for the requests that wait or run, then end the processes."""
+        try:
+            for _ in self.workers:  # who asked first is served first
+                await self.idle.get()
+        finally:
+            await self.end()
+
+    async def end(self) -> None:
+        """End the processes at once and remove what they kept."""
+        for worker in self.workers:
+            await worker.kill()
+            await worker.client.aclose()
+        self.folder.cleanup()
+
+
+class Front:
+    """What clients talk to: it bounds, counts and records requests, and passes them to the fleet of the champion."""
+
+    def __init__(self, fleet: Fleet, reference: str, limits: Limits, audit: Path | None) -> None:
+        self.reference, self.limits, self.audit = reference, limits, audit
+        self.held = 0
+        registry = self.registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter("medstyle_requests", "Requests by status.", ["status"], registry=registry)
+        self.seconds = Histogram("medstyle_request_seconds", "Latency.", buckets=SECONDS, registry=registry)
+        self.verdicts = Counter("medstyle_ood_verdicts", "Images by verdict.", ["verdict"], registry=registry)
+        self.switches = Counter("medstyle_champion_switches", "Changes of the served version.", registry=registry)
+        Gauge("medstyle_requests_held", "Requests that wait or run.", registry=registry).set_function(lambda: self.held)
+        self._use(fleet)
+
+    def _use(self, fleet: Fleet) -> None:
+        self.fleet, self.since = fleet, _now()
+        log.info("serving", extra={"facts": {"version": fleet.served.version, "weights": fleet.served.weights_sha256}})
+
+    @property
+    def app(self) -> Starlette:
+        """Return the endpoints."""
+        routes = [
+            Route("/ping", self.ping),
+            Route("/health", self.ping),
+            Route("/version", self.version),
+            Route("/metrics", self.metrics),
+            Route("/invocations", self.invocations, methods=["POST"]),
+        ]
+        return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _refusal})
+
+    async def ping(self, request: Request) -> Response:
+        """Answer 200 while a process runs."""
+        return Response("\n", 200 if any(worker.alive for worker in self.fleet.workers) else 503)
+
+    async def version(self, request: Request) -> Response:
+        """Tell which version answers, its aliases, and since when it is served."""
+        facts = self.fleet.served._asdict()
+        return JSONResponse({**facts, "since": self.since, "medstyle": version_of("medstyle")})
+
+    async def metrics(self, request: Request) -> Response:
+        """Answer in Prometheus' text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def invocations(self, request: Request) -> Response:
+        """Translate; the answer is MLflow's, with the header ``X-Request-ID`` by which log and audit name it."""
+        start, name, status = time.perf_counter(), uuid.uuid4().hex, 500
+        try:
+            try:
+                response = await self._hold(request, name)
+            except HTTPException as error:
+                response = _refusal(request, error)
+            response.headers["X-Request-ID"] = name
+            status = response.status_code
+            return response
+        finally:
+            seconds = time.perf_counter() - start
+            self.requests.labels(status).inc()
+            self.seconds.observe(seconds)
+            log.info("request", extra={"facts": {"request": name, "status": status, "seconds": round(seconds, 4)}})
+
+    async def _hold(self, request: Request, name: str) -> Response:
+        if self.held >= self.limits.capacity:
+            raise _busy(f"{self.held} requests wait or run")
+        self.held += 1
+        try:
+            return await self._translate(await self._body(request), name)
+        finally:
+            self.held -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        too_large = HTTPException(413, f"the body is larger than {self.limits.body_bytes} bytes; send fewer images")
+        if int(request.headers.get("Content-Length", 0)) > self.limits.body_bytes:
+            raise too_large
+        body = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.seconds):
+                async for chunk in request.stream():
+                    body += chunk
+                    if len(body) > self.limits.body_bytes:
+                        raise too_large
+        except ClientDisconnect:
+            raise HTTPException(400, "the body did not arrive") from None
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not arrive within {self.limits.seconds:g} s") from None
+        return bytes(body)
+
+    async def _translate(self, body: bytes, name: str) -> Response:
+        model = self.fleet.model
+        inputs = await asyncio.to_thread(_inputs, body, model)
+        outputs: list[dict[str, Any]] = [{} for _ in inputs]
+        status = 500
+        try:
+            answer = await self._ask(body)
+            if answer.status_code != 200:
+                raise _cleaned(answer, model)
+            outputs, status = await asyncio.to_thread(_outputs, answer.content), 200
+        except HTTPException as error:
+            status = error.status_code
+            raise
+        finally:
+            for sent, made in zip(inputs, outputs, strict=True):
+                self._record({"request": name, "status": status, "input_sha256": sent, **made})
+        return Response(answer.content, media_type="application/json")
+
+    async def _ask(self, body: bytes) -> httpx.Response:
+        """Pass a request on; one that ended its process, perhaps without fault, gets a second."""
+        seconds = self.limits.seconds
+        for _ in range(2):
+            try:
+                async with self.fleet.worker(seconds) as worker:
+                    try:
+                        async with asyncio.timeout(seconds):
+                            return await worker.ask(body)
+                    except TimeoutError:
+                        await worker.kill()
+                        raise HTTPException(504, f"the translation took longer than {seconds:g} s") from None
+                    except httpx.TransportError:
+                        await worker.kill()
+            except TimeoutError:
+                raise _busy(f"no process became free within {seconds:g} s") from None
+            except UserError:
+                raise _busy("a process does not start") from None
+        raise HTTPException(500, "the request ended its process twice; it may need more memory than there is")
+
+    def _record(self, facts: dict[str, Any]) -> None:
+        """Append a line on one image to the audit file; hashes and verdicts, nothing that was in the image."""
+        if verdict := facts.get("ood_verdict"):
+            self.verdicts.labels(verdict).inc()
+        if self.audit is not None:
+            with self.audit.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": _now(), **facts}) + "\n")
+
+    async def follow(self, seconds: float) -> None:
+        """Look at the alias, and after idle processes, every so many ``seconds``; for ever, whatever goes wrong."""
+        seen = self.fleet.served.version
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                found = await asyncio.to_thread(resolve, self.reference)
+                if found.version == self.fleet.served.version:
+                    self.fleet.served = found  # its aliases may have changed
+                elif found.version != seen:
+                    await self._switch(found)
+                seen = found.version
+                await self.fleet.revive()
+            except Exception as error:
+                log.error("poll failed", extra={"facts": {"reason": _reason(error)}})
+
+    async def _switch(self, found: Served) -> None:
+        """Start ``found`` beside what is served, and take its place; keep what is served if that fails."""
+        try:
+            fleet = await Fleet.start(found, len(self.fleet.workers))
+        except Exception as error:
+            log.error("refused", extra={"facts": {"version": found.version, "reason": _reason(error)}})
+            return
+        before = self.fleet
+        self._use(fleet)
+        self.switches.inc()
+        await before.drain()
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else type(error).__name__
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _busy(why: str) -> HTTPException:
+    return HTTPException(503, f"{why}; ask again later", {"Retry-After": "1"})
+
+
+def _refusal(request: Request, error: Exception) -> Response:
+    """Answer in the form of MLflow's errors; of one that nobody expected the log alone tells."""
+    known = error if isinstance(error, HTTPException) else HTTPException(500, "unexpected error; see the log")
+    content = {"error_code": HTTPStatus(known.status_code).name, "message": known.detail}
+    return JSONResponse(content, known.status_code, known.headers)
+
+
+def _cleaned(answer: httpx.Response, model: Model) -> HTTPException:
+    """Tell an error without what MLflow adds to it: a traceback, and the request's data."""
+    if answer.status_code != 400:
+        return HTTPException(500, "the model's process failed; see the log")
+    message = answer.json()["message"]
+    ours = message.startswith("row ")
+    return HTTPException(400, message if ours else f"params do not fit the model's: {model.get_params_schema()}")
+
+
+def _inputs(body: bytes, model: Model) -> list[str]:
+    """Hash the images of a request, read as MLflow's server reads it; raises where that one would be less clear."""
+    schema, params = model.get_input_schema(), {spec.name for spec in model.get_params_schema()}
+    try:
+        content = json.loads(body)
+        known_params = params.issuperset(content.pop("params", {}))
+        [(kind, table)] = content.items()
+        table = dataframe_from_parsed_json(table, FORMS[kind], schema)
+        known_columns = set(schema.input_names()).issuperset(table.columns)
+        inputs = [hashlib.sha256(image).hexdigest() for image in table["image"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MlflowException):
+        raise HTTPException(400, BODY) from None
+    if not known_columns:
+        raise HTTPException(400, f"the columns are {schema}")
+    if not known_params:
+        raise HTTPException(400, f"the params are {model.get_params_schema()}")
+    return inputs
+
+
+def _outputs(content: bytes) -> list[dict[str, Any]]:
+    """Tell of each image of an answer what an audit needs."""
+    facts = ("weights_sha256", "domain", "ood_score", "ood_verdict")
+    return [
+        {"output_sha256": hashlib.sha256(base64.b64decode(row["image"])).hexdigest(), **{k: row[k] for k in facts}}
+        for row in json.loads(content)["predictions"]
+    ]
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object for each record; an error's text is left out where it may hold patient data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line."""
+        error = {"error": outline(record.exc_info[1])} if record.exc_info and record.exc_info[1] else {}
+        facts = {"time": _now(), "level": record.levelname, "event": record.getMessage()}
+        return json.dumps({**facts, **getattr(record, "facts", {}), **error})
+
+
+def serve(
+    reference: str, host: str, port: int, workers: int, limits: Limits, poll_s: float, audit: Path | None
+) -> None:
+    """Serve ``models:/name@alias``, or a version for good, until SIGTERM or SIGINT; requests that run are finished.
+
+    Raises:
+        UserError: the model, the address or the audit file cannot be used.
+    """
+    if audit is not None:
+        try:
+            audit.open("a").close()
+        except OSError as error:
+            raise UserError(f"{audit}: cannot be written ({error.strerror}); name another --audit file") from None
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    log.setLevel(logging.INFO)
+    with suppress(asyncio.CancelledError):  # asked to end before it began
+        asyncio.run(_serve(reference, host, port, workers, limits, poll_s, audit))
+
+
+async def _serve(
+    reference: str, host: str, port: int, workers: int, limits: Limits, poll_s: float, audit: Path | None
+) -> None:
+    grace = int(limits.seconds) + 1
+    config = uvicorn.Config("", host, port, log_config=None, access_log=False, timeout_graceful_shutdown=grace)
+    try:
+        socket = config.bind_socket()
+    except SystemExit:
+        raise UserError(f"{host}:{port} cannot be used; choose another --port") from None
+    starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
+    for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn listens to them
+        asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+    front = Front(await starting, reference, limits, audit)
+    config.app = front.app
+    following = asyncio.create_task(front.follow(poll_s))
+    try:
+        await uvicorn.Server(config).serve([socket])
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+        await front.fleet.end()

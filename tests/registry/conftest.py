@@ -1,0 +1,125 @@
+"""Registries, `medstyle serve` as a process, and requests as clients send them."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import requests
+import torch
+from prometheus_client.parser import text_string_to_metric_families
+
+from medstyle import Translator
+from tests.conftest import ROOT, Run
+from tests.flows.conftest import wait_for
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def vary(translator: Path, out: Path, noise: float) -> Path:
+    """Copy a translator with ``noise`` added to its weights."""
+    torch.manual_seed(0)
+    made = Translator.load(translator)
+    for parameter in made.members[0].parameters():
+        parameter.add_(torch.randn_like(parameter) * noise)
+    shutil.copytree(translator, out)
+    made.save(out)
+    return out
+
+
+def register(run: Run, folder: Path, *translators: Path) -> dict[str, str]:
+    """Register translators in a new registry in ``folder``, the first as champion; returns the environment."""
+    env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT)}
+    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+    code = (
+        "import json; from pathlib import Path; from medstyle.registry.models import register, promote\n"
+        f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
+        f"for path in {[str(path) for path in translators]!r}:\n"
+        "    register(Path(path), metrics, [root / 'reports/report.html'])\n"
+        "promote('1', 'a test')"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+    return env
+
+
+def body_of(*images: bytes, params: dict[str, Any] | None = None, columns: Sequence[str] = ("image",)) -> bytes:
+    rows = [[base64.b64encode(image).decode()] for image in images]
+    table = {"columns": list(columns), "data": rows}
+    return json.dumps({"dataframe_split": table, **({"params": params} if params else {})}).encode()
+
+
+def ask(url: str, *images: bytes, **options: Any) -> requests.Response:
+    headers = {"Content-Type": "application/json"}
+    return requests.post(f"{url}/invocations", data=body_of(*images, **options), headers=headers, timeout=120)
+
+
+class Service:
+    """A running `medstyle serve`."""
+
+    def __init__(self, folder: Path, env: dict[str, str], *options: str) -> None:
+        port = free_port()
+        self.folder, self.url = folder, f"http://127.0.0.1:{port}"
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self.env = {**env, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "medstyle.cli", "serve", "--port", str(port), "--poll", "0.3"]
+        with (folder / "log").open("w") as out, (folder / "errors").open("w") as errors:
+            self.process = subprocess.Popen([*command, *options], cwd=folder, env=self.env, stdout=out, stderr=errors)
+        wait_for(self._ready, 180)
+
+    def _ready(self) -> bool:
+        assert self.process.poll() is None, (self.folder / "errors").read_text()
+        try:
+            return requests.get(f"{self.url}/ping", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    @property
+    def workers(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    @property
+    def version(self) -> dict[str, Any]:
+        return dict(requests.get(f"{self.url}/version", timeout=30).json())
+
+    def log(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (self.folder / "log").read_text().splitlines()]
+        return [line for line in lines if line["event"] == event]
+
+    def medstyle(self, *arguments: str) -> None:
+        command = [sys.executable, "-m", "medstyle.cli", *arguments]
+        subprocess.run(command, cwd=self.folder, env=self.env, check=True, capture_output=True)
+
+    def metric(self, name: str, **labels: str) -> float:
+        text = requests.get(f"{self.url}/metrics", timeout=30).text
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        return sum(s.value for s in samples if s.name == name and labels.items() <= s.labels.items())
+
+    def end(self, kind: int = signal.SIGTERM) -> int:
+        self.process.send_signal(kind)
+        return self.process.wait(60)
+
+
+@contextlib.contextmanager
+def serving(env: dict[str, str], folder: Path, *options: str) -> Iterator[Service]:
+    service = Service(folder, env, *options)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.end()

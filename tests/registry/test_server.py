@@ -1,0 +1,324 @@
+"""`medstyle serve` as a process: promotions under load, limits, records, and its end."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import io
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import requests
+from PIL import Image
+
+from medstyle import Volume, write_volume
+from tests.conftest import Run
+from tests.flows.conftest import wait_for
+from tests.imaging.dicom.test_corpus import CASES, CORPUS
+from tests.registry.conftest import Service, ask, body_of, register, serving, vary
+
+pytestmark = pytest.mark.ops
+
+
+@pytest.fixture(scope="module")
+def registered(run: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Make a registry: two versions that differ, and one that makes no numbers."""
+    folder = tmp_path_factory.mktemp("registry")
+    others = [vary(run.translator, folder / name, noise) for name, noise in (("second", 1e-2), ("broken", np.nan))]
+    return register(run, folder, run.translator, *others)
+
+
+@pytest.fixture(scope="module")
+def service(registered, tmp_path_factory) -> Iterator[Service]:
+    with serving(registered, tmp_path_factory.mktemp("service"), "--audit", "audit.jsonl") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def strict(registered, tmp_path_factory) -> Iterator[Service]:
+    """Serve with limits that a test can reach."""
+    options = ("--body-mb", "2", "--capacity", "3", "--timeout", "4")
+    with serving(registered, tmp_path_factory.mktemp("strict"), *options) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def image(run: Run) -> bytes:
+    return min((run.study / "01_mr_t1").iterdir()).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def array(run: Run) -> bytes:
+    from medstyle import read_volume
+
+    file = io.BytesIO()
+    np.save(file, read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1").voxels[4])
+    return file.getvalue()
+
+
+def slow(folder: Path, slices: int) -> bytes:
+    """Return a small file whose translation takes long."""
+    z, y, x = np.ogrid[:slices, -1:1:320j, -1:1:320j]
+    head = 400.0 * ((x / 0.7) ** 2 + (y / 0.8) ** 2 < 1) + 100.0 * (x**2 + y**2 < 0.1) + z % 2
+    write_volume(folder / "slow.nii.gz", Volume(np.float32(head), np.diag([0.7, 0.7, 2, 1]), "mr_t1"))
+    return (folder / "slow.nii.gz").read_bytes()
+
+
+@contextlib.contextmanager
+def load(service: Service, image: bytes, clients: int = 3) -> Iterator[list[requests.Response]]:
+    """Ask without a pause from several clients; gives the list that answers are added to."""
+    answers: list[requests.Response] = []
+    stop = threading.Event()
+
+    def client() -> None:
+        while not stop.is_set():
+            answers.append(ask(service.url, image))
+
+    with ThreadPoolExecutor(clients) as pool:
+        running = [pool.submit(client) for _ in range(clients)]
+        try:
+            yield answers
+        finally:
+            stop.set()
+    for one in running:
+        one.result()
+
+
+@pytest.mark.slow
+def test_promotion_and_rollback_fail_no_request(service: Service, array: bytes) -> None:
+    first = service.version
+    with load(service, array) as answers:
+        wait_for(lambda: len(answers) > 20)
+        service.medstyle("promote", "2", "--because", "a test")
+        wait_for(lambda: service.version["version"] == "2")
+        second, before = service.version, len(answers)
+        wait_for(lambda: len(answers) > before + 20)
+        service.medstyle("rollback")
+        wait_for(lambda: service.version["version"] == "1")
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 20)
+        wait_for(lambda: len(service.workers) == 1)  # the old ones ended
+    assert {answer.status_code for answer in answers} == {200}
+    rows = [answer.json()["predictions"][0] for answer in answers]
+    assert len({(row["weights_sha256"], row["image"]) for row in rows}) == 2  # each version has one answer
+    assert {row["weights_sha256"] for row in rows} == {first["weights_sha256"], second["weights_sha256"]}
+    assert rows[-1]["weights_sha256"] == first["weights_sha256"]
+    assert second["since"] > first["since"]
+    assert second["aliases"] == ["champion"]
+    assert service.metric("medstyle_champion_switches_total") == 2
+
+
+@pytest.mark.slow
+def test_a_version_that_fails_the_golden_request_is_never_served(service: Service, array: bytes) -> None:
+    with load(service, array, 1) as answers:
+        service.medstyle("promote", "3", "--because", "a test")
+        wait_for(lambda: service.log("refused"))
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 50)  # several looks at the alias later
+        assert service.version["version"] == "1"
+        service.medstyle("rollback")
+    [refused] = service.log("refused")
+    assert refused["version"] == "3"
+    assert "not finite" in refused["reason"]
+    assert {answer.json()["predictions"][0]["weights_sha256"] for answer in answers} == {
+        service.version["weights_sha256"]
+    }
+    assert len(service.workers) == 1
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_started_again_and_costs_no_request(service: Service, array: bytes) -> None:
+    with load(service, array) as answers:
+        wait_for(lambda: len(answers) > 10)
+        [worker] = service.workers
+        worker.kill()
+        before = len(answers)
+        wait_for(lambda: len(answers) > before + 10)
+    assert {answer.status_code for answer in answers} == {200}
+    [worker] = service.workers
+    worker.kill()
+    wait_for(lambda: requests.get(f"{service.url}/ping", timeout=5).status_code == 503)
+    wait_for(lambda: requests.get(f"{service.url}/ping", timeout=5).status_code == 200)  # though nobody asks
+
+
+def test_log_and_audit_tell_of_each_image_and_name_nobody(service: Service, image: bytes) -> None:
+    import pydicom
+
+    named = pydicom.dcmread(io.BytesIO(image))
+    named.PatientName, named.PatientID, named.StudyDescription = "ZZSECRET^NAME", "ZZSECRETID", "ZZSECRET"
+    file = io.BytesIO()
+    named.save_as(file)
+    before = service.metric("medstyle_requests_total", status="200")
+    good = ask(service.url, file.getvalue(), file.getvalue())
+    bad = ask(service.url, file.getvalue()[:-20000])
+    worse = [ask(service.url, b"ZZSECRET" * 30), ask(service.url, b"", params={"ZZSECRET": 1})]
+    worse += [ask(service.url, b"", columns=["ZZSECRET"]), ask(service.url, b"", params={"seed": "ZZSECRET"})]
+    worse.append(requests.post(f"{service.url}/invocations", data=b"ZZSECRET {", timeout=60))
+    assert good.status_code == 200, good.text
+    assert {answer.status_code for answer in (bad, *worse)} == {400}
+    lines = [json.loads(line) for line in (service.folder / "audit.jsonl").read_text().splitlines()]
+    one, two = (line for line in lines if line["request"] == good.headers["X-Request-ID"])
+    row = good.json()["predictions"][1]
+    assert one["input_sha256"] == two["input_sha256"] == hashlib.sha256(file.getvalue()).hexdigest()
+    assert two["output_sha256"] == hashlib.sha256(base64.b64decode(row["image"])).hexdigest()
+    assert two["status"] == 200
+    assert {key: two[key] for key in ("weights_sha256", "domain", "ood_score", "ood_verdict")}.items() <= row.items()
+    [refused] = [line for line in lines if line["request"] == bad.headers["X-Request-ID"]]
+    assert refused.keys() == {"time", "request", "status", "input_sha256"}
+    assert service.metric("medstyle_requests_total", status="200") == before + 1
+    assert service.metric("medstyle_ood_verdicts_total") > 0
+    assert service.metric("medstyle_request_seconds_count") > before
+    assert {line["request"] for line in service.log("request")} >= {a.headers["X-Request-ID"] for a in (good, *worse)}
+    written = b"".join(path.read_bytes() for path in service.folder.rglob("*") if path.is_file())
+    assert b"ZZSECRET" not in written
+    assert not any("ZZSECRET" in answer.text for answer in (bad, *worse))
+
+
+def test_a_body_beyond_the_limit_is_refused(strict: Service, array: bytes) -> None:
+    large = body_of(bytes(3 << 20))
+    sent = requests.post(f"{strict.url}/invocations", data=large, timeout=60)
+    streamed = requests.post(f"{strict.url}/invocations", data=iter([large[:1000], large[1000:]]), timeout=60)
+    for answer in (sent, streamed):
+        assert answer.status_code == 413
+        assert str(2 << 20) in answer.json()["message"]
+    assert ask(strict.url, array).status_code == 200
+
+
+def test_who_leaves_or_dawdles_while_sending_harms_nobody(strict: Service, array: bytes) -> None:
+    start = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nhalf"
+    address = ("127.0.0.1", int(strict.url.rpartition(":")[2]))
+    with socket.create_connection(address) as leaving:
+        leaving.sendall(start)
+    with socket.create_connection(address) as dawdling:
+        dawdling.sendall(start)
+        assert b" 408 " in dawdling.recv(1000)
+    assert ask(strict.url, array).status_code == 200
+    assert strict.metric("medstyle_requests_total", status="400") == 1
+    assert strict.metric("medstyle_requests_held") == 0
+
+
+def test_an_overdue_translation_is_ended(strict: Service, array: bytes, tmp_path: Path) -> None:
+    [worker] = strict.workers
+    start = time.monotonic()
+    answer = ask(strict.url, slow(tmp_path, 200))
+    assert answer.status_code == 504, answer.text
+    assert time.monotonic() - start < 12
+    wait_for(lambda: ask(strict.url, array).status_code == 200)
+    assert not worker.is_running()  # nothing computes on
+    assert not [path for path in strict.temporary.rglob("*") if path.suffix == ".gz"]
+
+
+def test_requests_beyond_capacity_are_told_to_come_again(strict: Service, tmp_path: Path) -> None:
+    wait_for(lambda: strict.workers)
+    body = slow(tmp_path, 8)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(strict.url, body), range(8)))
+    assert {answer.status_code for answer in answers} == {200, 503}
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+    assert all("ask again" in answer.json()["message"] for answer in refused)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGTERM, signal.SIGKILL])
+def test_nothing_is_left_when_it_ends(registered, tmp_path: Path, kind: int) -> None:
+    with serving(registered, tmp_path, "--workers", "2") as service:
+        workers = service.workers
+        assert len(workers) == 2
+        body = slow(tmp_path, 8)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(ask, service.url, body)
+            wait_for(lambda: service.metric("medstyle_requests_held") == 1)
+            code = service.end(kind)
+            if kind == signal.SIGTERM:  # what was begun is finished
+                assert running.result().status_code == 200
+                assert code == 0
+                assert not list(service.temporary.iterdir())
+        _, alive = psutil.wait_procs(workers, 20)
+        assert not alive
+
+
+def zipped(*files: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for number, content in enumerate(files):
+            archive.writestr(f"../../{number}.dcm", content)
+    return buffer.getvalue()
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40), "red").save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "a zip that unpacks to too much": (lambda: zipped(bytes((1 << 30) + 1)), "E_TOO_LARGE"),
+    "a zip of too many files": (lambda: zipped(*[b""] * 20_001), "20001 files"),
+    "a zip in a zip": (lambda: zipped(zipped(b"text")), "E_NOT_DICOM"),
+    "an NPY that claims too much": (lambda: b"\x93NUMPY\x01\x00v\x00" + CLAIM.ljust(117).encode() + b"\n", "E_DECODE"),
+    "a picture that is called DICOM": (lambda: zipped(picture()), "E_NOT_DICOM"),
+    "a picture for a scan model": (picture, "a picture is no input"),
+    "a picture behind DICOM's preamble": (lambda: bytes(128) + b"DICM" + picture(), "E_"),
+}
+CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000, 1000), }"
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_what_is_hostile_is_a_clear_error_and_harms_no_other(service: Service, array: bytes, name: str) -> None:
+    make, message = HOSTILE[name]
+    answer = ask(service.url, make())
+    assert answer.status_code == 400, answer.text
+    assert message in answer.json()["message"]
+    assert "\n" not in answer.json()["message"]
+    assert ask(service.url, array).status_code == 200
+    assert service.metric("medstyle_requests_total", status="500") == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CASES, reason="the conformance set beside the project is absent")
+def test_awkward_dicom_is_translated_or_a_clear_error(service: Service, array: bytes) -> None:
+    """Each case of the conformance set as one zip, and the first of its files by themselves."""
+    for case in CASES:
+        path = CORPUS / case
+        files = [file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()]
+        for image in (zipped(*files), *files[:3]):
+            answer = ask(service.url, image)
+            assert answer.status_code in {200, 400}, f"{case}: {answer.text}"
+            if answer.status_code == 400:
+                assert re.fullmatch(r"row 0: .*[A-Za-z]{3}.*", answer.json()["message"]), f"{case}: {answer.text}"
+        assert ask(service.url, array).status_code == 200, case
+    assert len(service.workers) == 1
+
+
+BAD = {
+    "no model": (["--model", "models:/medstyle@nobody"], "no such registered model"),
+    "a limit of nothing": (["--capacity", "0"], "must be above 0"),
+    "no audit": (["--audit", "nowhere/audit.jsonl"], "cannot be written"),
+    "no address": (["--port", "{taken}"], "cannot be used"),
+    "a broken model": (["--model", "models:/medstyle/3"], "not finite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_cannot_be_served_is_one_line(registered, service: Service, tmp_path: Path, name: str) -> None:
+    options, message = BAD[name]
+    taken = service.url.rpartition(":")[2]
+    command = [sys.executable, "-m", "medstyle.cli", "serve", *(option.format(taken=taken) for option in options)]
+    done = subprocess.run(command, cwd=tmp_path, env=registered, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr.splitlines()[-1]
