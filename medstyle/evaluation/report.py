@@ -130,6 +130,7 @@ def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any)
     environment = Environment(
         loader=PackageLoader("medstyle", "evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the viewer's layers stand in their own order
     pictures = {f.stem: f"data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}" for f in figures}
     part = path.with_name(f".part-{path.name}")
     part.write_text(environment.get_template(template).render(pictures=pictures, **facts), encoding="utf-8")

@@ -66,7 +66,7 @@ def test_the_viewer_turns_slices_and_asks_no_network(run, tmp_path):
     seen = json.loads(found.group(1))
     assert seen["faults"] == []
     assert seen["requests"] == []
-    assert set(seen["first"]) == {"source", "synthetic", "real", "error", "uncertainty"}
+    assert list(seen["first"]) == ["source", "synthetic", "real", "error", "uncertainty"]
     for name in seen["first"]:
         assert seen["slice"][name] != seen["first"][name], name
         assert seen["key"][name] != seen["slice"][name], name
