@@ -79,6 +79,7 @@ JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
         "recipes/unpaired_mr_ct.yaml",
         {
             "denoise": {"size": [128, 128], "preparation": {"denoise": "none"}},
+            "evaluate": {"protocol": "plain"},
             "train": {
                 "training": {"steps": 1000, "batch": 2},
                 "network": {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2},

@@ -184,6 +184,24 @@ def unpaired(output: Image, source: Image, targets: Image) -> dict[str, float]:
     }
 
 
+def unpaired_scans(output: Image, source: Image, targets: Image) -> dict[str, float]:
+    """Measure one scan ``(D, H, W)`` in [0, 1], 0 in air, against its source and target slices ``(N, H, W)``.
+
+    ``intensity_distance``: 1-D Wasserstein distance between the body values of output and target set.
+    ``texture_distance``: the same between in-plane gradient magnitudes in the body. ``edges``: correlation of gradient
+    magnitudes of output and source in the source's body: anatomy that was kept.
+    """
+    from scipy.stats import wasserstein_distance
+
+    of_output, of_source, of_targets = (_steepness(image) for image in (output, source, targets))
+    body, flat = source > 0, min(of_output[source > 0].std(), of_source[source > 0].std()) == 0
+    return {
+        "intensity_distance": float(wasserstein_distance(output[body], targets[targets > 0])),
+        "texture_distance": float(wasserstein_distance(of_output[body], of_targets[targets > 0])),
+        "edges": 0.0 if flat else float(np.corrcoef(of_output[body], of_source[body])[0, 1]),
+    }
+
+
 def _gradient(grey: Image) -> Image:
     return np.hypot(np.diff(grey, axis=0)[:, 1:], np.diff(grey, axis=1)[1:]).ravel()
 
@@ -216,5 +234,13 @@ PROTOCOLS: dict[str, Protocol] = {
         {"colour_distance": "lower", "texture_distance": "lower", "structure": "higher"},
         ("texture_distance",),
         unpaired,
+    ),
+    "unpaired_scans": Protocol(
+        1,
+        False,
+        "scaled",
+        {"intensity_distance": "lower", "texture_distance": "lower", "edges": "higher"},
+        ("intensity_distance", "texture_distance"),
+        unpaired_scans,
     ),
 }  # fmt: skip

@@ -47,6 +47,7 @@ from medstyle.transforms.register import onto_grid
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
 SHOWN = 0.1  # slices with a smaller share of body say little
 LIBRARY, SEGMENTED = 20_000, 20  # most training slices to compare with; most training subjects of the segmenter
+UNSEEN = 500  # most unseen target slices to compare distributions with
 VIEWED, SLICES = 3, 40  # subjects and slices of each in the page's viewer: it should stay below a few MB
 
 Array = NDArray[np.float32]
@@ -58,7 +59,8 @@ class Params:
     """What is measured."""
 
     protocol: str = "plain"
-    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target, unpaired for pictures."""
+    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target; without pairs
+    unpaired_scans, or unpaired for pictures."""
     figures: int = 6
     """Most subjects to draw."""
     uncertainty: int = 6
@@ -104,15 +106,18 @@ def run(
     needed = {config.source, *config.contrasts, *([config.target] if protocol.paired else [])}
     subjects = [s for s in store.subjects("test") if needed <= store.domains_of(s)]
     if not subjects:
-        raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; raise denoise.test")
+        remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
+        raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
-    measure = (
-        _Scans(translator, store, protocol, truth, images, params)
-        if protocol.paired
-        else _Pictures(translator, store, protocol.measure)
-    )
+    measure: Callable[[str, dict[str, Path]], dict[str, Any]]
+    if protocol.paired:
+        measure = _Scans(translator, store, protocol, truth, images, params)
+    elif params.protocol == "unpaired_scans":
+        measure = _UnpairedScans(translator, store, protocol.measure)
+    else:
+        measure = _Pictures(translator, store, protocol.measure)
     rows: list[dict[str, Any]] = []
     found: list[Lesion] = []
     safety: list[dict[str, float]] = []
@@ -321,7 +326,7 @@ class _Scans:
             sigma = (np.float32(0.25) * (above - below)).astype(np.float32)  # two deviations in units of length 2
             safety |= calibration(np.abs(outputs["model"] - shown)[mask], sigma[mask])
             layers["uncertainty"] = np.clip(np.abs(sigma) / UNCERTAIN, 0, 1).astype(np.float32)
-        output = self._framed(source.with_voxels(outputs["model"]))
+        output = _framed(source.with_voxels(outputs["model"]), self.preparation, self.store)
         safety |= self._memory(output, subject)
         where, box = _slices_to_show(body), _box(body, SLICES)
         return {
@@ -366,13 +371,6 @@ class _Scans:
     def _stored(self, domain: str, subject: str) -> Array:
         rows = [i for i, row in enumerate(self.store.rows(domain, "test")) if row.subject == subject]
         return self.store.array(domain, "test")[rows].astype(np.float32)
-
-    def _framed(self, volume: Volume) -> Array:
-        """Bring a volume in [0, 1] to the slices of the store, ``(D, H, W)``."""
-        grid, _ = axial(volume, self.preparation)
-        frame = ResizeWithPadOrCrop((*self.store.index["size"], grid.shape[-1]), mode="constant")
-        framed = np.asarray(frame(grid.as_tensor().permute(0, 2, 1, 3)))[0]
-        return np.ascontiguousarray(framed.transpose(2, 0, 1), np.float32)
 
     def _memory(self, output: Array, subject: str) -> dict[str, float]:
         """Tell how near the output and the real unseen target come to a training target."""
@@ -476,6 +474,64 @@ class _Pictures:
             "layers": {}, "rows": rows, "lesions": [], "safety": [], "structures": {}, "features": [],
             "labels": [subject], "columns": columns,
         }  # fmt: skip
+
+
+class _UnpairedScans:
+    """Measure a scan against the slices of unseen target scans and its own content."""
+
+    def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
+        self.translator, self.store, self.measure = translator, store, measure
+        self.preparation = parse(Preparation, translator.config.preparation, "translator preparation")
+        unseen, training = (self._slices(split) for split in ("test", "train"))
+        self.unseen = unseen[:: -(-len(unseen) // UNSEEN)]
+        body = training[training > 0]
+        self.targets = body[:: max(1, body.size // 200_000)][:, None]
+
+    def _slices(self, split: str) -> Array:
+        target = self.translator.config.target
+        rows = [i for i, row in enumerate(self.store.rows(target, split)) if row.foreground > SHOWN]
+        return _unit(self.store.array(target, split)[rows, 0].astype(np.float32))
+
+    def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
+        config = self.translator.config
+        scan = read_volume(images[config.source], config.source)
+        contrasts = [read_volume(images[name], name) for name in config.contrasts]
+        prepared = prepare_source(scan, self.translator, contrasts)
+        made = translate_prepared(prepared, self.translator).image
+        assert isinstance(made, Volume)
+        values = DOMAINS[config.target].normalise(made.voxels, config.fingerprints[config.target])
+        source, output = (
+            _framed(scan.with_voxels(image), self.preparation, self.store)
+            for image in (_unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0)), _unit(values))
+        )
+        outputs, body = {"model": output}, source > 0
+        for name, method in BASELINES.items():
+            outputs[name] = np.zeros_like(source)
+            outputs[name][body] = method(source[body][:, None], self.targets)[:, 0]
+        rows = [
+            {
+                "subject": subject,
+                "reference": "unseen targets",
+                "method": name,
+                **self.measure(image, source, self.unseen),
+            }
+            for name, image in outputs.items()
+        ]
+        where, box = _slices_to_show(body), _box(body, SLICES)
+        shown = {"source": source, "synthetic": output, "histogram matching": outputs["histogram_matching"]}
+        return {
+            "layers": {name: image[box] for name, image in shown.items()}, "rows": rows, "lesions": [], "safety": [],
+            "structures": {}, "features": [], "labels": [f"slice {z}" for z in where],
+            "columns": {name: image[where] for name, image in shown.items()},
+        }  # fmt: skip
+
+
+def _framed(volume: Volume, settings: Preparation, store: SliceStore) -> Array:
+    """Bring a volume in [0, 1] to the slices of the store, ``(D, H, W)``."""
+    grid, _ = axial(volume, settings)
+    frame = ResizeWithPadOrCrop((*store.index["size"], grid.shape[-1]), mode="constant")
+    framed = np.asarray(frame(grid.as_tensor().permute(0, 2, 1, 3)))[0]
+    return np.ascontiguousarray(framed.transpose(2, 0, 1), np.float32)
 
 
 def _unit(scaled: NDArray) -> Array:

@@ -84,11 +84,8 @@ def test_every_protocol_names_what_it_measures(image, rng):
     mask = np.ones(image.shape, bool)
     for name, protocol in PROTOCOLS.items():
         scale = 2000 if protocol.unit == "HU" else 1
-        given = (
-            (scale * image, scale * image, mask)
-            if protocol.paired
-            else (*rng.random((2, 20, 20, 3)), rng.random((2, 20, 20, 3)))
-        )
+        pictures = (*rng.random((2, 20, 20, 3)), rng.random((2, 20, 20, 3)))
+        given = (scale * image, scale * image, mask if protocol.paired else image) if name != "unpaired" else pictures
         measured = protocol.measure(*given)
         assert set(measured) == set(protocol.measures), name
         assert set(protocol.headline) <= set(measured)
@@ -177,6 +174,16 @@ def test_through_plane_tells_flicker_from_blur(image, name):
 
 def test_one_slice_has_no_plane_to_go_through(image):
     assert PROTOCOLS["plain"].measure(image[:1], image[:1], np.ones((1, 40, 36), bool))["through_plane"] == 0
+
+
+def test_unpaired_scans_know_their_extremes(image):
+    measure = PROTOCOLS["unpaired_scans"].measure
+    content = np.maximum(image, 0.01)
+    same = measure(content, content, content)
+    assert same == pytest.approx({"intensity_distance": 0, "texture_distance": 0, "edges": 1}, abs=1e-6)
+    brighter = measure(content + 0.2, content, content)
+    assert brighter == pytest.approx({"intensity_distance": 0.2, "texture_distance": 0, "edges": 1}, abs=1e-5)
+    assert measure(np.full_like(content, 0.5), content, content)["edges"] == 0
 
 
 def test_unpaired_measures_know_their_extremes(rng):

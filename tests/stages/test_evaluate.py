@@ -67,7 +67,7 @@ def test_the_page_is_self_contained(run):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, unpaired"):
+    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, unpaired, unpaired_scans"):
         Params(protocol="fid")
 
 
@@ -84,6 +84,19 @@ def test_every_kind_of_translator_is_measured(run, tmp_path, config):
     page = (tmp_path / "report.html").read_text()
     assert "through_plane (lower is better)" in page
     assert "<code>0123456</code>" in page
+
+
+def test_scans_without_pairs_are_measured(run, tmp_path):
+    data = run.root / "data"
+    folders = data / "scans", data / "slices", run.translator, data / "raw/truth", tmp_path
+    evaluate(Params(protocol="unpaired_scans", figures=1), *folders)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    table = metrics["tables"]["unseen targets"]
+    assert set(table) == {"model", *BASELINES}
+    assert table["identity"]["edges"]["mean"] == pytest.approx(1)
+    distances = {name: row["intensity_distance"]["mean"] for name, row in table.items()}
+    assert distances["histogram_matching"] < 0.5 * distances["identity"]
+    assert "histogram matching" in (tmp_path / "report.html").read_text()
 
 
 def test_a_subject_needs_every_contrast(run, tmp_path):
