@@ -2,7 +2,7 @@
 
 Default network, random weights, default preparation, a drawn head as DICOM: what changes between the rows of a table is
 what lies around the same computation. Each cell is asked for some seconds; all in one run, so compare within it.
-Usage: python benchmarks/serving.py [--seconds 6] [--slices 128]
+Usage: python benchmarks/serving.py [--seconds 6] [--slices 128] [--threads 1]
        python benchmarks/serving.py --soak 10000         many requests, 10 % of them bad: wrong answers, memory
 """
 
@@ -54,9 +54,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=6.0, help="for each cell, at least one request")
     parser.add_argument("--slices", type=int, default=128, help="of the volume")
+    parser.add_argument("--threads", type=int, default=1, help="of each process that computes")
     parser.add_argument("--soak", type=int, metavar="REQUESTS")
     arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {platform.machine()}, {CORES} cores\n")
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = f"{arguments.threads}"  # for the servers
+    print(f"torch {torch.__version__}, {platform.machine()}, {CORES} cores, {arguments.threads} threads a process\n")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.soak:
@@ -67,7 +70,6 @@ def main() -> None:
 def table(folder: Path, seconds: float, slices: int) -> None:
     """Measure every way to ask for the three images."""
     translator = register(folder, Architecture())
-    torch.set_num_threads(CORES)
     images = {
         WARM: study(folder / "a", 1, 256),
         "512² slice": study(folder / "b", 1, 512),
@@ -91,8 +93,7 @@ def table(folder: Path, seconds: float, slices: int) -> None:
                 if title == WARM:
                     ask()
                 times = timed(ask, seconds)
-                share = inside[title] if workers == 1 else None  # with more, each has fewer threads
-                row(title, f"{server_name}, 1 client", times, 1 / np.mean(times), share)
+                row(title, f"{server_name}, 1 client", times, 1 / np.mean(times), inside[title])
                 if len(times) > 2:
                     times, rate = crowd(ask, 2 * workers, seconds)
                     row(title, f"{server_name}, {2 * workers} clients", times, rate)
@@ -237,13 +238,13 @@ class Server:
 
 @contextmanager
 def serving(folder: Path, command: str, workers: int) -> Iterator[Server]:
-    """Run a server on the registry in ``folder``; the cores are divided among the workers."""
+    """Run a server on the registry in ``folder``."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     package = str(Path(__file__).parents[1])
-    environment = {**os.environ, "OMP_NUM_THREADS": f"{max(1, CORES // workers)}", "PATH": path, "PYTHONPATH": package}
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": package}
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", *command.format(port=port, workers=workers).split()],
