@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -47,7 +48,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from medstyle.errors import UserError, outline
+from medstyle.errors import UserError
 from medstyle.registry.models import Served, download, resolve
 
 START_S = 300.0  # to load a model
@@ -431,13 +432,15 @@ def _outputs(content: bytes) -> list[dict[str, Any]]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object for each record; an error's text is left out where it may hold patient data."""
+    """One JSON object for each record; of an error its kind and place, since its text may quote a request."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a line."""
-        error = {"error": outline(record.exc_info[1])} if record.exc_info and record.exc_info[1] else {}
-        facts = {"time": _now(), "level": record.levelname, "event": record.getMessage()}
-        return json.dumps({**facts, **getattr(record, "facts", {}), **error})
+        facts = {"time": _now(), "level": record.levelname, "event": record.msg, **getattr(record, "facts", {})}
+        if record.exc_info and record.exc_info[1]:
+            kind, _, trace = record.exc_info
+            facts |= {"error": kind.__name__, "trace": "".join(traceback.format_tb(trace))}
+        return json.dumps(facts)
 
 
 def serve(
