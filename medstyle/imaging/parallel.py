@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +18,7 @@ Workers = int | str  # processes here, or the address of a Dask scheduler
 
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: Workers = 1, threads: int = 1
-) -> Iterator[Result]:
+) -> Generator[Result]:
     """Yield ``function(item)`` of every item, in order, and report progress.
 
     What a worker that died had in hand, or had finished but not handed in, is done again by another: ``function`` must
