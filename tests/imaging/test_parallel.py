@@ -66,16 +66,35 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+SCHEDULER = """
+from distributed import LocalCluster
+if __name__ == "__main__":
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        print(cluster.scheduler_address, flush=True)
+        input()
+"""
+
+
 @pytest.mark.slow
-def test_stages_make_the_same_bits_in_processes(run, tmp_path):
-    document = yaml.safe_load(run.params.read_text())
-    document["ingest"] |= {"workers": 2, "source": str(run.root / "data/raw")}
-    document["denoise"]["workers"] = 2
+@pytest.mark.parametrize("kind", ["processes", "scheduler"])
+def test_stages_make_the_same_bits_elsewhere(run, tmp_path, kind):
+    (tmp_path / "scheduler.py").write_text(SCHEDULER)
+    started = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "text": True}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "scheduler.py"], **started, **pipes) as scheduler:
+        workers = 2 if kind == "processes" else scheduler.stdout.readline().strip()
+        document = yaml.safe_load(run.params.read_text())
+        document["ingest"] |= {"workers": workers, "source": str(run.root / "data/raw")}
+        document["denoise"]["workers"] = workers
+        (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+        for stage, out in (("ingest", "data/scans"), ("denoise", "data/slices")):
+            command = [sys.executable, "-m", "medstyle.cli", stage]
+            done = subprocess.run(command, **started, capture_output=True, timeout=300, check=False)
+            assert done.returncode == 0, done.stderr
+            assert contents(tmp_path / out) == contents(run.root / out)
+        scheduler.communicate("\n", timeout=60)
+    document["ingest"]["workers"] = "tcp://127.0.0.1:9"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
-    for stage, out in (("ingest", "data/scans"), ("denoise", "data/slices")):
-        done = subprocess.run(
-            [sys.executable, "-m", "medstyle.cli", stage], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            capture_output=True, text=True, timeout=300, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert contents(tmp_path / out) == contents(run.root / out)
+    done = subprocess.run([sys.executable, "-m", "medstyle.cli", "ingest"], **started, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert "ingest: no Dask scheduler answers at tcp://127.0.0.1:9" in done.stderr
