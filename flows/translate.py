@@ -25,8 +25,12 @@ def translate(
     model: str = "models:/medstyle@champion",
     target: str | None = None,
     settle_s: float = 60,
+    workers: int | str = 1,
 ) -> dict[str, int]:
-    """Empty ``folder/inbox`` into ``derived`` and ``quarantine``; one artifact for each study, named by its key."""
+    """Empty ``folder/inbox`` into ``derived`` and ``quarantine``; one artifact for each study, named by its key.
+
+    ``workers`` translate at once: a number of processes, or the address of a Dask scheduler.
+    """
     log = get_run_logger()
     counts: dict[str, int] = {}
     inbox = Path(folder) / "inbox"
@@ -35,7 +39,7 @@ def translate(
         log.info("nothing waits in the inbox")
         return counts
     translator = Translator.load(model_folder(model))
-    for outcome in process(Path(folder), translator, settle_s=settle_s, target=target):
+    for outcome in process(Path(folder), translator, settle_s=settle_s, target=target, workers=workers):
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
         log.info("%s: %s", outcome.key, describe(outcome))
         create_markdown_artifact(

@@ -144,15 +144,16 @@ def _plain(value: Any) -> Any:
 
 
 def _check_data(search: optuna.Study) -> None:
-    """Raise :class:`UserError` if the slices have no validation pairs or are not those of the study's other trials."""
+    """Raise :class:`UserError` if there are no validation pairs, or other trials had other data or params."""
     settings, store = params.load(train.Params, "train"), SliceStore.open(SLICES)
     if not len(store.pairs(settings.source, settings.target, "validation")):
         both = f"{settings.source} and {settings.target}"
         raise UserError(f"{SLICES}: no validation subject has both {both}; raise denoise.validation")
-    now = hashlib.sha256((SLICES / "index.json").read_bytes()).hexdigest()
-    if search.user_attrs.get("slices", now) != now:
-        raise UserError(f"{SLICES}: changed since the study {search.study_name} began; start one of another name")
-    search.set_user_attr("slices", now)
+    now = hashlib.sha256((SLICES / "index.json").read_bytes() + repr(settings).encode()).hexdigest()
+    if search.user_attrs.get("setting", now) != now:
+        what = f"{SLICES} or the section train of params.yaml"
+        raise UserError(f"{what} changed since the study {search.study_name} began; start one of another name")
+    search.set_user_attr("setting", now)
 
 
 def _write_params(values: Mapping[str, Any], out: Path) -> None:

@@ -26,6 +26,10 @@ class Refusal(UserError):
         self.code = code
         self.reason = reason
 
+    def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
+        """Say how another process makes it again."""
+        return type(self), (self.code, self.reason)
+
 
 def outline(error: BaseException) -> str:
     """Return the traceback of an error that nobody expected, without its text where it may quote a header or a path.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
+import json
 import os
 import signal
 import time
@@ -85,6 +87,16 @@ def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(
     assert project.weights == finished.weights
     assert not list(state.iterdir()), "a finished run leaves no state behind"
     assert _outputs(project.folder).items() <= _outputs(finished.folder).items()
+
+
+def test_the_registry_remembers_each_subject_under_the_evaluation(finished):
+    from medstyle.evaluation.gate import read_subjects
+    from medstyle.registry.models import evaluation
+
+    [kept] = (finished.folder / "mlruns").rglob("subjects/*.json")
+    assert json.loads(kept.read_text()) == read_subjects(finished.folder / "reports/subjects.csv")
+    with contextlib.chdir(finished.folder):
+        assert kept.stem == evaluation(Path("reports/subjects.csv"))
 
 
 def _written(folder: Path) -> dict[Path, int]:

@@ -21,7 +21,7 @@ class Limits:
 
     floors: dict[str, float] = field(default_factory=dict)
     """Measure -> worst acceptable mean over unseen subjects."""
-    regression: float = 0.01
+    regression: float = 0.05
     """Share of the champion's mean by which a headline measure is not worse, with 95 % confidence."""
     survival: float = 0.5
     """Least share of known lesions that keep half of their contrast."""

@@ -17,11 +17,13 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.scan import find_files
+from medstyle.imaging.parallel import Workers, each
 from medstyle.inference.files import translate_path
 from medstyle.networks.translator import Translator
 
@@ -49,12 +51,19 @@ class Outcome:
 
 
 def process(
-    folder: Path, translator: Translator, *, settle_s: float = 60.0, target: str | None = None
+    folder: Path, translator: Translator, *, settle_s: float = 60.0, target: str | None = None, workers: Workers = 1
 ) -> Iterator[Outcome]:
-    """Translate every study in ``folder/inbox`` that has been left alone for ``settle_s``, one after the other.
+    """Translate every study in ``folder/inbox`` that has been left alone for ``settle_s``.
 
     Every step can be repeated: an output appears under its final name at once, the ledger's row follows, the source is
     moved last. Whatever a crash leaves is finished by the next call.
+
+    Args:
+        folder: holds ``inbox``; the rest is made.
+        translator: what translates them.
+        settle_s: seconds for which nothing of a study may have changed.
+        target: domain; default: what the translator was trained for.
+        workers: translate that many at once, or on a cluster: see :func:`medstyle.imaging.parallel.each`.
 
     Raises:
         UserError: there is no ``folder/inbox``, or another process works in ``folder``.
@@ -65,32 +74,36 @@ def process(
         raise UserError(f"{inbox}: no such folder; make it and put one folder for each study into it")
     with _alone(folder), closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         ledger.execute(TABLE)
-        for study in sorted(inbox.iterdir()):
-            if not study.name.startswith(".") and _settled(study, settle_s):
-                yield _one(folder, study, translator, target, ledger)
+        studies = [study for study in sorted(inbox.iterdir()) if not study.name.startswith(".")]
+        keys = {study: _key(study, translator, target) for study in studies if _settled(study, settle_s)}
+        new = {key: study for study, key in reversed(keys.items()) if _known(ledger, key) is None}
+        todo = [(key, new[key]) for key in dict.fromkeys(keys.values()) if key in new]
+        work = partial(_derive, folder=folder, translator=translator, target=target)
+        with closing(each(work, todo, "inbox", workers)) as outcomes:
+            for study, key in keys.items():
+                outcome = _known(ledger, key) or _entered(ledger, next(outcomes), translator)
+                _file(study, folder / ("quarantine" if outcome.status == "quarantined" else "done") / key)
+                yield outcome
 
 
-def _one(folder: Path, study: Path, translator: Translator, target: str | None, ledger: sqlite3.Connection) -> Outcome:
-    key = _key(study, translator, target)
-    derived, quarantine = folder / "derived" / key, folder / "quarantine" / key
-    known = ledger.execute("SELECT status, code, series, warned FROM studies WHERE key = ?", (key,)).fetchone()
-    if known is None:
-        outcome = _derive(study, key, derived, quarantine, translator, target)
-        row = (key, translator.sha256, outcome.status, outcome.code, outcome.series, outcome.warned)
-        with ledger:
-            ledger.execute(
-                "INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*row, datetime.now(UTC).isoformat(timespec="seconds")),
-            )
-    else:
-        outcome = Outcome(key, "repeated" if known[0] == "derived" else known[0], *known[1:])
-    _file(study, quarantine if outcome.status == "quarantined" else folder / "done" / key)
+def _entered(ledger: sqlite3.Connection, outcome: Outcome, translator: Translator) -> Outcome:
+    row = (outcome.key, translator.sha256, outcome.status, outcome.code, outcome.series, outcome.warned)
+    with ledger:
+        ledger.execute(
+            "INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, datetime.now(UTC).isoformat(timespec="seconds"))
+        )
     return outcome
 
 
-def _derive(
-    study: Path, key: str, derived: Path, quarantine: Path, translator: Translator, target: str | None
-) -> Outcome:
+def _known(ledger: sqlite3.Connection, key: str) -> Outcome | None:
+    """Return what became of an equal study before."""
+    row = ledger.execute("SELECT status, code, series, warned FROM studies WHERE key = ?", (key,)).fetchone()
+    return None if row is None else Outcome(key, "repeated" if row[0] == "derived" else row[0], *row[1:])
+
+
+def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target: str | None) -> Outcome:
+    key, study = work
+    derived, quarantine = folder / "derived" / key, folder / "quarantine" / key
     scratch = derived.with_name(f".part-{key}")
     facts = derived / "translation.json"
     if not derived.is_dir():  # else it was finished by a process that could not say so any more

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +18,6 @@ from medstyle.registry.tracking import connect
 
 NAME = "medstyle"
 CARD = "MODEL_CARD.md"
-SUBJECTS = "subjects.csv"
 LOCK, LOCK_S = "medstyle.promotion", 30.0
 
 
@@ -114,9 +113,6 @@ def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[
     number = str(info.registered_model_version)
     tags = {"weights_sha256": sha256, **lineage()}
     tags |= {f"test.{key}": f"{value:.4f}" for key, value in flat.items() if key.startswith("model/")}
-    measured = next((of for file in files if file.name == SUBJECTS and (of := evaluation(file))), None)
-    if measured is not None:
-        tags["evaluation_sha256"] = measured
     for key, value in tags.items():
         client.set_model_version_tag(NAME, number, key, value)
     client.update_model_version(NAME, number, description=(folder / CARD).read_text())
@@ -188,16 +184,21 @@ def version_tags(version: str) -> dict[str, str]:
     return dict(connect().MlflowClient().get_model_version(NAME, version).tags)
 
 
-def registered_subjects(version: str, evaluated: str | None) -> Path | None:
-    """Return the `subjects.csv` that was registered with a version, if it was :func:`evaluation` ``evaluated``."""
+def remember_subjects(version: str, evaluated: str, subjects: Mapping[str, Mapping[str, float]]) -> None:
+    """Keep with a version's run what :func:`evaluation` ``evaluated`` found: measures of each subject."""
+    client = connect().MlflowClient()
+    run_id = client.get_model_version(NAME, version).run_id
+    client.log_dict(run_id, subjects, f"subjects/{evaluated}.json")
+
+
+def known_subjects(version: str, evaluated: str) -> dict[str, dict[str, float]] | None:
+    """Return what was remembered of a version, None if the evaluation ``evaluated`` never measured it."""
     mlflow = connect()
     from mlflow.exceptions import MlflowException
 
-    found = mlflow.MlflowClient().get_model_version(NAME, version)
-    if evaluated is None or found.tags.get("evaluation_sha256") != evaluated:
-        return None
+    run_id = mlflow.MlflowClient().get_model_version(NAME, version).run_id
     try:
-        return Path(mlflow.artifacts.download_artifacts(run_id=found.run_id, artifact_path=f"report/{SUBJECTS}"))
+        return dict(mlflow.artifacts.load_dict(f"runs:/{run_id}/subjects/{evaluated}.json"))
     except (MlflowException, OSError):
         return None
 

@@ -7,8 +7,8 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture
-from medstyle.imaging.progress import track
 from medstyle.imaging.store import Row, near_duplicates, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.params import params
@@ -55,6 +55,8 @@ class Params:
     same_image: float = 0.999
     """Correlation of thumbnails from which the images of two subjects count as one: then they may not be on two sides
     of the split. 1 switches the check off."""
+    workers: Workers = 1
+    """1: threads of this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
 
     def __post_init__(self) -> None:
         if min(self.size) < 16:
@@ -98,11 +100,9 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
     shutil.rmtree(scratch, ignore_errors=True)
     (scratch / "blocks").mkdir(parents=True)
 
-    def one(subject: str) -> tuple[list[_Block], list[_Pair]]:
-        return _blocks(subject, subjects[subject], params, scratch / "blocks")
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # the filters release the interpreter lock
-        done = list(track(pool.map(one, sorted(subjects)), "denoise", len(subjects)))
+    work = partial(_blocks, params=params, folder=scratch / "blocks")
+    threads = os.cpu_count() or 1  # the filters release the interpreter lock
+    done = list(each(work, sorted(subjects.items()), "denoise", params.workers, threads))
     blocks = [block for made, _ in done for block in made]
     pairs = _judged(blocks, [pair for _, found in done for pair in found], params.bad_pairs)
     left_out = {(pair.subject, pair.domain) for pair in pairs if not pair.used}
@@ -227,9 +227,10 @@ def thumbnail(stored: torch.Tensor) -> NDArray[np.float32]:
 
 
 def _blocks(
-    subject: str, images: Mapping[str, Mapping[str, Any]], params: Params, folder: Path
+    item: tuple[str, Mapping[str, Mapping[str, Any]]], params: Params, folder: Path
 ) -> tuple[list[_Block], list[_Pair]]:
     """Prepare the images of one subject; the first scan, in the order of DOMAINS, gives the others its grid."""
+    subject, images = item
     blocks, pairs = [], []
     reference: Volume | None = None
     space = ""

@@ -8,16 +8,17 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import Inventory, Item, inventory
 from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture, write_picture
-from medstyle.imaging.progress import track
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.params import params
@@ -39,6 +40,8 @@ class Params:
     """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
     tilt: Literal["straighten", "refuse"] = "straighten"
     """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
+    workers: Workers = 1
+    """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
 
     def __post_init__(self) -> None:
         if not self.rules:
@@ -64,16 +67,19 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    manifest: list[dict[str, object]] = []
+    places: dict[_Place, list[Item]] = {}
     refused: list[dict[str, object]] = []
-    for item in track(found.volumes, "ingest"):
+    for item in found.volumes:
         try:
-            manifest.append(_take(item, params, source, scratch))
+            places.setdefault(_place(item, params, source), []).append(item)
         except Refusal as refusal:
-            shape = list(item.shape)
-            refused.append(
-                {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
-            )
+            refused.append(_refused(item, refusal))
+    work = partial(_take, params=params, out=scratch)
+    manifest: list[dict[str, object]] = []
+    for taken, left in each(work, list(places.items()), "ingest", params.workers):
+        manifest += taken
+        refused += left
+    refused.sort(key=lambda entry: str(entry["item"]))
     if not manifest:
         causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items()) or "it is empty"
         raise UserError(f"ingest.source: {source}: nothing could be used ({causes}); see `medstyle inspect {source}`")
@@ -87,8 +93,15 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
 
 
-def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, object]:
-    """Write one item in canonical form and return its manifest entry."""
+class _Place(NamedTuple):
+    """What is to be written, and where."""
+
+    subject: str
+    domain: str
+
+
+def _place(item: Item, params: Params, source: Path) -> _Place:
+    """Tell from the header and the path alone what an item is."""
     path = item.path.relative_to(source).as_posix()
     if not item.usable and not (item.code == "E_GAP" and params.gaps == "interpolate"):
         raise Refusal(item.code, item.reason)
@@ -100,19 +113,42 @@ def _take(item: Item, params: Params, source: Path, out: Path) -> dict[str, obje
         raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    subject = subject_key(_subject(item, params, path))
-    name = f"{subject}/{domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
-    if (out / name).exists():
-        raise Refusal(
-            "E_DUPLICATE_DOMAIN", f"another image of this subject is already {domain}; make the rules narrower"
-        )
+    return _Place(subject_key(_subject(item, params, path)), domain)
+
+
+def _take(
+    work: tuple[_Place, list[Item]], params: Params, out: Path
+) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Write the first item for a place that can be read; returns its manifest entry, and what was refused."""
+    place, items = work
+    taken: list[dict[str, object]] = []
+    refused: list[dict[str, object]] = []
+    for item in items:
+        try:
+            if taken:
+                reason = f"another image of this subject is already {place.domain}; make the rules narrower"
+                raise Refusal("E_DUPLICATE_DOMAIN", reason)
+            taken.append(_write(item, place, params, out))
+        except Refusal as refusal:
+            refused.append(_refused(item, refusal))
+    return taken, refused
+
+
+def _refused(item: Item, refusal: Refusal) -> dict[str, object]:
+    shape = list(item.shape)
+    return {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
+
+
+def _write(item: Item, place: _Place, params: Params, out: Path) -> dict[str, object]:
+    """Write one item in canonical form and return its manifest entry."""
+    name = f"{place.subject}/{place.domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
     (out / name).parent.mkdir(exist_ok=True)
-    entry: dict[str, object] = {"subject": subject, "domain": domain, "path": name, "source": item.source}
+    entry: dict[str, object] = {"subject": place.subject, "domain": place.domain, "path": name, "source": item.source}
     if item.source == "picture":
         pixels = read_picture(item.path, "picture")
         write_picture(out / name, pixels)
         return {**entry, "shape": [1, *pixels.shape[:2]]}
-    volume, changes = _load(item, domain, params)
+    volume, changes = _load(item, place.domain, params)
     write_volume(out / name, volume)
     return {
         **entry,

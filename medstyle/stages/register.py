@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from medstyle.errors import UserError
 from medstyle.evaluation.gate import Check, Limits, Subjects, check_champion, check_limits, page, read_subjects
 from medstyle.params import params
-from medstyle.registry.models import conclude, evaluation, model_folder, registered_subjects, rival, version_tags
+from medstyle.registry.models import (
+    conclude,
+    evaluation,
+    known_subjects,
+    model_folder,
+    remember_subjects,
+    rival,
+    version_tags,
+)
 from medstyle.registry.models import register as register_version
 
 
@@ -33,7 +40,7 @@ def run(
     """Register the translator folder ``model`` with the evaluation in ``reports`` and conclude the gate.
 
     ``measure`` evaluates a translator folder on today's unseen subjects. It is called for a champion that was not
-    measured on the same data with the same code and params.
+    measured on the same data with the same code and params, once.
     """
     files = [*(reports / name for name in ("report.html", "metrics.json", "subjects.csv")), params_file]
     for file in files:
@@ -45,8 +52,18 @@ def run(
     checks = check_limits(metrics, params)
     if params.clean:
         checks.append(_committed(version))
+    subjects = read_subjects(reports / "subjects.csv")
+    evaluated = evaluation(reports / "subjects.csv")
+    if evaluated is not None:
+        remember_subjects(version, evaluated, subjects)
     if (champion := rival(version)) is not None:
-        checks += _beside(champion, reports / "subjects.csv", metrics, params.regression, measure)
+        name = f"champion {champion}"
+        try:
+            theirs = _subjects_of(champion, evaluated, measure)
+        except (UserError, OSError) as error:
+            checks.append(Check(name, f"it cannot be measured on these subjects ({error})", "a comparison", False))
+        else:
+            checks += check_champion(subjects, theirs, metrics, params.regression, name)
     log(conclude(version, [str(check) for check in checks if not check.passed], page(version, checks), champion))
 
 
@@ -56,13 +73,11 @@ def _committed(version: str) -> Check:
     return Check("working copy", "committed" if clean else "uncommitted changes or no commit", "committed", clean)
 
 
-def _beside(
-    champion: str, subjects: Path, metrics: Mapping[str, Any], regression: float, measure: Callable[[Path], Subjects]
-) -> list[Check]:
-    name = f"champion {champion}"
-    try:
-        known = registered_subjects(champion, evaluation(subjects))
-        theirs = read_subjects(known) if known is not None else measure(model_folder(champion))
-    except (UserError, OSError) as error:
-        return [Check(name, f"it cannot be measured on these subjects ({error})", "a comparison", False)]
-    return check_champion(read_subjects(subjects), theirs, metrics, regression, name)
+def _subjects_of(champion: str, evaluated: str | None, measure: Callable[[Path], Subjects]) -> Subjects:
+    if evaluated is None:
+        return measure(model_folder(champion))
+    subjects: Subjects | None = known_subjects(champion, evaluated)
+    if subjects is None:
+        subjects = measure(model_folder(champion))
+        remember_subjects(champion, evaluated, subjects)
+    return subjects

@@ -43,7 +43,7 @@ class Prefect:
     def finish(self, run: str) -> dict[str, Any]:
         """Wait for the end of a flow run and return its state."""
         over = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
-        return dict(wait_for(lambda: (state := self.state(run))["type"] in over and state))
+        return dict(wait_for(lambda: (state := self.state(run))["type"] in over and state, seconds=300))
 
     def artifacts(self, run: str) -> dict[str, Any]:
         """Return the artifacts of a flow run by key."""

@@ -6,11 +6,16 @@ import base64
 import io
 import re
 import shutil
+import socket
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+import requests
 import yaml
 from PIL import Image
 
@@ -73,11 +78,42 @@ def test_the_deployment_makes_a_new_model_and_shows_the_result(prefect):
     assert [task["name"].split("-")[0] for task in tasks] == ["pull", *STAGES]
 
 
+@pytest.fixture
+def bucket(tmp_path) -> Iterator[str]:
+    """A bucket of an S3 server; yields the server's address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"http://127.0.0.1:{port}"
+    with (tmp_path / "s3.log").open("w") as log:
+        command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+        server = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def made() -> bool:
+        try:
+            return requests.put(f"{address}/bucket", timeout=5).ok
+        except requests.ConnectionError:
+            return False
+
+    try:
+        wait_for(made)
+        yield address
+    finally:
+        server.terminate()
+        server.wait(10)
+
+
 @pytest.mark.slow
-def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path):
+@pytest.mark.parametrize("kind", ["folder", "s3"])
+def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path, kind, request):
     project = Project(tmp_path / "project")
     shutil.copytree(finished.folder, project.folder)
-    project.run("dvc", "remote", "add", "--default", "--local", "place", str(tmp_path / "remote"))
+    address = str(tmp_path / "remote") if kind == "folder" else "s3://bucket/medstyle"
+    project.run("dvc", "remote", "add", "--default", "--local", "place", address)
+    if kind == "s3":
+        keys = {"access_key_id": "a", "secret_access_key": "b", "endpointurl": request.getfixturevalue("bucket")}
+        for key, value in keys.items():
+            project.run("dvc", "remote", "modify", "--local", "place", key, value)
     project.run("dvc", "push")
     for name in ("data", "models", ".dvc/cache", ".medstyle"):
         shutil.rmtree(project.folder / name, ignore_errors=True)

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import closing
 
+import psutil
 import pytest
 
 from medstyle.errors import UserError
@@ -151,3 +152,40 @@ def test_killed_at_random_moments_nothing_is_lost_or_done_twice(station, run, tr
     assert derived.keys() == expected.keys()
     assert {p.name for p in (station / "done").glob("*/*")} == {f"Doe^Jane {n}" for n in range(3)}
     assert list((station / "inbox").iterdir()) == []
+
+
+WORKERS = """
+import sys
+from pathlib import Path
+from medstyle.inference.inbox import process
+from medstyle.networks.translator import Translator
+if __name__ == "__main__":
+    list(process(Path(sys.argv[1]), Translator.load(sys.argv[2]), settle_s=0, workers=2))
+"""
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_loses_and_repeats_nothing(station, run, translator, tmp_path):
+    for number in (3, 4, 3):  # one of them twice
+        name = f"Doe^Jane {len(list((station / 'inbox').iterdir()))}"
+        shutil.copytree(run.root / f"data/raw/studies/PHANTOM-000{number}", station / "inbox" / name)
+    straight = shutil.copytree(station, tmp_path / "straight")
+    list(process(straight, translator, settle_s=0))
+    (tmp_path / "script.py").write_text(WORKERS)
+    command = [sys.executable, str(tmp_path / "script.py"), str(station), str(run.translator)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
+    while not (station / "derived").is_dir() or not list((station / "derived").iterdir()):
+        assert child.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.005)
+    children = psutil.Process(child.pid).children(recursive=True)
+    workers = [process for process in children if "spawn_main" in " ".join(process.cmdline())]
+    workers[0].kill()
+    assert len(list((station / "done").glob("*/*"))) < 5, "it was in the middle"
+    assert child.wait(300) == 0, (tmp_path / "log").read_text()
+    (derived, rows), (expected, expected_rows) = everything(station), everything(straight)
+    assert rows == expected_rows
+    assert derived.keys() == expected.keys()
+    assert list((station / "inbox").iterdir()) == []
+    assert "Doe" not in (tmp_path / "log").read_text()

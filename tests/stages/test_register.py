@@ -59,10 +59,14 @@ def another(project, seed):
     return f"models/{seed}"
 
 
-def evaluated_by_dvc(project):
+def evaluated_by_dvc(project, data="today's"):
     """Write the lock that DVC would have written for the reports at hand."""
     md5 = hashlib.md5((project / "reports/subjects.csv").read_bytes()).hexdigest()
-    entry = {"deps": [], "params": {}, "outs": [{"path": "reports/subjects.csv", "md5": md5}]}
+    entry = {
+        "deps": [{"path": "data", "md5": data}],
+        "params": {},
+        "outs": [{"path": "reports/subjects.csv", "md5": md5}],
+    }
     (project / "dvc.lock").write_text(json.dumps({"stages": {"train": {"outs": []}, "evaluate": entry}}))
 
 
@@ -126,6 +130,13 @@ def test_a_champion_measured_otherwise_is_measured_anew(project):
     assert asked == [champion]
     assert "psnr beside champion 1: gain -" in verdict
     assert "mae beside" not in verdict, "twice the champion's error would be a loss for it"
+    evaluated_by_dvc(project, "tomorrow's")
+    for _ in range(2):  # the next night the same is asked again
+        [_, verdict] = conclude(project, another(project, 2), measure)
+        assert "psnr beside champion 1: gain -" in verdict
+        shutil.rmtree(project / "models/2")
+    assert asked == 2 * [champion], "measured once with the new data, and remembered"
+    (project / "dvc.lock").unlink()
     [_, verdict] = conclude(project, another(project, 2), lambda model: {})
     assert "other subjects only" in verdict
 
