@@ -29,7 +29,7 @@ class Limits:
     """Largest mean number, in a volume, of bright structures that the truth has not."""
     edge_displacement_mm: float = 5.0
     """Largest mean distance of edges from the true ones."""
-    within_2sd: float = 0.1
+    within_2sd: float = 0.02
     """Least share of the errors that lie within two of the model's own standard deviations."""
 
 
