@@ -147,8 +147,8 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     (made / "file").touch()  # where a folder is needed: an error that nobody expects quotes the path
     say("translate into a file", translate.format(made / "in/nifti", made / "file") + " --force", 1)
     (made / "in/unlike").mkdir()
-    noise = np.random.default_rng(0).uniform(0, 4000, (8, 48, 48)).astype(np.float32)
-    write_volume(made / f"in/unlike/{IN_PATH}_t1.nii.gz", head(shape=noise.shape).with_voxels(noise))
+    stripes = np.float32(100 + 4000 * (np.indices((8, 48, 48))[2] // 3 % 2))
+    write_volume(made / f"in/unlike/{IN_PATH}_t1.nii.gz", head(shape=stripes.shape).with_voxels(stripes))
     say("translate what is unlike", translate.format(made / "in/unlike", made / "unlike"), 2)
     broken = {"ingest": {"source": "data/mine/broken", "rules": RULES}}
     write_params(made, broken).rename(project.folder / "broken.yaml")
