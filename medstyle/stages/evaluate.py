@@ -547,6 +547,7 @@ def _box(body: NDArray[np.bool_], most: int) -> tuple[Any, ...]:
 
 
 def _slices_to_show(body: NDArray[np.bool_]) -> list[int]:
-    """Choose three slices at 35, 55 and 75 % of the body's extent."""
+    """Choose three slices at 35, 55 and 75 % of the body's extent, fewer where there are not as many."""
     depths = np.flatnonzero(body.any(axis=(1, 2)))
-    return [int(depths[min(len(depths) - 1, int(share * len(depths)))]) for share in (0.35, 0.55, 0.75)]
+    places = (int(depths[min(len(depths) - 1, int(share * len(depths)))]) for share in (0.35, 0.55, 0.75))
+    return list(dict.fromkeys(places))
