@@ -68,7 +68,7 @@ def _nlm(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     from skimage.restoration import denoise_nl_means
 
     out: NDArray[np.float32] = denoise_nl_means(
-        image, patch_size=3, patch_distance=4, h=0.8 * sigma, sigma=sigma, fast_mode=True
+        image, patch_size=3, patch_distance=4, h=0.6 * sigma, sigma=sigma, fast_mode=True
     )
     return out
 
