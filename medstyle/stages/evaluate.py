@@ -41,7 +41,7 @@ from medstyle.networks.features import image_features
 from medstyle.networks.translator import Translator, model_card
 from medstyle.params import params, parse
 from medstyle.transforms.intensity import foreground_mask
-from medstyle.transforms.prepare import Preparation, axial
+from medstyle.transforms.prepare import Preparation, Prepared, axial
 from medstyle.transforms.register import onto_grid
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
@@ -127,14 +127,14 @@ def run(
     for number, subject in enumerate(track(subjects, "evaluate")):
         result = measure(subject, images[subject])
         rows += result["rows"]
-        found += result["lesions"]
-        safety += result["safety"]
-        structures.append(result["structures"])
-        features += result["features"]
+        found += result.get("lesions", [])
+        safety += result.get("safety", [])
+        structures += result.get("structures", [])
+        features += result.get("features", [])
         if number < params.figures:
             figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
         if number < VIEWED:
-            viewer.append({name: strip(images) for name, images in result["layers"].items()})
+            viewer.append({name: strip(images) for name, images in result.get("layers", {}).items()})
     metrics = _summarise(rows, found, params, translator)
     metrics["safety"] = _means(safety, params.seed)
     metrics["structures"] = {
@@ -291,9 +291,7 @@ class _Scans:
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         config = self.translator.config
         modality = DOMAINS[config.target]
-        source = read_volume(images[config.source], config.source)
-        contrasts = [read_volume(images[name], name) for name in config.contrasts]
-        prepared = prepare_source(source, self.translator, contrasts)
+        source, prepared = _read(images, self.translator)
         translation = translate_prepared(prepared, self.translator, uncertainty=self.uncertainty > 0)
         self.uncertainty -= 1
         made, deviation = translation.image, translation.uncertainty
@@ -301,10 +299,7 @@ class _Scans:
         outputs = {"model": _unit(modality.normalise(made.voxels, config.fingerprints[config.target]))}
         clean = _unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0))
         body = prepared.to_source_grid(prepared.foreground.astype(np.float32)) > 0.5
-        for name, method in BASELINES.items():
-            image = np.zeros_like(clean)
-            image[body] = method(clean[body][:, None], self.targets)[:, 0]
-            outputs[name] = image
+        outputs |= _classical(clean, body, self.targets)
         references = self._references(subject, images[config.target], source)
         rows, reals = [], {}
         for kind, reference in references.items():
@@ -327,19 +322,20 @@ class _Scans:
             safety |= calibration(np.abs(outputs["model"] - shown)[mask], sigma[mask])
             layers["uncertainty"] = np.clip(np.abs(sigma) / UNCERTAIN, 0, 1).astype(np.float32)
         output = _framed(source.with_voxels(outputs["model"]), self.preparation, self.store)
-        safety |= self._memory(output, subject)
+        target = self._stored(config.target, subject)
+        safety |= self._memory(output, _unit(target[:, 0]))
         where, box = _slices_to_show(body), _box(body, SLICES)
         return {
             "layers": {name: image[box] for name, image in layers.items()},
             "rows": rows,
             "lesions": found,
             "safety": [safety],
-            "structures": self._structures(subject, source, outputs["model"], reals["acquired"][0]),
+            "structures": [self._structures(subject, source, outputs["model"], reals["acquired"][0])],
             "features": [
                 {
                     "source": image_features(self._stored(config.source, subject)),
                     "output": image_features(2 * output[:, None] - 1),
-                    "target": image_features(self._stored(config.target, subject)),
+                    "target": image_features(target),
                 }
             ],
             "labels": [f"slice {z}" for z in where],
@@ -372,10 +368,9 @@ class _Scans:
         rows = [i for i, row in enumerate(self.store.rows(domain, "test")) if row.subject == subject]
         return self.store.array(domain, "test")[rows].astype(np.float32)
 
-    def _memory(self, output: Array, subject: str) -> dict[str, float]:
+    def _memory(self, output: Array, real: Array) -> dict[str, float]:
         """Tell how near the output and the real unseen target come to a training target."""
-        real = self._stored(self.translator.config.target, subject)[:, 0]
-        found = {"output_to_training": output, "unseen_to_training": _unit(real)}
+        found = {"output_to_training": output, "unseen_to_training": real}
         seen = {name: images[(images > 0).mean(axis=(1, 2)) > SHOWN] for name, images in found.items()}
         return {name: nearest(thumbnails(images), self.library) for name, images in seen.items() if len(images)}
 
@@ -470,10 +465,7 @@ class _Pictures:
         ]
         columns = {"source": source[None], "synthetic": outputs["model"][None]}
         columns["histogram matching"] = outputs["histogram_matching"][None]
-        return {
-            "layers": {}, "rows": rows, "lesions": [], "safety": [], "structures": {}, "features": [],
-            "labels": [subject], "columns": columns,
-        }  # fmt: skip
+        return {"rows": rows, "labels": [subject], "columns": columns}
 
 
 class _UnpairedScans:
@@ -494,9 +486,7 @@ class _UnpairedScans:
 
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         config = self.translator.config
-        scan = read_volume(images[config.source], config.source)
-        contrasts = [read_volume(images[name], name) for name in config.contrasts]
-        prepared = prepare_source(scan, self.translator, contrasts)
+        scan, prepared = _read(images, self.translator)
         made = translate_prepared(prepared, self.translator).image
         assert isinstance(made, Volume)
         values = DOMAINS[config.target].normalise(made.voxels, config.fingerprints[config.target])
@@ -504,10 +494,8 @@ class _UnpairedScans:
             _framed(scan.with_voxels(image), self.preparation, self.store)
             for image in (_unit(prepared.to_source_grid(prepared.slices[:, 0].numpy(), -1.0)), _unit(values))
         )
-        outputs, body = {"model": output}, source > 0
-        for name, method in BASELINES.items():
-            outputs[name] = np.zeros_like(source)
-            outputs[name][body] = method(source[body][:, None], self.targets)[:, 0]
+        body = source > 0
+        outputs = {"model": output, **_classical(source, body, self.targets)}
         rows = [
             {
                 "subject": subject,
@@ -520,10 +508,28 @@ class _UnpairedScans:
         where, box = _slices_to_show(body), _box(body, SLICES)
         shown = {"source": source, "synthetic": output, "histogram matching": outputs["histogram_matching"]}
         return {
-            "layers": {name: image[box] for name, image in shown.items()}, "rows": rows, "lesions": [], "safety": [],
-            "structures": {}, "features": [], "labels": [f"slice {z}" for z in where],
+            "layers": {name: image[box] for name, image in shown.items()},
+            "rows": rows,
+            "labels": [f"slice {z}" for z in where],
             "columns": {name: image[where] for name, image in shown.items()},
-        }  # fmt: skip
+        }
+
+
+def _read(images: dict[str, Path], translator: Translator) -> tuple[Volume, Prepared]:
+    """Read a subject's source and prepare it with its contrasts."""
+    config = translator.config
+    source = read_volume(images[config.source], config.source)
+    contrasts = [read_volume(images[name], name) for name in config.contrasts]
+    return source, prepare_source(source, translator, contrasts)
+
+
+def _classical(source: Array, body: NDArray[np.bool_], targets: Array) -> dict[str, Array]:
+    """Return what each baseline makes of the body of a scan in [0, 1]; outside is air."""
+    outputs = {}
+    for name, method in BASELINES.items():
+        outputs[name] = np.zeros_like(source)
+        outputs[name][body] = method(source[body][:, None], targets)[:, 0]
+    return outputs
 
 
 def _framed(volume: Volume, settings: Preparation, store: SliceStore) -> Array:
