@@ -92,6 +92,7 @@ class Worker:
     def __init__(self, model: Path, folder: Path, threads: int) -> None:
         self.model, self.folder, self.threads = model, folder, threads
         self.process: asyncio.subprocess.Process | None = None
+        self.loaded = False
         once = httpx.Limits(max_keepalive_connections=0)  # one that is kept may close just when it is used
         transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"), limits=once)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None)
@@ -101,8 +102,14 @@ class Worker:
         """Tell whether the process runs."""
         return self.process is not None and self.process.returncode is None
 
+    @property
+    def ready(self) -> bool:
+        """Tell whether the process runs and has answered since it was started."""
+        return self.alive and self.loaded
+
     async def start(self) -> None:
         """Start the process and wait until it answers; raises :class:`UserError` if it ends instead."""
+        self.loaded = False
         shutil.rmtree(self.folder, ignore_errors=True)  # the images of a request that was cut off
         self.folder.mkdir(mode=0o700)
         command, environment = get_cmd(str(self.model), timeout=1 << 30)
@@ -120,6 +127,7 @@ class Worker:
                 while self.alive:
                     with suppress(httpx.TransportError):
                         (await self.client.get("/ping")).raise_for_status()
+                        self.loaded = True
                         return
                     await asyncio.sleep(0.1)
         await self.kill()
@@ -245,8 +253,8 @@ class Front:
         return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _refusal})
 
     async def ping(self, request: Request) -> Response:
-        """Answer 200 while a process runs."""
-        return Response("\n", 200 if any(worker.alive for worker in self.fleet.workers) else 503)
+        """Answer 200 while a process is ready."""
+        return Response("\n", 200 if any(worker.ready for worker in self.fleet.workers) else 503)
 
     async def version(self, request: Request) -> Response:
         """Tell which version answers, its aliases, and since when it is served."""
