@@ -234,11 +234,20 @@ def translate(
     model: Model = DEFAULT_MODEL,
     to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, where rules cannot tell.")] = None,
-    style: Annotated[Path | None, typer.Option(help="Image of the target domain whose style is taken.")] = None,
+    style: Annotated[
+        list[Path] | None, typer.Option(help="Image of the target domain whose style is taken; again for a mixture.")
+    ] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Of each --style in the mixture; default: equal.")] = None,
     seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them as they are, 1 is the whole style.")] = 1.0,
     keep_colour: Annotated[bool, typer.Option(help="Pictures: keep their colours, take the lightness.")] = False,
+    mask: Annotated[
+        Path | None, typer.Option(help="Pictures: a picture, white where the style goes, black where nothing changes.")
+    ] = None,
+    steady: Annotated[
+        float, typer.Option(help="Videos: share of the frame before, where it is found again; 0: each frame by itself.")
+    ] = 0.8,
     method: Annotated[
         str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
     ] = None,
@@ -249,11 +258,16 @@ def translate(
 
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
-    if method is not None:
-        _classical(source, out, style, method, strength, keep_colour)
-        return
-    from medstyle.inference.files import translate_path
+    from medstyle.inference.files import read_mask, translate_path
     from medstyle.inference.translate import Look
+
+    weights = weight or [1.0] * len(style or [])
+    if len(weights) != len(style or []):
+        raise UserError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
+    look = Look(strength, keep_colour, read_mask(mask) if mask else None, steady)
+    if method is not None:
+        _classical(source, out, style or [], method, look)
+        return
 
     results = translate_path(
         source,
@@ -261,10 +275,10 @@ def translate(
         _translator(model),
         target=to,
         source_domain=from_,
-        reference=style,
+        reference=list(zip(weights, style or [], strict=True)),
         seed=seed,
         uncertainty=uncertainty,
-        look=Look(strength, keep_colour),
+        look=look,
         force=force,
     )
     if json_:
@@ -279,20 +293,19 @@ def translate(
             print(f"medstyle: warning: {warning}", file=sys.stderr)
 
 
-def _classical(source: Path, out: Path, style: Path | None, method: str, strength: float, keep_colour: bool) -> None:
-    from medstyle.evaluation.baselines import BASELINES, restyle
+def _classical(source: Path, out: Path, style: list[Path], method: str, look: Any) -> None:
+    from medstyle.evaluation.baselines import PICTURE_METHODS
     from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, read_picture, write_picture
-    from medstyle.inference.translate import Look
 
-    if method not in BASELINES:
-        raise UserError(f"--method {method}: none of {', '.join(BASELINES)}")
-    if style is None:
-        raise UserError(f"--method {method}: name the picture whose colours are taken with --style")
+    if method not in PICTURE_METHODS:
+        raise UserError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
+    if len(style) != 1:
+        raise UserError(f"--method {method}: name the picture whose style is taken with --style")
     if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise UserError(f"{out}: {why} choose another name")
     pixels = read_picture(source)
-    made = Look(strength, keep_colour).applied(pixels, restyle(method, pixels, read_picture(style)))
+    made = look.applied(pixels, PICTURE_METHODS[method](pixels, read_picture(style[0])))
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,17 +62,67 @@ def whitening_colouring(source: NDArray[np.float32], targets: NDArray[np.float32
     return made
 
 
-def restyle(name: str, pixels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Give a picture ``(H, W, 3)`` the colours of another ``(h, w, 3)`` by the method ``name``; no model is needed."""
-    source, targets = (np.float32(1 / 255) * image.reshape(-1, 3).astype(np.float32) for image in (pixels, reference))
-    made: NDArray[np.float32] = BASELINES[name](source, targets).reshape(pixels.shape)
-    return np.rint(255 * np.clip(made, 0, 1)).astype(np.uint8)
-
-
 # method: (source values (n, C), target training values (m, C)) -> values (n, C), all in [0, 1]
 BASELINES: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArray[np.float32]]] = {
     "identity": identity,
     "histogram_matching": histogram_matching,
     "moments": moments,
     "whitening_colouring": whitening_colouring,
+}
+
+
+Picture = NDArray[np.uint8]
+ITERATIONS, LARGEST = 150, 512  # of the optimisation; it works on pictures of this many pixels a side at most
+
+
+def _of_values(name: str, pixels: Picture, reference: Picture) -> Picture:
+    source, targets = (np.float32(1 / 255) * image.reshape(-1, 3).astype(np.float32) for image in (pixels, reference))
+    made: NDArray[np.float32] = BASELINES[name](source, targets).reshape(pixels.shape)
+    return np.rint(255 * np.clip(made, 0, 1)).astype(np.uint8)
+
+
+def neural_style(pixels: Picture, reference: Picture, iterations: int = ITERATIONS) -> Picture:
+    """Optimise the picture ``(H, W, 3)`` until its texture features correlate as those of ``reference`` (Gatys 2016).
+
+    The features are those of :class:`Texture`, since no trained network is at hand; edges are held in place by MIND
+    descriptors. It begins with the colours of :func:`moments`. A large picture is optimised at ``LARGEST`` pixels a
+    side, and the change is enlarged.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from medstyle.networks.texture import Texture, correlations, style_distance
+    from medstyle.training.losses import anatomy_loss
+
+    def tensor(image: Picture, size: tuple[int, ...]) -> torch.Tensor:
+        x = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+        return F.interpolate(x, size, mode="area") if size != image.shape[:2] else x
+
+    def small(image: Picture) -> tuple[int, ...]:
+        scale = min(1.0, LARGEST / max(image.shape[:2]))
+        return tuple(max(32, round(n * scale)) for n in image.shape[:2])
+
+    start = _of_values("moments", pixels, reference)
+    content, begun = (tensor(image, small(pixels)) for image in (pixels, start))
+    texture = Texture(3)
+    with torch.no_grad():
+        wanted = correlations(texture(tensor(reference, small(reference))))
+    x = begun.clone().requires_grad_()
+    optimiser = torch.optim.Adam([x], lr=0.03)
+    for _ in range(iterations):
+        optimiser.zero_grad()
+        loss = style_distance(correlations(texture(x)), wanted).mean() + 0.5 * anatomy_loss(x, content)
+        loss.backward()
+        optimiser.step()
+        with torch.no_grad():
+            x.clamp_(-1, 1)
+    change = F.interpolate((x - begun).detach(), pixels.shape[:2], mode="bilinear", align_corners=False)
+    whole = tensor(start, pixels.shape[:2]) + change
+    return np.rint((whole[0].movedim(0, -1).clamp(-1, 1).numpy() + 1) * 127.5).astype(np.uint8)
+
+
+# method: (picture (H, W, 3), another one (h, w, 3) whose style is taken) -> picture (H, W, 3)
+PICTURE_METHODS: dict[str, Callable[[Picture, Picture], Picture]] = {
+    **{name: partial(_of_values, name) for name in BASELINES},
+    "neural_style": neural_style,
 }

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.imaging.video import Frame, VideoWriter
 
-def figure(path: Path, columns: Mapping[str, NDArray], rows: Sequence[str], error: str | None = None) -> None:
-    """Write a grid of pictures as PNG: one column per entry, each ``(n, H, W)`` or ``(n, H, W, 3)`` in [0, 1].
+
+def figure(
+    path: Path, columns: Mapping[str, Sequence[NDArray] | NDArray], rows: Sequence[str], error: str | None = None
+) -> None:
+    """Write a grid of pictures as PNG: one column per entry, each ``n`` of ``(H, W)`` or ``(H, W, 3)`` in [0, 1].
 
     The column named ``error`` is drawn in a heat map from 0 to 0.3 with its scale; no other value is stretched.
     """
@@ -22,7 +27,7 @@ def figure(path: Path, columns: Mapping[str, NDArray], rows: Sequence[str], erro
     import matplotlib.pyplot as plt
 
     n = len(rows)
-    height, width = next(iter(columns.values())).shape[1:3]
+    height, width = next(iter(columns.values()))[0].shape[:2]
     plot, axes = plt.subplots(
         n,
         len(columns),
@@ -87,6 +92,35 @@ def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
     Image.fromarray(np.concatenate(small)).save(file, "WEBP", quality=90)
     data = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
     return {"data": data, "width": width, "height": height, "count": len(small)}
+
+
+def picture_data(picture: NDArray, most_px: int = 512) -> str:
+    """Return a picture ``(H, W, 3)`` in [0, 1] for the page: WebP, at most so many pixels a side."""
+    import io
+
+    from PIL import Image
+
+    image = Image.fromarray(np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8))
+    image.thumbnail((most_px, most_px))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def clip_data(frames: Iterable[Frame], like: Path, seconds: float = 6.0, most_px: int = 360) -> str:
+    """Return the start of a video for the page: MP4, small, without its sound."""
+    from PIL import Image
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "clip.mp4"
+        with VideoWriter(file, like, sound=False, crf=28) as writer:
+            for frame in frames:
+                if frame.time >= seconds:
+                    break
+                image = Image.fromarray(frame.pixels)
+                image.thumbnail((most_px * 2, most_px))
+                writer.write(Frame(np.asarray(image), frame.time))
+        return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
 
 
 def curves(path: Path, table: Path) -> None:

@@ -69,22 +69,38 @@ class VideoWriter:
         path: new file; the suffix chooses container and codec (:data:`CODECS`).
         like: the source: its frame rate and its first audio stream are taken over, bit for bit.
         note: goes into the container's comment.
+        sound: whether to take over the sound.
+        crf: quality, smaller is better; default: near the visible limit.
+        part_of: the whole, of which this is a part that :meth:`append` will add: it chooses the codec.
 
     Raises:
         UserError: unknown suffix, or a container that cannot hold the sound.
     """
 
-    def __init__(self, path: Path, like: Path, note: str = "") -> None:
+    def __init__(
+        self,
+        path: Path,
+        like: Path,
+        note: str = "",
+        *,
+        sound: bool = True,
+        crf: int | None = None,
+        part_of: Path | None = None,
+    ) -> None:
         av = _av()
-        if path.suffix.lower() not in CODECS:
+        suffix = (part_of or path).suffix.lower()
+        if suffix not in CODECS:
             raise UserError(f"{path}: a video is written as one of {', '.join(CODECS)}")
         self.path, self.scratch = path, path.with_name(f".part-{path.name}")
-        self.codec, self.options = CODECS[path.suffix.lower()]
+        self.codec, options = CODECS[suffix]
+        self.options = options if crf is None else {**options, "crf": str(crf)}
+        self.with_sound = sound
         self.source = av.open(str(like))
         self.out = av.open(str(self.scratch), "w")
         self.out.metadata["comment"] = note
         self.rate = self.source.streams.video[0].average_rate or Fraction(25)
         self.stream: Any = None
+        self.encodes = True
         self.sound: Iterator[Any] = iter(())
         self.waiting: Any = None
 
@@ -95,7 +111,8 @@ class VideoWriter:
         """Finish the file; after an error there is none."""
         try:
             if kind is None and self.stream is not None:
-                self.out.mux(self.stream.encode())
+                if self.encodes:
+                    self.out.mux(self.stream.encode())
                 self._mux_sound(None)
         finally:
             self.out.close()
@@ -119,6 +136,20 @@ class VideoWriter:
         self._mux_sound(frame.time)
         self.out.mux(self.stream.encode(picture))
 
+    def append(self, part: Path) -> None:
+        """Append a video that was written as a part of this one: its packets as they are."""
+        av = _av()
+        with av.open(str(part)) as container:
+            own = container.streams.video[0]
+            if self.stream is None:
+                self.stream, self.encodes = self.out.add_stream_from_template(own), False
+                self._start_sound()
+            for packet in container.demux(own):
+                if packet.dts is not None:
+                    self._mux_sound(packet.pts * packet.time_base)
+                    packet.stream = self.stream
+                    self.out.mux(packet)
+
     def _start(self, height: int, width: int) -> None:
         stream = self.out.add_stream(self.codec, rate=self.rate, options=self.options)
         stream.width, stream.height = width, height
@@ -128,7 +159,11 @@ class VideoWriter:
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
         context.color_range = 1  # as television has it: 16 to 235
         self.stream = stream
-        if self.source.streams.audio:
+        self._start_sound()
+
+    def _start_sound(self) -> None:
+        """Prepare to copy the sound; the video's stream must be there, the container's header not yet written."""
+        if self.with_sound and self.source.streams.audio:
             own = self.source.streams.audio[0]
             try:
                 copy = self.out.add_stream_from_template(own)

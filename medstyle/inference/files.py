@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,18 @@ from medstyle.errors import Refusal, UserError
 from medstyle.imaging.inventory import Item, inventory
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
-from medstyle.imaging.progress import track
 from medstyle.imaging.rules import Rule, domain_of
-from medstyle.imaging.video import CODECS, Frame, VideoWriter, read_frames
+from medstyle.imaging.video import CODECS
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, write_volume
+from medstyle.inference.film import Film
 from medstyle.inference.ood import Verdict
 from medstyle.inference.translate import (
     FULL,
     Image,
     Look,
+    Reference,
     Translation,
-    translate_frames,
+    style_of,
     translate_picture,
     translate_volume,
 )
@@ -48,7 +48,7 @@ def translate_path(
     *,
     target: str | None = None,
     source_domain: str | None = None,
-    reference: Path | None = None,
+    reference: Path | Sequence[tuple[float, Path]] | None = None,
     seed: int | None = None,
     uncertainty: bool = False,
     look: Look = FULL,
@@ -67,7 +67,8 @@ def translate_path(
         target: default: the domain it was trained for.
         source_domain: default: the domain it was trained from. Its images are told by the translator's rules or by
             their file names. Where none are, all images are taken for it if it was named, and else a single file.
-        reference: image of ``target`` whose style is taken: a file, or a folder with one such image.
+        reference: image of ``target`` whose style is taken: a file, or a folder with one such image; or several with
+            their weights.
         seed, uncertainty: see :func:`translate_volume`.
         look: how much of the style a picture or video gets.
         force: translate even what is unlike the training images.
@@ -92,7 +93,8 @@ def translate_path(
     if not chosen:
         why = f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
         raise UserError(f"{source}: nothing to translate: {why}")
-    style = read_reference(reference, translator, target) if reference else None
+    several = [(1.0, reference)] if isinstance(reference, Path) else reference or []
+    style = [(weight, read_reference(path, translator, target)) for weight, path in several] or None
     rows = []
     for item in chosen:
         place = _place(item, source, out)
@@ -115,31 +117,21 @@ def _film(
     translator: Translator,
     domain: str,
     target: str,
-    reference: Image | None,
+    reference: Reference | None,
     seed: int | None,
     look: Look,
     force: bool,
 ) -> dict[str, Any]:
-    """Translate a video frame by frame in one style; returns the row of facts, with the score of the oddest frame."""
+    """Translate a video in one style; returns the row of facts, with the score of the oddest frame."""
     if DOMAINS[domain].dicom is not None:
         raise UserError(f"{_name(item)}: a video is no input for {domain} -> {target}")
-    times: list[Fraction] = []
-
-    def pixels() -> Iterator[NDArray[np.uint8]]:
-        for frame in read_frames(item.path):
-            times.append(frame.time)
-            yield frame.pixels
-
-    made = translate_frames(pixels(), translator, target, domain=domain, reference=reference, seed=seed, look=look)
-    worst, warnings, shape = Verdict(0.0, "ok"), set[str](), [0, 0]
-    with VideoWriter(place, item.path, SYNTHETIC_NOTE) as writer:
-        for result in track(made, "video", item.shape[0] or None):
-            if result.ood.verdict == "refuse" and not force:
-                raise _unlike(item, result.ood.score)
-            worst, shape = max(worst, result.ood), list(result.image.shape[:2])  # type: ignore[union-attr]
-            warnings |= set(result.warnings)
-            writer.write(Frame(result.image, times[-1]))  # type: ignore[arg-type]
-    return _row(item, place, target, [len(times), *shape], worst, sorted(warnings), translator)
+    style = style_of(translator, target, reference, seed)
+    film = Film(item.path, place, translator, target, domain, style, look, SYNTHETIC_NOTE)
+    for result in film.render(item.shape[0] or None):
+        if result.ood.verdict == "refuse" and not force:
+            raise _unlike(item, result.ood.score)
+    shape = [film.frames, *film.shape]
+    return _row(item, place, target, shape, film.worst, sorted(film.warnings), translator)
 
 
 def _unlike(item: Item, score: float) -> Refusal:
@@ -183,6 +175,12 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
     return read_picture(item.path, "picture") if item.source == "picture" else item.load(domain)
 
 
+def read_mask(path: Path) -> NDArray[np.float32]:
+    """Read a picture as the mask of a :class:`Look`: white gets the whole style, black none."""
+    grey: NDArray[np.float32] = read_picture(path).mean(axis=2, dtype=np.float32) / 255
+    return grey
+
+
 def _usable(path: Path) -> list[Item]:
     """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
     if not path.exists():
@@ -221,7 +219,7 @@ def _translate(
     translator: Translator,
     domain: str,
     target: str,
-    reference: Image | None,
+    reference: Reference | None,
     seed: int | None,
     uncertainty: bool,
     look: Look,
@@ -233,8 +231,8 @@ def _translate(
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
         pixels = read_picture(item.path, "picture")
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
-    if look != FULL:
-        raise UserError(f"{_name(item)}: strength and colour are for pictures; half a scan means nothing")
+    if not look.whole:
+        raise UserError(f"{_name(item)}: strength, colour and mask are for pictures; half a scan means nothing")
     if item.series is not None and item.affine is None:  # it could not be written: say so before the work
         raise Refusal(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"

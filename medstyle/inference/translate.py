@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +17,10 @@ from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
+from medstyle.inference.statistics import Statistics
+from medstyle.inference.steady import Shot
 from medstyle.inference.uncertainty import spread
-from medstyle.inference.windows import blend
+from medstyle.inference.windows import Render, blend, windows
 from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
 from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
@@ -31,7 +34,10 @@ WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in on
 WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
 
+GATHERED = 16  # windows of a large picture from which its statistics are taken
+
 Image = Volume | NDArray[np.uint8]  # a scan, or an RGB picture (H, W, 3)
+Reference = Image | Sequence[tuple[float, Image]]  # whose style is taken; of several, the mean by these weights
 
 
 @dataclass(frozen=True)
@@ -55,14 +61,23 @@ class Look:
     Attributes:
         strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
         keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
+        mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
+        steady: frames of a video: share of what the frame before showed, where it is found again; see :class:`Shot`.
     """
 
     strength: float = 1.0
     keep_colour: bool = False
+    mask: NDArray[np.float32] | None = field(default=None, compare=False)
+    steady: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether the output is the network's as it is."""
+        return self == FULL and self.mask is None
 
     def applied(self, source: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Mix ``(H, W, 3)`` RGB pictures."""
@@ -73,9 +88,14 @@ class Look:
             lab[..., 0] = rgb2lab(made)[..., 0]
             with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
                 made = np.rint(255 * np.clip(lab2rgb(lab), 0, 1)).astype(np.uint8)
-        if self.strength == 1:
+        if self.strength == 1 and self.mask is None:
             return made
-        mixed = (1 - self.strength) * source.astype(np.float32) + self.strength * made.astype(np.float32)
+        share: Any = self.strength
+        if self.mask is not None:
+            from skimage.transform import resize
+
+            share = share * resize(self.mask, source.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
+        mixed = source.astype(np.float32) + share * (made.astype(np.float32) - source.astype(np.float32))
         return np.rint(mixed).astype(np.uint8)
 
 
@@ -88,7 +108,7 @@ def translate_volume(
     target: str | None = None,
     *,
     contrasts: Sequence[Volume] = (),
-    reference: Image | None = None,
+    reference: Reference | None = None,
     seed: int | None = None,
     uncertainty: bool = False,
 ) -> Translation:
@@ -101,7 +121,7 @@ def translate_volume(
         translator: see :class:`Translator`.
         target: one of the translator's domains.
         contrasts: the other scans of the subject that the translator needs, on any grid and in any order.
-        reference: a scan of ``target`` whose style is taken.
+        reference: a scan of ``target`` whose style is taken, or several with their weights.
         seed: draws a style.
         uncertainty: also measure how much the output changes where it should not.
 
@@ -135,7 +155,7 @@ def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[V
 def style_of(
     translator: Translator,
     target: str | None = None,
-    reference: Image | None = None,
+    reference: Reference | None = None,
     seed: int | None = None,
 ) -> list[Tensor]:
     """Return the style codes of ``target``: of a reference image of it, of a seed, else its own."""
@@ -145,12 +165,19 @@ def style_of(
         raise UserError("a style comes from a reference or from a seed, not from both")
     domain, config = target or translator.config.target, translator.config
     translator.index(domain)
-    if isinstance(reference, Volume) != (DOMAINS[domain].dicom is not None):
-        raise UserError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
-    if "reference" not in config.architecture.style:
-        return translator.style(domain, torch.empty(1))  # says so
-    images = _reference_images(reference, translator, domain)
-    return translator.style(domain, images)
+    several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
+    total = sum(weight for weight, _ in several)
+    if not several or total <= 0 or min(weight for weight, _ in several) < 0:
+        raise UserError("the weights of the styles must not be negative, and not all be 0")
+    codes = []
+    for weight, image in several:
+        if isinstance(image, Volume) != (DOMAINS[domain].dicom is not None):
+            raise UserError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
+        if "reference" not in config.architecture.style:
+            return translator.style(domain, torch.empty(1))  # says so
+        of_members = translator.style(domain, _reference_images(image, translator, domain))
+        codes.append([weight / total * code for code in of_members])
+    return [torch.stack(each).sum(0) for each in zip(*codes, strict=True)]
 
 
 def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
@@ -218,7 +245,7 @@ def translate_picture(
     target: str | None = None,
     *,
     domain: str | None = None,
-    reference: Image | None = None,
+    reference: Reference | None = None,
     seed: int | None = None,
     look: Look = FULL,
 ) -> Translation:
@@ -236,19 +263,27 @@ def translate_frames(
     target: str | None = None,
     *,
     domain: str | None = None,
-    reference: Image | None = None,
+    reference: Reference | None = None,
     seed: int | None = None,
     look: Look = FULL,
+    style: list[Tensor] | None = None,
+    shot: Shot | None = None,
 ) -> Iterator[Translation]:
-    """Render pictures one after the other in one style, as :func:`translate_picture` does each."""
+    """Render pictures one after the other in one style, as :func:`translate_picture` does each.
+
+    With ``look.steady`` they are the frames of a video; ``shot`` goes on with one that was begun before. ``style``, of
+    :func:`style_of`, stands for reference and seed.
+    """
     target, domain = target or translator.config.target, domain or translator.config.source
     translator.index(domain)
-    style = style_of(translator, target, reference, seed)
+    style = style or style_of(translator, target, reference, seed)
+    shot = shot or Shot(translator, look.steady)
     for pixels in frames:
         slices = picture_slices(pixels, domain)
-        made = synthesise(translator, slices, target, style=style)
-        image = look.applied(pixels, slices_picture(made, target))
-        yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
+        with shot.frame(pixels) as join:
+            made = synthesise(translator, slices, target, style=style)
+        image = join(slices_picture(made, target))
+        yield Translation(look.applied(pixels, image), judge(slices, translator, domain), warnings=oddities(made))
 
 
 @torch.inference_mode()
@@ -307,11 +342,25 @@ def synthesise(
         for chunk in (places[start : start + step] for start in range(0, len(places), step)):
             x = torch.stack([_with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
             parts = [image.new_empty((len(chunk), image.shape[1], height, width)) for image in outs]
-            blend(render, x, window, parts)
+            _blended(translator, render, x, window, parts)
             for image, part in zip(outs, parts, strict=True):
                 for (z, box), one in zip(chunk, part, strict=True):
                     image[(z, ..., *box)] = one
     return out
+
+
+def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence[int], parts: Sequence[Tensor]) -> None:
+    """Render slices in windows that share the statistics of a sample of them: one style over the whole picture."""
+    places = windows(x.shape[2:], window)
+    if len(places) == 1:
+        blend(render, x, window, parts)
+        return
+    statistics = Statistics(one.generator for one in translator.members)
+    with statistics.gather():
+        for place in places[:: -(-len(places) // GATHERED)]:
+            render(x[(slice(None), slice(None), *place)])
+    with statistics.share():
+        blend(render, x, window, parts)
 
 
 def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:

@@ -15,6 +15,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+Render = Callable[[Tensor], Sequence[Tensor]]  # a window -> images of its size
+
 OVERLAP = 0.5  # least share of a window that its neighbour renders too
 WIDTH = 8  # standard deviations of the weight that a window is wide
 
@@ -37,7 +39,12 @@ def shares(length: int, size: int, overlap: float = OVERLAP) -> list[tuple[slice
     return [(place, weight / total[place]) for place in places]
 
 
-def blend(render: Callable[[Tensor], Sequence[Tensor]], x: Tensor, size: Sequence[int], outs: Sequence[Tensor]) -> None:
+def windows(shape: Sequence[int], size: Sequence[int]) -> list[tuple[slice, ...]]:
+    """List the places of the windows of ``size`` in an image of ``shape``, as :func:`blend` visits them."""
+    return list(product(*([where for where, _ in shares(n, s)] for n, s in zip(shape, size, strict=True))))
+
+
+def blend(render: Render, x: Tensor, size: Sequence[int], outs: Sequence[Tensor]) -> None:
     """Render ``x`` ``(N, C, ...)`` in windows of ``size`` and blend them in float32.
 
     Args:

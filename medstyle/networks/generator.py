@@ -13,7 +13,7 @@ the style back through its modulation (AdaIN, Huang and Belongie 2017; FiLM, Per
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -71,7 +71,7 @@ class ResidualBlock(nn.Module):
         return x + self.second(self.first(x, s), s)
 
 
-def blur_pool(x: Tensor) -> Tensor:
+def blur_pool(x: Tensor, border: str = "zeros") -> Tensor:
     """Halve every spatial axis after a binomial [1 3 3 1] filter, against aliasing (Zhang 2019)."""
     dims, channels = x.ndim - 2, x.shape[1]
     line = torch.tensor([1.0, 3.0, 3.0, 1.0], device=x.device, dtype=x.dtype) / 8
@@ -80,7 +80,9 @@ def blur_pool(x: Tensor) -> Tensor:
         kernel = kernel[..., None] * line
     kernel = kernel.expand(channels, 1, *kernel.shape)
     convolve = F.conv2d if dims == 2 else F.conv3d
-    return convolve(x, kernel, stride=2, padding=1, groups=channels)
+    if border == "zeros":
+        return convolve(x, kernel, stride=2, padding=1, groups=channels)
+    return convolve(F.pad(x, (1, 1) * dims, mode=border), kernel, stride=2, groups=channels)
 
 
 class Generator(nn.Module):
@@ -93,6 +95,9 @@ class Generator(nn.Module):
         spatial_dims: 2 or 3.
         bottleneck_blocks: residual blocks at the coarsest level, the later half modulated.
         bounded: end in ``tanh``, for 8-bit pictures only (it would flatten bone and CSF).
+        repainted: finest levels whose details do not pass from the encoder to the decoder, which paints its own.
+        border: what convolutions see beyond the image: ``zeros``, which is nearly air, or ``replicate``; the zeros
+            would frame a picture.
     """
 
     def __init__(
@@ -105,9 +110,11 @@ class Generator(nn.Module):
         spatial_dims: int = 2,
         bottleneck_blocks: int = 4,
         bounded: bool = False,
+        repainted: int = 0,
+        border: Literal["zeros", "replicate"] = "zeros",
     ) -> None:
         super().__init__()
-        self.bounded = bounded
+        self.bounded, self.repainted, self.border = bounded, repainted, border
         self.multiple = 2 ** (len(widths) - 1)
         self.widths = tuple(widths)
         dims = spatial_dims
@@ -124,13 +131,16 @@ class Generator(nn.Module):
             nn.ModuleList(
                 [
                     _conv(dims, deep, wide, kernel_size=1),  # before the upsampling, where it costs a quarter
-                    ModulatedConv(dims, 2 * wide, wide, style_size),
+                    ModulatedConv(dims, wide if level < repainted else 2 * wide, wide, style_size),
                     ModulatedConv(dims, wide, wide, style_size),
                 ]
             )
-            for deep, wide in zip(reversed(widths[1:]), reversed(widths[:-1]), strict=True)
+            for level, deep, wide in reversed(list(zip(range(len(widths)), widths[1:], widths[:-1], strict=False)))
         )
         self.head = _conv(dims, widths[0], out_channels)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d | nn.Conv3d):
+                layer.padding_mode = border
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Encode content ``(N, C_in, ...)``; one feature map per level, fine to coarse."""
@@ -138,7 +148,7 @@ class Generator(nn.Module):
         h = x
         for level, block in enumerate(self.encoder):
             first, second = block.children()
-            h = second(first(blur_pool(h) if level else h))
+            h = second(first(blur_pool(h, self.border) if level else h))
             maps.append(h)
         return maps
 
@@ -147,10 +157,10 @@ class Generator(nn.Module):
         *skips, h = self.features(x)
         for block in self.bottleneck:
             h = block(h, s)
-        for block, skip in zip(self.decoder, reversed(skips), strict=True):
+        for block, level in zip(self.decoder, reversed(range(len(skips))), strict=True):
             reduce, first, second = block.children()
             h = F.interpolate(reduce(h), scale_factor=2.0, mode="nearest")
-            h = second(first(torch.cat([h, skip], 1), s), s)
+            h = second(first(h if level < self.repainted else torch.cat([h, skips[level]], 1), s), s)
         y: Tensor = self.head(h)
         return y.tanh() if self.bounded else y
 

@@ -75,6 +75,8 @@ class Architecture:
     """Length of the style code."""
     bottleneck_blocks: int = 4
     """Residual blocks at the coarsest level."""
+    repainted: int = 0
+    """Finest levels whose details the decoder paints by itself: 0 keeps anatomy, 1 or 2 give art room."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
     dimensions: Literal[2, 3] = 2
@@ -87,8 +89,12 @@ class Architecture:
             raise UserError("network: needs at least two widths and positive sizes")
         if self.generator not in GENERATORS:
             raise UserError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
+        if self.repainted and self.generator != "medstyle":
+            raise UserError("network.repainted: MONAI's networks have their own ways for details; set it to 0")
         if not self.style or not set(self.style) <= set(STYLES):
             raise UserError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
+        if not 0 <= self.repainted < len(self.widths):
+            raise UserError(f"network.repainted: must lie in [0, {len(self.widths) - 1}]")
         if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
             raise UserError("network.neighbours: must be odd, and 1 where dimensions is 3")
 
@@ -110,6 +116,7 @@ class Networks(nn.Module):
         colours = max(channels)
         self.colours, self.neighbours = colours, architecture.neighbours
         self.residual, self.dimensions = architecture.residual, architecture.dimensions
+        picture = DOMAINS[domains[0]].unit == "8-bit"
         self.generator = build_generator(
             architecture.generator,
             in_channels=colours * contrasts * architecture.neighbours,
@@ -118,7 +125,9 @@ class Networks(nn.Module):
             style_size=architecture.style_size,
             spatial_dims=architecture.dimensions,
             bottleneck_blocks=architecture.bottleneck_blocks,
-            bounded=DOMAINS[domains[0]].unit == "8-bit" and not architecture.residual,
+            repainted=architecture.repainted,
+            bounded=picture and not architecture.residual,
+            border="replicate" if picture else "zeros",
         )
         self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,8 @@ from numpy.typing import NDArray
 
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
-from medstyle.evaluation.protocols import PROTOCOLS, Protocol
-from medstyle.evaluation.report import curves, distribution, figure, strip, write_page
+from medstyle.evaluation.protocols import PROTOCOLS, PictureSet, Protocol
+from medstyle.evaluation.report import clip_data, curves, distribution, figure, picture_data, strip, write_page
 from medstyle.evaluation.safety import (
     Lesion,
     by_lesion,
@@ -30,14 +32,18 @@ from medstyle.evaluation.safety import (
 )
 from medstyle.evaluation.statistics import differences_kept, effect, holm, paired_test, summary, told_apart
 from medstyle.evaluation.structures import overlap, train_segmenter
+from medstyle.evaluation.video import MEASURES, measure_clip
 from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.inventory import VIDEO_SUFFIXES
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
+from medstyle.imaging.video import Frame, read_frames
 from medstyle.imaging.volume import Volume, read_volume
-from medstyle.inference.translate import prepare_source, translate_picture, translate_prepared
+from medstyle.inference.translate import Look, prepare_source, translate_frames, translate_picture, translate_prepared
 from medstyle.networks.features import image_features
+from medstyle.networks.texture import style_distance
 from medstyle.networks.translator import Translator, model_card
 from medstyle.params import params, parse
 from medstyle.transforms.intensity import foreground_mask
@@ -48,6 +54,7 @@ UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
 SHOWN = 0.1  # slices with a smaller share of body say little
 LIBRARY, SEGMENTED = 20_000, 20  # most training slices to compare with; most training subjects of the segmenter
 UNSEEN = 500  # most unseen target slices to compare distributions with
+REFERENCES = 3  # styles in which each picture is rendered, to see how they differ
 VIEWED, SLICES = 3, 40  # subjects and slices of each in the page's viewer: it should stay below a few MB
 
 Array = NDArray[np.float32]
@@ -63,6 +70,8 @@ class Params:
     unpaired_scans, or unpaired for pictures."""
     figures: int = 6
     """Most subjects to draw."""
+    steady: float = 0.8
+    """Videos in `truth/`, of a model of pictures: share of the frame before, as of `medstyle translate --steady`."""
     uncertainty: int = 6
     """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
     segmenter: int = 300
@@ -124,6 +133,7 @@ def run(
     structures: list[dict[str, dict[str, float]]] = []
     features: list[dict[str, NDArray]] = []
     viewer: list[dict[str, Any]] = []
+    sheet: list[dict[str, Array]] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
         result = measure(subject, images[subject])
         rows += result["rows"]
@@ -131,10 +141,16 @@ def run(
         safety += result.get("safety", [])
         structures += result.get("structures", [])
         features += result.get("features", [])
-        if number < params.figures:
+        if number < params.figures and "sheet" in result:
+            sheet.append(result["sheet"])
+        elif number < params.figures:
             figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
         if number < VIEWED:
             viewer.append({name: strip(images) for name, images in result.get("layers", {}).items()})
+    if sheet:
+        figure(
+            out / "figures" / "contact-sheet.png", {k: [one[k] for one in sheet] for k in sheet[0]}, [""] * len(sheet)
+        )
     metrics = _summarise(rows, found, params, translator)
     metrics["safety"] = _means(safety, params.seed)
     metrics["structures"] = {
@@ -142,6 +158,10 @@ def run(
         for name in dict.fromkeys(name for one in structures for name in one)
     }
     metrics["sites"] = _sites(features)
+    metrics["videos"], clips = (
+        _videos(truth, translator, measure, params) if isinstance(measure, _Pictures) else ({}, {})
+    )
+    metrics["style_of_all"] = measure.style_of_all() if isinstance(measure, _Pictures) else {}
     metrics["subgroups"] = _subgroups(rows, items, config.source, protocol, params.seed)
     _write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
     with (out / "subjects.csv").open("w", newline="") as file:
@@ -162,6 +182,9 @@ def run(
         tables=metrics["tables"],
         measures=protocol.measures,
         viewer=[one for one in viewer if one],
+        pictures_beside=[{name: picture_data(one[name]) for name in ("source", "synthetic")} for one in sheet[:VIEWED]],
+        clips=clips,
+        video_measures=MEASURES,
         card=model_card(translator.config, translator.sha256),
         lineage={
             "weights, sha256": translator.sha256,
@@ -437,35 +460,116 @@ class _Scans:
 
 
 class _Pictures:
-    """Measure a picture against the set of unseen target pictures and its own content."""
+    """Measure a picture against the set of unseen target pictures and its own content.
+
+    Where the translator takes styles from references, also against one of them, another for each picture.
+    """
 
     def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
         self.translator, self.measure = translator, measure
         target = translator.config.target
-        self.unseen = _unit(np.asarray(store.array(target, "test"), np.float32)).transpose(0, 2, 3, 1)
-        training = _unit(np.asarray(store.array(target, "train"), np.float32)).transpose(0, 2, 3, 1).reshape(-1, 3)
-        self.targets = training[:: max(1, len(training) // 200_000)]
+        unseen, training = (_unit(np.asarray(store.array(target, split), np.float32)) for split in ("test", "train"))
+        self.unseen = PictureSet(unseen.transpose(0, 2, 3, 1))
+        values = training.transpose(0, 2, 3, 1).reshape(-1, 3)
+        self.targets = values[:: max(1, len(values) // 200_000)]
+        self.styles = translator.config.architecture.style
+        self.turn = 0
+        self.floor = PictureSet(training.transpose(0, 2, 3, 1)[: len(unseen)])
+        self.made: dict[str, list[Array]] = {}
 
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         pixels = read_picture(images[self.translator.config.source])
-        made = translate_picture(pixels, self.translator).image
+        source = _levels(pixels)
+        rows, sheet = [], {"source": source}
+        facts = {"subject": subject, "reference": "unseen targets"}
+        if {"domain", "latent"} & set(self.styles):
+            outputs = self._outputs(pixels, self.targets, None)
+            rows += [
+                {**facts, "method": name, **self.measure(image, source, self.unseen)} for name, image in outputs.items()
+            ]
+            sheet |= {"synthetic": outputs["model"], "histogram matching": outputs["histogram_matching"]}
+            for name, image in outputs.items():
+                self.made.setdefault(name, []).append(image)
+        diversity = {}
+        if "reference" in self.styles:
+            chosen = [self.unseen.pictures[(self.turn + i) % len(self.unseen.pictures)] for i in range(REFERENCES)]
+            self.turn += REFERENCES
+            styles = [np.rint(255 * one).astype(np.uint8) for one in chosen]
+            outputs = self._outputs(pixels, chosen[0].reshape(-1, 3), styles[0])
+            facts["reference"] = "one target each"
+            wanted = PictureSet(chosen[0][None])
+            rows += [
+                {**facts, "method": name, **self.measure(image, source, wanted)} for name, image in outputs.items()
+            ]
+            sheet = {"source": source, "style": chosen[0], "synthetic": outputs["model"], **sheet}
+            others = [outputs["model"], *(self._made(pixels, style) for style in styles[1:])]
+            diversity = {"diversity": float(np.mean([np.abs(a - b).mean() for a, b in combinations(others, 2)]))}
+        return {"rows": rows, "sheet": sheet, "safety": [diversity]}
+
+    def style_of_all(self) -> dict[str, float]:
+        """Return the distance of all outputs of each method together to all unseen targets; training targets' as floor.
+
+        A method may come near to the whole set and not to any single picture, or the other way round.
+        """
+        sets = {name: PictureSet(images) for name, images in self.made.items()} | {"training targets": self.floor}
+        return {
+            name: float(style_distance(one.correlations, self.unseen.correlations)[0]) for name, one in sets.items()
+        }
+
+    def _made(self, pixels: NDArray, style: NDArray | None) -> Array:
+        made = translate_picture(pixels, self.translator, reference=style).image
         assert isinstance(made, np.ndarray)
-        source: Array = np.float32(1 / 255) * pixels.astype(np.float32)
-        outputs: dict[str, Array] = {"model": np.float32(1 / 255) * made.astype(np.float32)}
-        for name, method in BASELINES.items():
-            outputs[name] = method(source.reshape(-1, 3), self.targets).reshape(source.shape)
-        rows = [
-            {
-                "subject": subject,
-                "reference": "unseen targets",
-                "method": name,
-                **self.measure(image, source, self.unseen),
-            }
-            for name, image in outputs.items()
-        ]
-        columns = {"source": source[None], "synthetic": outputs["model"][None]}
-        columns["histogram matching"] = outputs["histogram_matching"][None]
-        return {"rows": rows, "labels": [subject], "columns": columns}
+        return _levels(made)
+
+    def _outputs(self, pixels: NDArray, targets: Array, style: NDArray | None) -> dict[str, Array]:
+        """Return what the model and the baselines make of a picture."""
+        source = _levels(pixels)
+        classical = {name: method(source.reshape(-1, 3), targets) for name, method in BASELINES.items()}
+        return {
+            "model": self._made(pixels, style),
+            **{name: values.reshape(source.shape) for name, values in classical.items()},
+        }
+
+
+def _levels(pixels: NDArray) -> Array:
+    """Return the levels of a picture in [0, 1]."""
+    return np.float32(1 / np.iinfo(pixels.dtype).max) * pixels.astype(np.float32)
+
+
+def _videos(
+    truth: Path, translator: Translator, pictures: _Pictures, params: Params
+) -> tuple[dict[str, Any], dict[str, dict[str, str]]]:
+    """Measure the videos in ``truth``: clip -> method -> measures, and clip -> the start of both versions to play."""
+    metrics: dict[str, Any] = {}
+    clips: dict[str, dict[str, str]] = {}
+    style = None
+    if not {"domain", "latent"} & set(pictures.styles):
+        style = np.rint(255 * pictures.unseen.pictures[0]).astype(np.uint8)
+    for path in sorted(path for path in truth.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+
+        def classical(path: Path = path) -> Iterator[Frame]:
+            for frame in read_frames(path):
+                values = BASELINES["histogram_matching"](_levels(frame.pixels).reshape(-1, 3), pictures.targets)
+                made = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8).reshape(frame.pixels.shape)
+                yield Frame(made, frame.time)
+
+        def ours(steady: float, path: Path = path) -> Iterator[Frame]:
+            frames = (frame.pixels for frame in read_frames(path))
+            made = translate_frames(frames, translator, reference=style, look=Look(steady=steady))
+            for frame, result in zip(read_frames(path), made, strict=True):
+                yield Frame(result.image, frame.time)  # type: ignore[arg-type]
+
+        methods: dict[str, Callable[[], Iterator[Frame]]] = {
+            "histogram_matching": classical,
+            "model, frame by frame": partial(ours, 0.0),
+            "model": partial(ours, params.steady),
+        }
+        metrics[path.stem] = measure_clip(partial(read_frames, path), methods, "model, frame by frame", pictures.unseen)
+        clips[path.stem] = {
+            "source": clip_data(read_frames(path), path),
+            "synthetic": clip_data(ours(params.steady), path),
+        }
+    return metrics, clips
 
 
 class _UnpairedScans:

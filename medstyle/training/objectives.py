@@ -6,6 +6,7 @@ phase's turn. A phase is data: a player, terms and their weights, which may be s
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from medstyle.networks.discriminator import Discriminator
 from medstyle.networks.generator import Generator
 from medstyle.networks.registrar import Registrar
 from medstyle.networks.style import LATENT
+from medstyle.networks.texture import Texture, correlations, style_distance
 from medstyle.networks.translator import Networks, Translator
 from medstyle.params import params
 from medstyle.training.losses import (
@@ -35,6 +37,7 @@ from medstyle.training.losses import (
     smoothness,
     structure_loss,
 )
+from medstyle.training.motion import motion_loss, noisy, random_flow, warp
 
 Terms = dict[str, Tensor]
 Weight = float | Callable[[float], float]
@@ -70,7 +73,7 @@ class Objective:
     def __post_init__(self) -> None:
         if self.kind not in RECIPES:
             raise UserError(f"objective.kind: {self.kind!r} is none of {', '.join(RECIPES)}")
-        known = RECIPES[self.kind].weights
+        known = EVERY | RECIPES[self.kind].weights
         if unknown := sorted(set(self.weights) - set(known)):
             raise UserError(f"objective.weights: {self.kind} has no term {unknown[0]!r}; it has {', '.join(known)}")
         if self.adversarial not in ADVERSARIAL:
@@ -102,6 +105,9 @@ class Batch:
 
 
 Played = Mapping[str, Tensor]
+
+# a term of every recipe: a moved image gives the moved output, so that video does not flicker
+EVERY: dict[str, float] = {"temporal": 0.0}
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def fade(weight: float, last: float, start: float = 0.5) -> Weight:
 R1_EVERY = 16  # lazy regularisation (Karras 2020): weight times the interval
 
 
-class Recipe:
+class Recipe(ABC):
     """What all recipes share: the generator, and the discriminator's side.
 
     Attributes:
@@ -170,7 +176,9 @@ class Recipe:
             domains: number of domains.
         """
         self.networks, self.settings = networks, settings
-        self.weights_now = {**self.weights, **settings.weights}
+        self.weights_now = {**EVERY, **self.weights, **settings.weights}
+        if self.weights_now["temporal"] and networks.dimensions == 3:
+            raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
         self.see, self.channels = channels
         self.players: dict[str, nn.Module] = {"generator": networks}
         self.phases: list[Phase] = []
@@ -204,13 +212,30 @@ class Recipe:
 
     def schedule(self, *names: str) -> dict[str, Weight]:
         """Return the weights of the generator's terms; the adversarial one sets in at its start."""
-        weights: dict[str, Weight] = {name: self.weights_now[name] for name in names}
+        weights: dict[str, Weight] = {name: self.weights_now[name] for name in (*names, *EVERY)}
         weights["adversarial"] = ramp(self.settings.adversarial_start, self.weights_now["adversarial"])
         return weights
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate the step's images once, with gradients; ``fake`` is the batch's source in its target's style."""
-        return {"fake": self.networks(batch.source, batch.target_index)}
+        """Generate the step's images once, with gradients.
+
+        ``fake`` is the batch's source in its target's style, ``code`` that style.
+        """
+        code = self.networks.style(batch.target_index)
+        return {"fake": self.networks.render(batch.source, code), "code": code}
+
+    def generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
+        """Return the generator's terms: those of the recipe, and those that every recipe may have."""
+        terms = self._generate(batch, played, wanted)
+        if "temporal" in wanted:
+            flow = random_flow(batch.seeds, batch.source.shape[2:]).to(batch.source.device)
+            moved = noisy(warp(batch.source, flow), batch.seeds)
+            terms["temporal"] = motion_loss(self.networks.render(moved, played["code"]), played["fake"], flow)
+        return terms
+
+    @abstractmethod
+    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
+        """Return the recipe's own terms."""
 
     def content(self, batch: Batch) -> Tensor:
         """Return the slice or volume of the source that is rendered, ``(N, C, ...)``."""
@@ -274,7 +299,7 @@ class Paired(Recipe):
         super().__init__(networks, settings, channels, domains)
         self.perceptual = _perceptual(settings.features) if self.weights_now["perceptual"] else None
         weights = self.schedule("l1", "structure", "perceptual")
-        self.phases.append(Phase("generator", ("generator",), weights, self._generate))
+        self.phases.append(Phase("generator", ("generator",), weights, self.generate))
 
     def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
         return self.similarity(batch, played["fake"], played, wanted)
@@ -306,7 +331,7 @@ class PairedRegistered(Paired):
         self.registrar = Registrar(self.channels, settings.shift_limit, networks.dimensions)
         self.players["registrar"] = self.registrar
         weights = {**self.schedule("l1", "structure", "perceptual"), "smooth": self.weights_now["smooth"]}
-        self.phases[-1] = Phase("generator", ("generator", "registrar"), weights, self._generate)
+        self.phases[-1] = Phase("generator", ("generator", "registrar"), weights, self.generate)
 
     def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
         warped, displacement = self.registrar(played["fake"], batch.target)
@@ -341,10 +366,13 @@ class Projectors(nn.Module):
 class UnpairedContrastive(Recipe):
     """Contrastive unpaired translation (CUT, Park 2020): one-sided, content is kept patch by patch.
 
-    ``anatomy`` ties edges to their places by a descriptor that no contrast changes.
+    ``anatomy`` ties edges to their places by a descriptor that no contrast changes. ``texture``, for art, asks for the
+    correlations of features that a target has (Gatys 2016): brush strokes, before a critic has learned to see them.
     """
 
-    weights: ClassVar = {"adversarial": 1.0, "r1": 0.02, "contrastive": 1.0, "identity": 1.0, "anatomy": 1.0}
+    weights: ClassVar = {
+        "adversarial": 1.0, "r1": 0.02, "contrastive": 1.0, "identity": 1.0, "anatomy": 1.0, "texture": 0.0,
+    }  # fmt: skip
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)
@@ -353,8 +381,11 @@ class UnpairedContrastive(Recipe):
         self.generator = networks.generator
         self.projectors = Projectors(self.generator.widths)
         self.players["projectors"] = self.projectors
-        weights = self.schedule("contrastive", "identity", "anatomy")
-        self.phases.append(Phase("generator", ("generator", "projectors"), weights, self._generate))
+        self.texture = Texture(self.channels)
+        if self.weights_now["texture"] and networks.dimensions == 3:
+            raise UserError("objective.weights.texture: is for two dimensions")
+        weights = self.schedule("contrastive", "identity", "anatomy", "texture")
+        self.phases.append(Phase("generator", ("generator", "projectors"), weights, self.generate))
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
         """Return the patchwise contrastive loss; places lie in the body as far as there is one."""
@@ -385,9 +416,16 @@ class UnpairedContrastive(Recipe):
             terms["identity"] = self.nce(batch.target, same, batch.seeds)
         if "anatomy" in wanted:
             terms["anatomy"] = anatomy_loss(played["fake"], self.content(batch))
+        if "texture" in wanted:
+            terms["texture"] = self.unlike(played["fake"], batch.target)
         if "adversarial" in wanted:
             terms["adversarial"] = self.fool(batch, played)
         return terms
+
+    def unlike(self, image: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of their textures."""
+        made, wish = (correlations(self.texture(one)) for one in (image, target))
+        return style_distance(made, wish).mean()
 
 
 class UnpairedCycle(Recipe):
@@ -403,13 +441,14 @@ class UnpairedCycle(Recipe):
         super().__init__(networks, settings, channels, domains)
         weights = self.schedule("identity", "anatomy")
         weights["cycle"] = fade(self.weights_now["cycle"], self.weights_now["cycle"] / 10)
-        self.phases.append(Phase("generator", ("generator",), weights, self._generate))
+        self.phases.append(Phase("generator", ("generator",), weights, self.generate))
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
         """Generate both ways in one pass."""
         both = torch.cat([batch.source, self.seen(batch.target)])
-        fake, back = self.networks(both, torch.cat([batch.target_index, batch.source_index])).chunk(2)
-        return {"fake": fake, "back": back}
+        codes = self.networks.style(torch.cat([batch.target_index, batch.source_index]))
+        fake, back = self.networks.render(both, codes).chunk(2)
+        return {"fake": fake, "back": back, "code": codes.chunk(2)[0]}
 
     def forgeries(self, batch: Batch, played: Played) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Judge both ways."""
@@ -445,7 +484,7 @@ class MultiDomain(UnpairedContrastive):
 
     weights: ClassVar = {
         "adversarial": 1.0, "r1": 0.02, "pair": 10.0, "cycle": 1.0, "style": 1.0, "diversity": 0.0,
-        "contrastive": 0.5, "anatomy": 1.0,
+        "contrastive": 0.5, "anatomy": 1.0, "texture": 0.0,
     }  # fmt: skip
     directions = "all"
 
@@ -504,6 +543,8 @@ class MultiDomain(UnpairedContrastive):
             terms["contrastive"] = self.nce(self.content(batch), fake, batch.seeds)
         if "anatomy" in wanted:
             terms["anatomy"] = anatomy_loss(fake, self.content(batch))
+        if "texture" in wanted:
+            terms["texture"] = self.unlike(fake, batch.target)
         if "adversarial" in wanted:
             terms["adversarial"] = self.fool(batch, played)
         return terms
@@ -512,6 +553,35 @@ class MultiDomain(UnpairedContrastive):
 def _blurred(image: Tensor) -> Tensor:
     pool = F.avg_pool2d if image.ndim == 4 else F.avg_pool3d
     return pool(image.float(), 8 if min(image.shape[2:]) >= 8 else min(image.shape[2:]))
+
+
+class Exemplar(MultiDomain):
+    """One picture in the style of another (AdaIN, Huang and Belongie 2017, with a critic of the whole collection).
+
+    ``texture`` asks for the reference's correlations of features (Gatys 2016), ``own`` that a picture in its own style
+    stays what it is; content is kept patch by patch.
+    """
+
+    weights: ClassVar = {
+        **dict.fromkeys(MultiDomain.weights, 0.0),
+        "adversarial": 0.2, "r1": 0.02, "texture": 5.0, "own": 2.0, "style": 1.0, "contrastive": 1.0,
+    }  # fmt: skip
+    directions = "one"
+
+    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
+        super().__init__(networks, settings, channels, domains)
+        if "reference" not in networks.style.sources or networks.dimensions == 3:
+            raise UserError(
+                "network.style: exemplar takes styles from pictures; set it to [reference], dimensions to 2"
+            )
+        self.texture = Texture(self.channels)
+
+    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
+        terms = super()._generate(batch, played, wanted)
+        if "own" in wanted:
+            same = self.networks.render(self.seen(batch.target), self._style(batch, "reference"))
+            terms["own"] = (same.float() - batch.target).abs().mean()
+        return terms
 
 
 class Harmonization(MultiDomain):
@@ -543,6 +613,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "unpaired_contrastive": UnpairedContrastive,
     "unpaired_cycle": UnpairedCycle,
     "multi_domain": MultiDomain,
+    "exemplar": Exemplar,
     "harmonization": Harmonization,
 }
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from medstyle.evaluation.baselines import BASELINES, histogram_matching
-from medstyle.evaluation.protocols import PROTOCOLS, ms_ssim, through_plane
+from medstyle.evaluation.protocols import PROTOCOLS, PictureSet, ms_ssim, through_plane
 from medstyle.evaluation.safety import (
     by_lesion,
     calibration,
@@ -84,7 +84,7 @@ def test_every_protocol_names_what_it_measures(image, rng):
     mask = np.ones(image.shape, bool)
     for name, protocol in PROTOCOLS.items():
         scale = 2000 if protocol.unit == "HU" else 1
-        pictures = (*rng.random((2, 20, 20, 3)), rng.random((2, 20, 20, 3)))
+        pictures = (*rng.random((2, 20, 20, 3)), PictureSet(rng.random((2, 20, 20, 3))))
         given = (scale * image, scale * image, mask if protocol.paired else image) if name != "unpaired" else pictures
         measured = protocol.measure(*given)
         assert set(measured) == set(protocol.measures), name
@@ -188,11 +188,13 @@ def test_unpaired_scans_know_their_extremes(image):
 
 def test_unpaired_measures_know_their_extremes(rng):
     content = rng.random((24, 24, 3)).astype(np.float32)
-    targets = content[None] * 0.5
+    targets = PictureSet(content[None] * 0.5)
     measured = PROTOCOLS["unpaired"].measure(content, content, targets)
+    assert measured["style_distance"] > 0.2
     assert measured["structure"] == pytest.approx(1.0)
     assert measured["colour_distance"] == pytest.approx(0.5 * content.mean(), rel=1e-3)
-    assert PROTOCOLS["unpaired"].measure(targets[0], content, targets)["colour_distance"] == pytest.approx(0, abs=1e-6)
+    reached = PROTOCOLS["unpaired"].measure(targets.pictures[0], content, targets)
+    assert (reached["colour_distance"], reached["style_distance"]) == pytest.approx((0, 0), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -1,0 +1,120 @@
+"""Long videos: frame by frame in constant memory, in parts, so that a run that was killed goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from medstyle.imaging.progress import track
+from medstyle.imaging.video import Frame, VideoWriter, read_frames
+from medstyle.inference.ood import Verdict
+from medstyle.inference.steady import Shot
+from medstyle.inference.translate import Look, Translation, translate_frames
+from medstyle.networks.translator import Translator
+from medstyle.training.checkpoint import load_state, run_key, save_state
+
+PART = 250  # frames between states that a killed run goes on from
+
+
+class Film:
+    """The translation of one video into another.
+
+    Args:
+        source, out: files.
+        translator, target, domain, style, look: see :func:`translate_frames`; ``style`` is of :func:`style_of`.
+        note: goes into the container's comment.
+
+    Attributes:
+        frames: number of frames that are done.
+        shape: ``(H, W)`` of a frame.
+        worst: verdict on the oddest frame.
+        warnings: on any frame.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        out: Path,
+        translator: Translator,
+        target: str,
+        domain: str,
+        style: list[Tensor],
+        look: Look,
+        note: str,
+    ) -> None:
+        self.source, self.out, self.note = source, out, note
+        self.translator, self.target, self.domain, self.style, self.look = translator, target, domain, style, look
+        self.shot = Shot(translator, look.steady)
+        self.folder = out.with_name(f".part-{out.name}.{self._key()}")
+        self.frames, self.shape = 0, [0, 0]
+        self.worst, self.warnings = Verdict(0.0, "ok"), set[str]()
+
+    def _key(self) -> str:
+        """Name everything that decides the result; parts of another run are of no use."""
+        about, mask = self.source.stat(), self.look.mask
+        picture = None if mask is None else mask.tolist()
+        codes = [code.tolist() for code in self.style]
+        where = (about.st_size, about.st_mtime_ns, self.domain, self.target)
+        return run_key(where, repr(replace(self.look, mask=None)), picture, codes, self.translator.sha256)
+
+    def render(self, total: int | None) -> Iterator[Translation]:
+        """Write the video; yields each new frame's translation, of which the caller may refuse one by raising."""
+        for other in self.out.parent.glob(f".part-{self.out.name}.*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        self.folder.mkdir(exist_ok=True)
+        self._resume()
+        rest = islice(read_frames(self.source), self.frames, None)
+        frames = iter(track(rest, "video", total - self.frames if total else None))
+        for first in frames:
+            yield from self._part(chain([first], islice(frames, PART - 1)))
+            self._save()
+        with VideoWriter(self.out, self.source, self.note) as writer:
+            for path in self._parts():
+                writer.append(path)
+        shutil.rmtree(self.folder)
+
+    def _part(self, frames: Iterator[Frame]) -> Iterator[Translation]:
+        times = []
+
+        def pixels() -> Iterator[NDArray[Any]]:
+            for frame in frames:
+                times.append(frame.time)
+                yield frame.pixels
+
+        made = translate_frames(
+            pixels(), self.translator, self.target, domain=self.domain, style=self.style, look=self.look, shot=self.shot
+        )
+        path = self.folder / f"{self.frames:08d}.nut"  # a container that keeps times as they are
+        with VideoWriter(path, self.source, sound=False, part_of=self.out) as writer:
+            for result in made:
+                yield result
+                self.frames += 1
+                self.worst, self.shape = max(self.worst, result.ood), list(result.image.shape[:2])  # type: ignore[union-attr]
+                self.warnings |= set(result.warnings)
+                writer.write(Frame(result.image, times[-1]))  # type: ignore[arg-type]
+
+    def _parts(self) -> list[Path]:
+        return sorted(path for path in self.folder.glob("*.nut") if not path.name.startswith("."))
+
+    def _save(self) -> None:
+        facts = {"frames": self.frames, "shape": self.shape, "worst": tuple(self.worst)}
+        state = {**facts, "warnings": sorted(self.warnings), "shot": self.shot.state()}
+        save_state(self.folder, self.frames, state)
+
+    def _resume(self) -> None:
+        """Go on after the last part whose state was saved; a later part is rendered again."""
+        if (state := load_state(self.folder)) is not None:
+            self.frames, self.shape, self.worst = state["frames"], state["shape"], Verdict(*state["worst"])
+            self.warnings = set(state["warnings"])
+            self.shot.load(state["shot"])
+        for part in self._parts():
+            if int(part.stem) >= self.frames:
+                part.unlink()
