@@ -281,7 +281,7 @@ def translate(
 
 def _classical(source: Path, out: Path, style: Path | None, method: str, strength: float, keep_colour: bool) -> None:
     from medstyle.evaluation.baselines import BASELINES, restyle
-    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, read_picture, write_picture
+    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, over_white, read_picture, write_picture
     from medstyle.inference.translate import Look
 
     if method not in BASELINES:
@@ -291,8 +291,8 @@ def _classical(source: Path, out: Path, style: Path | None, method: str, strengt
     if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise UserError(f"{out}: {why} choose another name")
-    pixels = read_picture(source)
-    made = Look(strength, keep_colour).applied(pixels, restyle(method, pixels, read_picture(style)))
+    pixels = read_picture(source, alpha=True)
+    made = Look(strength, keep_colour).applied(pixels, restyle(method, over_white(pixels), read_picture(style)))
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.imaging.picture import Pixels, from_unit, to_unit
+
 
 def identity(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the source unchanged."""
@@ -61,11 +63,10 @@ def whitening_colouring(source: NDArray[np.float32], targets: NDArray[np.float32
     return made
 
 
-def restyle(name: str, pixels: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def restyle(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
     """Give a picture ``(H, W, 3)`` the colours of another ``(h, w, 3)`` by the method ``name``; no model is needed."""
-    source, targets = (np.float32(1 / 255) * image.reshape(-1, 3).astype(np.float32) for image in (pixels, reference))
-    made: NDArray[np.float32] = BASELINES[name](source, targets).reshape(pixels.shape)
-    return np.rint(255 * np.clip(made, 0, 1)).astype(np.uint8)
+    source, targets = (to_unit(image).reshape(-1, 3) for image in (pixels, reference))
+    return from_unit(BASELINES[name](source, targets).reshape(pixels.shape), pixels.dtype)
 
 
 # method: (source values (n, C), target training values (m, C)) -> values (n, C), all in [0, 1]

@@ -231,7 +231,7 @@ def _translate(
     if item.source == "picture":
         if uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
-        pixels = read_picture(item.path, "picture")
+        pixels = read_picture(item.path, "picture", alpha=True)
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
     if look != FULL:
         raise UserError(f"{_name(item)}: strength and colour are for pictures; half a scan means nothing")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import Pixels, from_unit, over_white, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.uncertainty import spread
@@ -31,12 +32,12 @@ WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in on
 WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
 
-Image = Volume | NDArray[np.uint8]  # a scan, or an RGB picture (H, W, 3)
+Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What came out: a volume on the grid of its source, or an ``(H, W, 3)`` picture.
+    """What came out: a volume on the grid of its source, or a picture as its source is: bits, opacity.
 
     ``uncertainty`` is in the unit of the target domain, uncalibrated; None unless asked for. ``warnings`` says what is
     wrong with the output, whatever the input was.
@@ -64,19 +65,19 @@ class Look:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
 
-    def applied(self, source: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Mix ``(H, W, 3)`` RGB pictures."""
+    def applied(self, source: Pixels, made: Pixels) -> Pixels:
+        """Mix RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
+        source, opacity = over_white(source), source[..., 3:]
         if self.keep_colour:
             from skimage.color import lab2rgb, rgb2lab
 
             lab = rgb2lab(source)
             lab[..., 0] = rgb2lab(made)[..., 0]
             with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
-                made = np.rint(255 * np.clip(lab2rgb(lab), 0, 1)).astype(np.uint8)
-        if self.strength == 1:
-            return made
-        mixed = (1 - self.strength) * source.astype(np.float32) + self.strength * made.astype(np.float32)
-        return np.rint(mixed).astype(np.uint8)
+                made = from_unit(lab2rgb(lab), made.dtype)
+        if self.strength < 1:
+            made = from_unit((1 - self.strength) * to_unit(source) + self.strength * to_unit(made), made.dtype)
+        return np.dstack([made, opacity])
 
 
 FULL = Look()
@@ -213,7 +214,7 @@ def translate_prepared(
 
 
 def translate_picture(
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     translator: Translator,
     target: str | None = None,
     *,
@@ -224,14 +225,15 @@ def translate_picture(
 ) -> Translation:
     """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
 
-    Default: from the domain that the translator was trained from to the one it was trained for.
+    Default: from the domain that the translator was trained from to the one it was trained for. 16 bits stay 16. A
+    picture with opacity, ``(H, W, 4)``, is laid over white for the network and keeps its fourth channel.
     """
     frames = translate_frames([pixels], translator, target, domain=domain, reference=reference, seed=seed, look=look)
     return next(frames)
 
 
 def translate_frames(
-    frames: Iterable[NDArray[np.uint8]],
+    frames: Iterable[Pixels],
     translator: Translator,
     target: str | None = None,
     *,
@@ -245,9 +247,9 @@ def translate_frames(
     translator.index(domain)
     style = style_of(translator, target, reference, seed)
     for pixels in frames:
-        slices = picture_slices(pixels, domain)
+        slices = picture_slices(over_white(pixels), domain)
         made = synthesise(translator, slices, target, style=style)
-        image = look.applied(pixels, slices_picture(made, target))
+        image = look.applied(pixels, slices_picture(made, target, pixels.dtype))
         yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
 
 

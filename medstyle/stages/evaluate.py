@@ -32,7 +32,7 @@ from medstyle.evaluation.statistics import differences_kept, effect, holm, paire
 from medstyle.evaluation.structures import overlap, train_segmenter
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import read_picture
+from medstyle.imaging.picture import read_picture, to_unit
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.volume import Volume, read_volume
@@ -450,8 +450,8 @@ class _Pictures:
         pixels = read_picture(images[self.translator.config.source])
         made = translate_picture(pixels, self.translator).image
         assert isinstance(made, np.ndarray)
-        source: Array = np.float32(1 / 255) * pixels.astype(np.float32)
-        outputs: dict[str, Array] = {"model": np.float32(1 / 255) * made.astype(np.float32)}
+        source: Array = to_unit(pixels)
+        outputs: dict[str, Array] = {"model": to_unit(made)}
         for name, method in BASELINES.items():
             outputs[name] = method(source.reshape(-1, 3), self.targets).reshape(source.shape)
         rows = [

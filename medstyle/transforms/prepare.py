@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Spacing
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
+from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
@@ -151,15 +152,15 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     return Prepared(slices, foreground, fingerprint, volume, where, chain)
 
 
-def picture_slices(pixels: NDArray[np.uint8], domain: str) -> torch.Tensor:
-    """Turn ``(H, W, 3)`` RGB into network units, ``(1, 3, H, W)``."""
+def picture_slices(pixels: Pixels, domain: str) -> torch.Tensor:
+    """Turn ``(H, W, 3)`` RGB of 8 or 16 bits into network units, ``(1, 3, H, W)``."""
     modality = DOMAINS[domain]
-    scaled = modality.normalise(pixels.astype(np.float32), Fingerprint(modality.range))
+    scaled = modality.normalise(255 * to_unit(pixels), Fingerprint(modality.range))
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
 
 
-def slices_picture(slices: torch.Tensor, domain: str) -> NDArray[np.uint8]:
-    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB."""
+def slices_picture(slices: torch.Tensor, domain: str, dtype: DTypeLike = np.uint8) -> Pixels:
+    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB of ``dtype``, uint8 or uint16."""
     modality = DOMAINS[domain]
     values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(modality.range))
-    return np.rint(values).astype(np.uint8).transpose(1, 2, 0)
+    return from_unit(values / 255, dtype).transpose(1, 2, 0)

@@ -310,6 +310,26 @@ def test_a_look_is_mixed_from_nothing_to_all(rng):
         Look(1.5)
 
 
+@pytest.mark.parametrize("look", [{}, {"strength": 0.7}, {"keep_colour": True}])
+def test_sixteen_bits_stay_sixteen_and_opacity_stays(look, rng):
+    """Eight bits and their multiples in sixteen become the same but for rounding; finer levels are made finely."""
+    from medstyle.inference.translate import Look
+
+    translator, look = make_translator(("photo", "painting")), Look(**look)
+    coarse = rng.integers(0, 256, (33, 21, 3), dtype=np.uint8)
+    deep = 257 * coarse.astype(np.uint16)
+    by_eight, by_sixteen = (translate_picture(one, translator, look=look).image for one in (coarse, deep))
+    assert (by_eight.dtype, by_sixteen.dtype) == (np.uint8, np.uint16)
+    np.testing.assert_allclose(by_sixteen / 257, by_eight, atol=2)
+    ramp = np.linspace(0, 65535, 40 * 48).astype(np.uint16).reshape(40, 48, 1).repeat(3, 2)
+    assert len(np.unique(translate_picture(ramp, translator, look=look).image[..., 1])) > 256
+    opacity = rng.integers(0, 65536, (33, 21, 1), dtype=np.uint16)
+    veiled = translate_picture(np.dstack([deep, opacity]), translator, look=look).image
+    np.testing.assert_array_equal(veiled[..., 3:], opacity)
+    laid = np.rint(deep * (opacity / 65535) + 65535 - opacity).astype(np.uint16)
+    np.testing.assert_allclose(veiled[..., :3], translate_picture(laid, translator, look=look).image, atol=257)
+
+
 def small_body(rng, grow):
     """Draw slices of a body that differs in size from slice to slice, with ``grow`` pixels of air around its field."""
     y, x = np.mgrid[:96, :80]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medstyle import Volume, read_volume, write_volume
+from medstyle import Volume, read_picture, read_volume, write_picture, write_volume
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.acquired import uid, write_series
 from medstyle.imaging.dicom.deidentify import subject_key
@@ -106,20 +106,21 @@ def test_scans_of_one_space_say_so_without_its_name(run):
 
 
 def test_volume_files_and_pictures(tmp_path, rng):
-    from PIL import Image
-
     source = tmp_path / "raw"
     for subject in ("sub-01", "sub-02"):
         (source / "scans" / subject).mkdir(parents=True)
         volume = Volume(rng.normal(100, 9, (4, 8, 8)).astype(np.float32), affine((1, 1, 2), (0, 0, 0)), "ct")
         write_volume(source / "scans" / subject / "ct.nii.gz", volume)
     (source / "photo").mkdir()
-    Image.fromarray(rng.integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(source / "photo/a.jpg")
+    deep = rng.integers(0, 65536, (8, 9, 3), dtype=np.uint16)
+    write_picture(source / "photo/a.tif", deep)
     rules = (Rule("ct", {"path": "*/ct.nii.gz"}), Rule("photo", {"path": "photo/*"}))
     ingest(Params(str(source), rules), tmp_path / "out", tmp_path / "r.json")
     items = manifest(tmp_path / "out")
     assert [item["domain"] for item in items].count("ct") == 2
     assert len({item["subject"] for item in items}) == 3
+    [photo] = [item for item in items if item["domain"] == "photo"]
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / photo["path"]), deep)
     ingest(Params(str(source), rules[:1], r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
     assert {item["subject"] for item in manifest(tmp_path / "out")} == {subject_key("sub-01"), subject_key("sub-02")}
 
