@@ -21,7 +21,7 @@ from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import blend
 from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
-from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
+from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
 
 CHUNK = {
@@ -156,13 +156,14 @@ def style_of(
 
 def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
     """Return ``(R, C, ...)`` images in network units, framed as the training images were."""
-    from monai.transforms import Resize, ResizeWithPadOrCrop
+    from monai.transforms import ResizeWithPadOrCrop
 
     config = translator.config
+    settings = parse(Preparation, config.preparation, "translator preparation")
     if isinstance(reference, Volume):
         if reference.domain != domain:
             raise UserError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
-        prepared = prepare(reference, parse(Preparation, config.preparation, "translator preparation"))
+        prepared = prepare(reference, settings)
         if not prepared.foreground.any():
             raise Refusal("E_EMPTY", "the reference shows no body: every voxel has about the same value")
         if config.architecture.dimensions == 3:
@@ -174,10 +175,7 @@ def _reference_images(reference: Image, translator: Translator, domain: str) -> 
     else:
         images = picture_slices(reference, domain)
         if config.size:
-            scale = max(n / m for n, m in zip(config.size, images.shape[2:], strict=True))
-            fit = Resize([max(n, round(m * scale)) for n, m in zip(config.size, images.shape[2:], strict=True)],
-                         mode="bilinear", anti_aliasing=True)  # fmt: skip
-            images = torch.as_tensor(np.asarray(fit(images[0])))[None]
+            images = frame_picture(images, config.size, settings.aspect)
     if not config.size:
         return images
     framed = ResizeWithPadOrCrop(config.size, mode="constant", value=-1)(images.flatten(0, 1))

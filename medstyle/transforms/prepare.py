@@ -7,13 +7,14 @@ invertible, so what a network makes of the slices returns to the source grid vox
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientation, Spacing
+from monai.transforms import Compose, Orientation, Resize, ResizeWithPadOrCrop, Spacing
 from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Refusal, UserError
@@ -41,6 +42,8 @@ class Preparation:
     """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
+    aspect: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture fills the size of training: by its middle, by the whole with black beside it, or distorted."""
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
 
@@ -157,6 +160,17 @@ def picture_slices(pixels: Pixels, domain: str) -> torch.Tensor:
     modality = DOMAINS[domain]
     scaled = modality.normalise(255 * to_unit(pixels), Fingerprint(modality.range))
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
+
+
+def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> torch.Tensor:
+    """Bring ``(1, C, H, W)`` to ``(1, C, *size)`` as :attr:`Preparation.aspect` says."""
+    ratios = [n / m for n, m in zip(size, slices.shape[2:], strict=True)]
+    scales = {"crop": [max(ratios)] * 2, "pad": [min(ratios)] * 2, "stretch": ratios}[aspect]
+    scaled = [max(1, round(m * scale)) for m, scale in zip(slices.shape[2:], scales, strict=True)]
+    chain = Compose(
+        [Resize(scaled, mode="bilinear", anti_aliasing=True), ResizeWithPadOrCrop(size, mode="constant", value=-1)]
+    )
+    return torch.as_tensor(np.asarray(chain(slices[0])))[None]
 
 
 def slices_picture(slices: torch.Tensor, domain: str, dtype: DTypeLike = np.uint8) -> Pixels:

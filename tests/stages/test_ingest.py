@@ -11,6 +11,7 @@ from medstyle import Volume, read_picture, read_volume, write_picture, write_vol
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.acquired import uid, write_series
 from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.inventory import inventory
 from medstyle.imaging.rules import Rule
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
@@ -123,6 +124,49 @@ def test_volume_files_and_pictures(tmp_path, rng):
     np.testing.assert_array_equal(read_picture(tmp_path / "out" / photo["path"]), deep)
     ingest(Params(str(source), rules[:1], r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
     assert {item["subject"] for item in manifest(tmp_path / "out")} == {subject_key("sub-01"), subject_key("sub-02")}
+
+
+def picture(rng, size=(192, 256)):
+    """Draw a smooth picture."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return coarse.resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def test_pictures_that_are_small_or_come_twice_are_listed(tmp_path, rng):
+    """Of one picture under three names and in three sizes the first by path is kept, once in each domain."""
+    source = tmp_path / "raw"
+    for folder in ("photo", "painting"):
+        (source / folder).mkdir(parents=True)
+    first, other = picture(rng), picture(rng)
+    first.save(source / "photo/a.png")
+    first.save(source / "photo/b.tif")
+    first.resize((100, 75)).save(source / "photo/c.jpg", quality=90)
+    other.save(source / "photo/d.png")
+    picture(rng, (15, 90)).save(source / "photo/e.png")
+    first.save(source / "painting/a.png")
+    rules = (Rule("photo", {"path": "photo/*"}), Rule("painting", {"path": "painting/*"}))
+    keys = {item.path.name: item.key for item in inventory([source / "photo"]).volumes}
+
+    def run(**settings):
+        ingest(Params(str(source), rules, **settings), tmp_path / "out", tmp_path / "r.json")
+        refused = json.loads((tmp_path / "r.json").read_text())["refused"]
+        entries = manifest(tmp_path / "out")
+        places = {tmp_path / "out" / entry["path"] for entry in entries}
+        assert set((tmp_path / "out").glob("*/*")) == places
+        assert {p for p in (tmp_path / "out").iterdir() if p.is_dir()} == {place.parent for place in places}
+        return entries, {entry["item"]: (entry["code"], entry["reason"]) for entry in refused}
+
+    entries, refused = run(min_pixels=16)
+    assert sorted(entry["domain"] for entry in entries) == ["painting", "photo", "photo"]
+    assert {key: code for key, (code, _) in refused.items()} == {
+        keys["b.tif"]: "E_DUPLICATE", keys["c.jpg"]: "E_DUPLICATE", keys["e.png"]: "E_SMALL"
+    }  # fmt: skip
+    assert refused[keys["b.tif"]][1].startswith(f"the same picture as {keys['a.png']}")
+    assert refused[keys["c.jpg"]][1].startswith(f"nearly the same picture as {keys['a.png']}")
+    assert set(run(min_pixels=16, same_image=1.0)[1]) == {keys["b.tif"], keys["e.png"]}
+    assert run(duplicates="keep")[1] == {}
 
 
 def test_two_images_for_one_domain_are_not_mixed_up(run, tmp_path):
