@@ -112,10 +112,11 @@ def _domain_by_params() -> Any:
         return None
     from medstyle.imaging.rules import domain_of
     from medstyle.params import load
-    from medstyle.stages.ingest import Params
+    from medstyle.stages.ingest import Params, attributes_of, labels_of
 
-    rules = load(Params, "ingest").rules
-    return lambda item: domain_of({**item.attributes, "path": item.path.as_posix()}, rules)
+    params = load(Params, "ingest")
+    source, labels = Path(params.source), labels_of(params)
+    return lambda item: domain_of(attributes_of(item, source, labels), params.rules)
 
 
 @app.command()

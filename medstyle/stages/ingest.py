@@ -20,6 +20,7 @@ from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import Inventory, Item, inventory
+from medstyle.imaging.labels import Labels, read_labels
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture, thumbnail, write_picture
@@ -41,6 +42,10 @@ class Params:
     """First rule that matches names the domain; what matches none is reported and left out."""
     subject: str | None = None
     """Regular expression that finds the subject in a file's path; default: PatientID, folder, or the picture itself."""
+    labels: str | None = None
+    """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
+    column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
+    whose categories become the attribute `Category`, several sorted and joined by commas."""
     gaps: Literal["refuse", "interpolate"] = "refuse"
     """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
     tilt: Literal["straighten", "refuse"] = "straighten"
@@ -74,7 +79,9 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     source = Path(params.source)
     if not source.is_dir():
         raise UserError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
+    labels = labels_of(params)
     found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
+    _check_rules(params.rules, labels, found)
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -82,7 +89,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     refused: list[dict[str, object]] = []
     for item in found.volumes:
         try:
-            places.setdefault(_place(item, params, source), []).append(item)
+            places.setdefault(_place(item, params, source, labels), []).append(item)
         except Refusal as refusal:
             refused.append(_refused(item, refusal))
     work = partial(_take, params=params, out=scratch)
@@ -108,8 +115,11 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     (scratch / "manifest.json").write_text(json.dumps(document, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     scratch.replace(out)
-    _write_report(report, found, manifest, refused, source)
+    _write_report(report, found, manifest, refused, source, labels)
     subjects = len({entry["subject"] for entry in manifest})
+    listed = {labels.name(item.path.relative_to(source).as_posix()) for item in found.volumes}
+    if absent := len(labels.rows.keys() - listed):
+        log(f"ingest.labels: {absent} of {len(labels.rows)} images that it lists are not in {source}")
     log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
 
 
@@ -136,12 +146,34 @@ class _Taken:
     thumbnail: NDArray[np.float32] | None = None
 
 
-def _place(item: Item, params: Params, source: Path) -> _Place:
-    """Tell from the header and the path alone what an item is."""
-    path = item.path.relative_to(source).as_posix()
+def labels_of(params: Params) -> Labels:
+    """Read the labels that `params` name; none are an empty table."""
+    return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
+
+
+def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
+    """Return what rules may match: the header's attributes, those of the labels, and the path below the source."""
+    path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
+    return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
+
+
+def _check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
+    """Raise UserError for a rule that asks for an attribute which no label and no header has."""
+    known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
+    unknown = [name for rule in rules for name in rule.when if name not in known]
+    if labels.file is not None and unknown:
+        has = ", ".join(labels.attributes) or "no attributes"
+        raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
+
+
+def _place(item: Item, params: Params, source: Path, labels: Labels) -> _Place:
+    """Tell from the header, the path and the labels alone what an item is."""
+    attributes = attributes_of(item, source, labels)
     if not item.usable and not (item.code == "E_GAP" and params.gaps == "interpolate"):
         raise Refusal(item.code, item.reason)
-    domain = domain_of({**item.attributes, "path": path}, params.rules)
+    domain = domain_of(attributes, params.rules)
+    if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
+        raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
     if domain is None:
         raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
     if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
@@ -152,7 +184,7 @@ def _place(item: Item, params: Params, source: Path) -> _Place:
         raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    return _Place(subject_key(_subject(item, params, path)), domain)
+    return _Place(subject_key(_subject(item, params, attributes["path"])), domain)
 
 
 def _take(work: tuple[_Place, list[Item]], params: Params, out: Path) -> tuple[list[_Taken], list[dict[str, object]]]:
@@ -247,7 +279,7 @@ def _subject(item: Item, params: Params, path: str) -> str:
     return path if item.source == "picture" else str(Path(path).parent)
 
 
-def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path) -> None:
+def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path, labels: Labels) -> None:
     """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
     files = [
         {
@@ -256,7 +288,7 @@ def _write_report(report: Path, found: Inventory, manifest: list, refused: list,
             "reason": file.reason,
         }
         for file in found.files
-        if file.verdict != "used"
+        if file.verdict != "used" and file.path != labels.file
     ]
     used = Counter(entry["domain"] for entry in manifest)
     report.parent.mkdir(parents=True, exist_ok=True)

@@ -169,6 +169,86 @@ def test_pictures_that_are_small_or_come_twice_are_listed(tmp_path, rng):
     assert run(duplicates="keep")[1] == {}
 
 
+RULES_BY_LABEL = (Rule("photo", {"Category": "*zebra*"}), Rule("painting", {"Category": "horse"}))
+NAMES = {"a.png": "horse", "b.png": "horse,zebra", "c.png": "cow"}
+ABSENT = {"gone.png": "zebra"}
+
+
+@pytest.fixture(params=["folders", "csv", "coco"])
+def labelled(request, tmp_path, rng):
+    """Pictures whose category a folder, a table or annotations tell; returns how ingest is to be asked."""
+    source = tmp_path / "raw"
+    for name, category in NAMES.items():
+        folder = source / ("images" if request.param != "folders" else category.rpartition(",")[2])
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(rng).save(folder / name)
+    if request.param == "folders":
+        return {
+            "source": str(source),
+            "rules": (Rule("photo", {"path": "zebra/*"}), Rule("painting", {"path": "horse/*"})),
+        }
+    picture(rng).save(source / "images/unlisted.png")
+    listed = {**NAMES, **ABSENT}
+    (source / "notes").mkdir()
+    if request.param == "csv":
+        rows = [f'images/{name},"{category}",1' for name, category in listed.items()]
+        (source / "notes/labels.csv").write_text("\n".join(["path,Category,Site", *rows]))
+        return {"source": str(source), "rules": RULES_BY_LABEL, "labels": "notes/labels.csv"}
+    categories = [{"id": 7 + i, "name": name} for i, name in enumerate(("zebra", "horse", "cow"))]
+    numbers = {one["name"]: one["id"] for one in categories}
+    document = {
+        "images": [{"id": 50 + i, "file_name": name} for i, name in enumerate(listed)],
+        "annotations": [
+            {"id": 0, "image_id": 50 + i, "category_id": numbers[name], "bbox": [0, 0, 9, 9]}
+            for i, names in enumerate(listed.values())
+            for name in [*names.split(","), names.split(",")[0]]
+        ],
+        "categories": categories,
+    }
+    (source / "notes/labels.json").write_text(json.dumps(document))
+    return {"source": str(source), "rules": RULES_BY_LABEL, "labels": "notes/labels.json"}
+
+
+def test_folders_tables_and_annotations_name_domains_alike(labelled, tmp_path, capsys):
+    ingest(Params(**labelled), tmp_path / "out", tmp_path / "r.json")
+    found = {entry["domain"]: tmp_path / "out" / entry["path"] for entry in manifest(tmp_path / "out")}
+    assert set(found) == {"photo", "painting"}
+    for domain, name in (("painting", "a.png"), ("photo", "b.png")):
+        [given] = (tmp_path / "raw").rglob(name)
+        np.testing.assert_array_equal(read_picture(found[domain]), read_picture(given))
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["files"] == []
+    codes = [entry["code"] for entry in report["refused"]]
+    assert sorted(codes) == (["E_NO_LABEL", "E_NO_RULE"] if "labels" in labelled else ["E_NO_RULE"])
+    said = "1 of 4 images that it lists are not in"
+    assert (said in capsys.readouterr().out) == ("labels" in labelled)
+
+
+BAD_LABELS = {
+    "no file": (None, "none.csv: no such file"),
+    "no path": (b"name,Category\na.png,horse", r"no column 'path'.*it has name, Category"),
+    "short line": (b"path,Category\na.png", "line 2 has not 2 columns"),
+    "twice": (b"path,Category\na.png,cow\na.png,horse", "line 3 names a file for the second time"),
+    "unknown column": (b"path,Kind\na.png,horse", "no image has an attribute 'Category'.*has Kind"),
+    "not COCO": (b'{"images": []}', "not annotations as COCO has them.*'categories'"),
+    "not JSON": (b"{", "not annotations as COCO has them"),
+    "not text": (b"\xff\xfe\x00", "not readable as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_labels_that_are_wrong_are_named(tmp_path, rng, name):
+    content, message = BAD_LABELS[name]
+    (tmp_path / "raw").mkdir()
+    picture(rng).save(tmp_path / "raw/a.png")
+    file = "none.csv" if content is None else "a.json" if content.startswith(b"{") else "a.csv"
+    if content is not None:
+        (tmp_path / "raw" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        ingest(Params(str(tmp_path / "raw"), RULES_BY_LABEL, labels=file), tmp_path / "out", tmp_path / "r.json")
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_two_images_for_one_domain_are_not_mixed_up(run, tmp_path):
     rules = (Rule("mr_t1", {"Modality": "MR"}),)
     shutil.copytree(run.study, tmp_path / "raw/a")
