@@ -281,6 +281,8 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         return out
     if source.is_dir() or out.is_dir():
         place = out / (item.path.relative_to(source) if source.is_dir() else item.path.name)
+        if item.source == "video" and place.suffix.lower() not in CODECS:
+            place = place.with_suffix(".mkv")  # holds any sound
     else:
         place = out
         pictures = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
