@@ -240,6 +240,8 @@ def translate(
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them as they are, 1 is the whole style.")] = 1.0,
     keep_colour: Annotated[bool, typer.Option(help="Pictures: keep their colours, take the lightness.")] = False,
+    sharpen: Annotated[float, typer.Option(help="Pictures: raise edges, 0 not at all, 1 strongly.")] = 0.0,
+    upscale: Annotated[int, typer.Option(help="Pictures: 2 to 4 times as large, without new detail.")] = 1,
     method: Annotated[
         str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
     ] = None,
@@ -250,11 +252,13 @@ def translate(
 
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
+    from medstyle.inference.translate import Look
+
+    look = Look(strength, keep_colour, sharpen, upscale)
     if method is not None:
-        _classical(source, out, style, method, strength, keep_colour)
+        _classical(source, out, style, method, look)
         return
     from medstyle.inference.files import translate_path
-    from medstyle.inference.translate import Look
 
     results = translate_path(
         source,
@@ -265,7 +269,7 @@ def translate(
         reference=style,
         seed=seed,
         uncertainty=uncertainty,
-        look=Look(strength, keep_colour),
+        look=look,
         force=force,
     )
     if json_:
@@ -280,10 +284,9 @@ def translate(
             print(f"medstyle: warning: {warning}", file=sys.stderr)
 
 
-def _classical(source: Path, out: Path, style: Path | None, method: str, strength: float, keep_colour: bool) -> None:
+def _classical(source: Path, out: Path, style: Path | None, method: str, look: Any) -> None:
     from medstyle.evaluation.baselines import BASELINES, restyle
     from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, over_white, read_picture, write_picture
-    from medstyle.inference.translate import Look
 
     if method not in BASELINES:
         raise UserError(f"--method {method}: none of {', '.join(BASELINES)}")
@@ -293,7 +296,7 @@ def _classical(source: Path, out: Path, style: Path | None, method: str, strengt
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise UserError(f"{out}: {why} choose another name")
     pixels = read_picture(source, alpha=True)
-    made = Look(strength, keep_colour).applied(pixels, restyle(method, over_white(pixels), read_picture(style)))
+    made = look.applied(pixels, restyle(method, over_white(pixels), read_picture(style)))
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 

@@ -64,6 +64,21 @@ def test_a_classical_method_needs_no_model(tmp_path):
     assert np.abs(read_picture(tmp_path / "out.png").astype(int) - (200, 40, 90)).max() <= 2
     done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
     assert (done.returncode, "exists already" in done.stderr) == (2, True)
+    arguments = [
+        "translate",
+        "photo.png",
+        "large.png",
+        "--method",
+        "moments",
+        "--style",
+        "style.png",
+        "--sharpen",
+        "0.5",
+    ]
+    done = medstyle(*arguments, "--upscale", "9", cwd=tmp_path)
+    assert (done.returncode, "upscale: must be" in done.stderr) == (2, True)
+    assert medstyle(*arguments, "--upscale", "2", cwd=tmp_path).returncode == 0
+    assert read_picture(tmp_path / "large.png").shape == (60, 80, 3)
 
 
 BAD = {

@@ -234,7 +234,9 @@ def _translate(
         pixels = read_picture(item.path, "picture", alpha=True)
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
     if look != FULL:
-        raise UserError(f"{_name(item)}: strength and colour are for pictures; half a scan means nothing")
+        raise UserError(
+            f"{_name(item)}: strength, colours, sharpness and size are for pictures; half a scan means nothing"
+        )
     if item.series is not None and item.affine is None:  # it could not be written: say so before the work
         raise Refusal(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"

@@ -21,6 +21,7 @@ from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import blend
 from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
+from medstyle.transforms.finish import enlarge, sharpen
 from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
 
@@ -51,22 +52,30 @@ class Translation:
 
 @dataclass(frozen=True)
 class Look:
-    """How much of the style a picture gets.
+    """How much of the style a picture gets, and what is done to it afterwards.
 
     Attributes:
         strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
         keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
+        sharpen: in [0, 1], how strongly edges are raised.
+        upscale: 1 to 4, how many times the rows and columns; interpolated, so no detail is added.
     """
 
     strength: float = 1.0
     keep_colour: bool = False
+    sharpen: float = 0.0
+    upscale: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
+        if not 0 <= self.sharpen <= 1:
+            raise UserError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
+        if not 1 <= self.upscale <= 4:
+            raise UserError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
 
     def applied(self, source: Pixels, made: Pixels) -> Pixels:
-        """Mix RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
+        """Mix and finish RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
         source, opacity = over_white(source), source[..., 3:]
         if self.keep_colour:
             from skimage.color import lab2rgb, rgb2lab
@@ -77,7 +86,10 @@ class Look:
                 made = from_unit(lab2rgb(lab), made.dtype)
         if self.strength < 1:
             made = from_unit((1 - self.strength) * to_unit(source) + self.strength * to_unit(made), made.dtype)
-        return np.dstack([made, opacity])
+        if self.sharpen:
+            made = sharpen(made, self.sharpen)
+        image = np.dstack([made, opacity])
+        return enlarge(image, self.upscale) if self.upscale > 1 else image
 
 
 FULL = Look()
