@@ -345,6 +345,7 @@ def test_a_picture_is_sharpened_without_new_colours_and_enlarged_without_new_det
     lab = [rgb2lab(one) for one in sharp]
     contrast = [np.abs(np.diff(one[..., 0], axis=0)).mean() for one in lab]
     assert contrast[0] < contrast[1] < contrast[2]
+    np.testing.assert_allclose(*(one[..., 0].mean() for one in (lab[0], lab[2])), atol=0.2)
     np.testing.assert_allclose(lab[2][..., 1:], lab[0][..., 1:], atol=1 if dtype == np.uint8 else 0.01)
     veiled = np.dstack([smooth, smooth[..., 0]])
     for factor in (2, 3):
