@@ -139,7 +139,7 @@ def _decoded(path: Path, kind: str) -> NDArray[np.uint16]:
     return values.reshape(*values.shape[:2], -1)
 
 
-def _deep_layers(values: NDArray[np.uint16], associated: bool) -> tuple[Pixels, Pixels]:
+def _deep_layers(values: Pixels, associated: bool) -> tuple[Pixels, Pixels]:
     """Divide ``(H, W, n)`` into colours and opacity, which may be ``associated``: multiplied into the colours."""
     bands = 3 if values.shape[2] > 2 else 1
     colours, opacity = values[..., :bands], values[..., bands : bands + 1]
@@ -206,7 +206,7 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
     scratch.replace(path)
 
 
-def _write_deep(path: Path, pixels: NDArray[np.uint16], note: str) -> None:
+def _write_deep(path: Path, pixels: Pixels, note: str) -> None:
     """Write a PNG or TIFF of 16 bits."""
     import imagecodecs
     import tifffile
