@@ -98,13 +98,13 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
         taken += one
         refused += left
     if params.duplicates == "refuse":
-        for repeat, refusal in _repeats(taken, params.same_image):
+        for repeat, why in _repeats(taken, params.same_image):
             place = scratch / str(repeat.entry["path"])
             place.unlink()
             if not any(place.parent.iterdir()):
                 place.parent.rmdir()
             taken.remove(repeat)
-            refused.append(_refused(repeat.item, refusal))
+            refused.append(_refused(repeat.item, why))
     manifest = [one.entry for one in taken]
     refused.sort(key=lambda entry: str(entry["item"]))
     if not manifest:

@@ -35,6 +35,5 @@ def enlarge(pixels: Pixels, factor: int) -> Pixels:
     if height * width > MAX_PIXELS:
         raise Refusal("E_TOO_LARGE", f"enlarged to {width} x {height} pixels; the limit is {MAX_PIXELS}")
     bands = [Image.fromarray(band) for band in np.moveaxis(to_unit(pixels), -1, 0)]
-    return from_unit(
-        np.dstack([band.resize((width, height), Image.Resampling.LANCZOS) for band in bands]), pixels.dtype
-    )
+    large = [np.asarray(band.resize((width, height), Image.Resampling.LANCZOS)) for band in bands]
+    return from_unit(np.dstack(large), pixels.dtype)
