@@ -185,7 +185,7 @@ def _reference_images(reference: Image, translator: Translator, domain: str) -> 
             where = np.unique(np.quantile(depths, STYLE_SLICES, method="nearest"))
             images = prepared.slices[torch.from_numpy(where)]
     else:
-        images = picture_slices(reference, domain)
+        images = picture_slices(reference, domain, settings)
         if config.size:
             images = frame_picture(images, config.size, settings.aspect)
     if not config.size:
@@ -256,8 +256,9 @@ def translate_frames(
     target, domain = target or translator.config.target, domain or translator.config.source
     translator.index(domain)
     style = style_of(translator, target, reference, seed)
+    settings = parse(Preparation, translator.config.preparation, "translator preparation")
     for pixels in frames:
-        slices = picture_slices(over_white(pixels), domain)
+        slices = picture_slices(over_white(pixels), domain, settings)
         made = synthesise(translator, slices, target, style=style)
         image = look.applied(pixels, slices_picture(made, target, pixels.dtype))
         yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))

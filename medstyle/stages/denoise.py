@@ -240,7 +240,10 @@ def _blocks(
         fitted: Fit | None = None
         if modality.dicom is None:
             pixels = read_picture(images[domain]["path"])
-            slices, foreground = picture_slices(pixels, domain), np.ones((1, *pixels.shape[:2]), bool)
+            slices, foreground = (
+                picture_slices(pixels, domain, params.preparation),
+                np.ones((1, *pixels.shape[:2]), bool),
+            )
             fingerprint = Fingerprint(modality.range)
             slices = frame_picture(slices, params.size, params.preparation.aspect)
         else:

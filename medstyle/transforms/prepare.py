@@ -22,7 +22,7 @@ from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
 from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
-from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
+from medstyle.transforms.intensity import CorrectBias, Denoise, clean_picture, foreground_mask
 
 RIM = 3  # pixels around the body that the network may still paint
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
@@ -33,7 +33,7 @@ class Preparation:
     """How a volume is cleaned and gridded before the network sees it; stored with the translator."""
 
     denoise: Literal["none", "nlm", "anisotropic", "tv", "median"] = "nlm"
-    """Noise filter for MR; CT and pictures are left as they are."""
+    """Noise filter for MR; CT is left as it is."""
     bias_field: bool = True
     """Correct the coil's smooth shading in MR (N4)."""
     spacing_mm: tuple[float, float] | None = None
@@ -42,6 +42,8 @@ class Preparation:
     """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
+    pictures: Literal["none", "nlm", "tv", "median"] = "none"
+    """Noise filter for pictures, in training and in use."""
     aspect: Literal["crop", "pad", "stretch"] = "crop"
     """How a picture fills the size of training: by its middle, by the whole with black beside it, or distorted."""
     ct_window: tuple[float, float] = DOMAINS["ct"].range
@@ -155,10 +157,11 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     return Prepared(slices, foreground, fingerprint, volume, where, chain)
 
 
-def picture_slices(pixels: Pixels, domain: str) -> torch.Tensor:
+def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.Tensor:
     """Turn ``(H, W, 3)`` RGB of 8 or 16 bits into network units, ``(1, 3, H, W)``."""
     modality = DOMAINS[domain]
-    scaled = modality.normalise(255 * to_unit(pixels), Fingerprint(modality.range))
+    cleaned = clean_picture(255 * to_unit(pixels), settings.pictures)
+    scaled = modality.normalise(cleaned, Fingerprint(modality.range))
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
 
 
