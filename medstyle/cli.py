@@ -112,10 +112,11 @@ def _domain_by_params() -> Any:
         return None
     from medstyle.imaging.rules import domain_of
     from medstyle.params import load
-    from medstyle.stages.ingest import Params
+    from medstyle.stages.ingest import Params, attributes_of, labels_of
 
-    rules = load(Params, "ingest").rules
-    return lambda item: domain_of({**item.attributes, "path": item.path.as_posix()}, rules)
+    params = load(Params, "ingest")
+    source, labels = Path(params.source), labels_of(params)
+    return lambda item: domain_of(attributes_of(item, source, labels), params.rules)
 
 
 @app.command()
@@ -248,6 +249,8 @@ def translate(
     steady: Annotated[
         float, typer.Option(help="Videos: share of the frame before, where it is found again; 0: each frame by itself.")
     ] = 0.8,
+    sharpen: Annotated[float, typer.Option(help="Pictures: raise edges, 0 not at all, 1 strongly.")] = 0.0,
+    upscale: Annotated[int, typer.Option(help="Pictures: 2 to 4 times as large, without new detail.")] = 1,
     method: Annotated[
         str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
     ] = None,
@@ -264,7 +267,7 @@ def translate(
     weights = weight or [1.0] * len(style or [])
     if len(weights) != len(style or []):
         raise UserError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
-    look = Look(strength, keep_colour, read_mask(mask) if mask else None, steady)
+    look = Look(strength, keep_colour, sharpen, upscale, read_mask(mask) if mask else None, steady)
     if method is not None:
         _classical(source, out, style or [], method, look)
         return
@@ -295,7 +298,7 @@ def translate(
 
 def _classical(source: Path, out: Path, style: list[Path], method: str, look: Any) -> None:
     from medstyle.evaluation.baselines import PICTURE_METHODS
-    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, read_picture, write_picture
+    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, over_white, read_picture, write_picture
 
     if method not in PICTURE_METHODS:
         raise UserError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
@@ -304,8 +307,8 @@ def _classical(source: Path, out: Path, style: list[Path], method: str, look: An
     if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise UserError(f"{out}: {why} choose another name")
-    pixels = read_picture(source)
-    made = look.applied(pixels, PICTURE_METHODS[method](pixels, read_picture(style[0])))
+    pixels = read_picture(source, alpha=True)
+    made = look.applied(pixels, PICTURE_METHODS[method](over_white(pixels), read_picture(style[0])))
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 

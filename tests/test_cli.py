@@ -59,8 +59,9 @@ def test_a_classical_method_needs_no_model(tmp_path):
     arguments = ["translate", "photo.png", "out.png", "--method", "moments"]
     done = medstyle(*arguments, cwd=tmp_path)
     assert (done.returncode, "--style" in done.stderr) == (2, True)
-    done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
+    done = medstyle(*arguments, "--style", "style.png", "--sharpen", "0.5", "--upscale", "2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert read_picture(tmp_path / "out.png").shape == (60, 80, 3)
     assert np.abs(read_picture(tmp_path / "out.png").astype(int) - (200, 40, 90)).max() <= 2
     done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
     assert (done.returncode, "exists already" in done.stderr) == (2, True)

@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.imaging.picture import Pixels, from_unit, to_unit
+
 
 def identity(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the source unchanged."""
@@ -71,17 +73,15 @@ BASELINES: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArra
 }
 
 
-Picture = NDArray[np.uint8]
 ITERATIONS, LARGEST = 150, 512  # of the optimisation; it works on pictures of this many pixels a side at most
 
 
-def _of_values(name: str, pixels: Picture, reference: Picture) -> Picture:
-    source, targets = (np.float32(1 / 255) * image.reshape(-1, 3).astype(np.float32) for image in (pixels, reference))
-    made: NDArray[np.float32] = BASELINES[name](source, targets).reshape(pixels.shape)
-    return np.rint(255 * np.clip(made, 0, 1)).astype(np.uint8)
+def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
+    source, targets = (to_unit(image).reshape(-1, 3) for image in (pixels, reference))
+    return from_unit(BASELINES[name](source, targets).reshape(pixels.shape), pixels.dtype)
 
 
-def neural_style(pixels: Picture, reference: Picture, iterations: int = ITERATIONS) -> Picture:
+def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS) -> Pixels:
     """Optimise the picture ``(H, W, 3)`` until its texture features correlate as those of ``reference`` (Gatys 2016).
 
     The features are those of :class:`Texture`, since no trained network is at hand; edges are held in place by MIND
@@ -94,11 +94,11 @@ def neural_style(pixels: Picture, reference: Picture, iterations: int = ITERATIO
     from medstyle.networks.texture import Texture, correlations, style_distance
     from medstyle.training.losses import anatomy_loss
 
-    def tensor(image: Picture, size: tuple[int, ...]) -> torch.Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(image)).movedim(-1, 0)[None].float() / 127.5 - 1
+    def tensor(image: Pixels, size: tuple[int, ...]) -> torch.Tensor:
+        x = 2 * torch.from_numpy(to_unit(image)).movedim(-1, 0)[None] - 1
         return F.interpolate(x, size, mode="area") if size != image.shape[:2] else x
 
-    def small(image: Picture) -> tuple[int, ...]:
+    def small(image: Pixels) -> tuple[int, ...]:
         scale = min(1.0, LARGEST / max(image.shape[:2]))
         return tuple(max(32, round(n * scale)) for n in image.shape[:2])
 
@@ -118,11 +118,11 @@ def neural_style(pixels: Picture, reference: Picture, iterations: int = ITERATIO
             x.clamp_(-1, 1)
     change = F.interpolate((x - begun).detach(), pixels.shape[:2], mode="bilinear", align_corners=False)
     whole = tensor(start, pixels.shape[:2]) + change
-    return np.rint((whole[0].movedim(0, -1).clamp(-1, 1).numpy() + 1) * 127.5).astype(np.uint8)
+    return from_unit((whole[0].movedim(0, -1).numpy() + 1) / 2, pixels.dtype)
 
 
 # method: (picture (H, W, 3), another one (h, w, 3) whose style is taken) -> picture (H, W, 3)
-PICTURE_METHODS: dict[str, Callable[[Picture, Picture], Picture]] = {
+PICTURE_METHODS: dict[str, Callable[[Pixels, Pixels], Pixels]] = {
     **{name: partial(_of_values, name) for name in BASELINES},
     "neural_style": neural_style,
 }

@@ -74,8 +74,8 @@ class Modality:
     """How the values of a domain are measured and brought to [-1, 1].
 
     Attributes:
-        unit: unit of stored values: ``HU``, ``a.u.`` (MR has no absolute unit) or ``8-bit``. Only ``a.u.`` is scaled
-            by the image; the others have a meaning.
+        unit: unit of stored values: ``HU``, ``a.u.`` (MR has no absolute unit) or ``8-bit`` (of which 16 bits are
+            fractions). Only ``a.u.`` is scaled by the image; the others have a meaning.
         range: smallest and largest legal value; the network's -1 and +1 where the unit is absolute.
         air: value outside the body.
         channels: 1, or 3 for colour (RGB).

@@ -1,75 +1,233 @@
-"""Pictures: PNG, JPEG, TIFF and their like, 8-bit RGB in and out (Pillow)."""
+"""Pictures: PNG, JPEG, WebP, TIFF and their like, RGB of 8 or 16 bits (Pillow; it has 8 bits alone for colours)."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Refusal
+
+if TYPE_CHECKING:
+    from PIL import ImageFile
+
+Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opacity; white is the type's largest value
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small file can declare a huge image
 SYNTHETIC_NOTE = "AI SYNTHETIC - made by medstyle"
+BITS, DESCRIPTION, ORIENTATION, EXTRA = 258, 270, 274, 338  # tags of TIFF, and of EXIF
+UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # by orientation
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, 3),
+    7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
 
 
-def read_picture(source: Path | str | IO[bytes], name: str | None = None) -> NDArray[np.uint8]:
-    """Read a picture upright as ``(H, W, 3)`` RGB; alpha is laid over white, EXIF is dropped.
+def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = False) -> Pixels:
+    """Read a picture upright as ``(H, W, 3)`` sRGB: uint16 where the file has 16 bits, else uint8.
+
+    Colours come to sRGB by the file's own ICC profile. Of several frames the first is read; EXIF is dropped.
 
     Args:
-        source: a path or an open binary file.
+        source: the file.
         name: what error messages call it; default: the file's name.
+        alpha: keep opacity as a fourth channel where the file has it, instead of laying the picture over white.
 
     Raises:
-        Refusal: ``E_DECODE`` not a picture or cut short, ``E_TOO_LARGE`` more than :data:`MAX_PIXELS`.
+        Refusal: ``E_DECODE`` not a picture or cut short, ``E_TOO_LARGE`` more than :data:`MAX_PIXELS`, ``E_BITS``
+            neither 8 nor 16 bits.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
-    label = name or (Path(source).name if isinstance(source, str | Path) else "picture")
+    path = Path(source)
+    label = name or path.name
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is stricter
-            with Image.open(source) as opened:
-                if opened.width * opened.height > MAX_PIXELS:
-                    size = f"{opened.width} x {opened.height}"
-                    raise Refusal("E_TOO_LARGE", f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
-                image = ImageOps.exif_transpose(opened)
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PIXELS:
+                size = f"{opened.width} x {opened.height}"
+                raise Refusal("E_TOO_LARGE", f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
+            if opened.mode in ("I", "F"):
+                raise Refusal("E_BITS", f"{label}: 32 bits say nothing about white; write it with 8 or 16 bits")
+            colours, opacity = _layers(opened, path)
+            pixels = np.dstack([_srgb(colours, opened.info.get("icc_profile")), opacity])
     except Refusal:
         raise
-    except Exception:  # Pillow's decoders raise many kinds; their texts quote the file
+    except Image.DecompressionBombError:
+        raise Refusal("E_TOO_LARGE", f"{label}: the limit is {MAX_PIXELS} pixels") from None
+    except Exception:  # decoders raise many kinds; their texts quote the file
         raise Refusal("E_DECODE", f"{label}: not a readable picture; it may be cut short") from None
-    if image.mode.startswith(("I", "F")):  # 16-bit and float: to 8 bits by the value range of the type
-        values = np.asarray(image, np.float32)
-        scale = 257.0 if values.max() > 255 else 1.0
-        image = Image.fromarray(np.clip(values / scale, 0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return np.asarray(image.convert("RGB"))
+    return np.ascontiguousarray(pixels if alpha else over_white(pixels))
 
 
-def write_picture(path: Path | str, pixels: NDArray[np.uint8], note: str = "") -> None:
-    """Write ``(H, W, 3)`` or ``(H, W)`` uint8 pixels by the suffix of ``path``, all or nothing.
+def over_white(pixels: Pixels) -> Pixels:
+    """Lay ``(H, W, 4)`` over white; ``(H, W, 3)`` stays as it is."""
+    if pixels.shape[2] == 3:
+        return pixels
+    white = np.float32(np.iinfo(pixels.dtype).max)
+    opacity = pixels[..., 3:] / white
+    return np.rint(pixels[..., :3] * opacity + white * (1 - opacity)).astype(pixels.dtype)
 
-    ``note`` marks the file: a PNG text chunk, or the EXIF image description of the other formats.
+
+def to_unit(pixels: Pixels) -> NDArray[np.float32]:
+    """Return the values as float32 in [0, 1]."""
+    return pixels.astype(np.float32) / np.float32(np.iinfo(pixels.dtype).max)
+
+
+def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
+    """Round values in [0, 1] to ``dtype``, uint8 or uint16; what lies beyond is cut."""
+    white: int = np.iinfo(np.dtype(dtype)).max
+    return np.rint(np.clip(values, 0, 1) * white).astype(dtype)
+
+
+def thumbnail(pixels: Pixels) -> NDArray[np.float32]:
+    """Return what is left of ``(H, W, 3)`` at 16 x 16 pixels, centred and of length 1, flat."""
+    from PIL import Image
+
+    small = Image.fromarray(from_unit(to_unit(pixels), np.uint8)).resize((16, 16), Image.Resampling.BOX)
+    flat = np.asarray(small, np.float32).ravel()
+    flat -= flat.mean()
+    return flat / np.maximum(np.linalg.norm(flat), np.float32(1e-6))
+
+
+def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
+    """Return colours ``(H, W, 1, 3 or 4)``, grey, RGB or CMYK, and opacity ``(H, W, 0 or 1)``, upright."""
+    from PIL import ImageOps
+
+    kind, mode, associated = opened.format, opened.mode, False
+    deep = kind == "PNG" and ";16" in str(opened.tile)  # of the decoder; a PNG's EXIF may follow what it decodes
+    if kind == "TIFF":
+        tags = opened.tag_v2  # type: ignore[attr-defined]
+        deep, associated = 16 in tags.get(BITS, ()) and mode != "CMYK", tags.get(EXTRA, ())[:1] == (1,)
+    turn = UPRIGHT.get(opened.getexif().get(ORIENTATION, 1), np.asarray)
+    image = ImageOps.exif_transpose(opened)  # 16 bits too: no other decoder is as strict
+    if deep:
+        return _deep_layers(turn(_decoded(path, str(kind))), associated)
+    if image.has_transparency_data and "A" not in image.getbands():
+        image = image.convert("LA" if mode == "L" else "RGBA")
+    colours = image.convert({"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB"))
+    opacity = [np.asarray(image.getchannel("A"))] if "A" in image.getbands() else []
+    size = (image.height, image.width)
+    return np.asarray(colours).reshape(*size, -1), np.asarray(opacity, np.uint8).reshape(*size, -1)
+
+
+def _decoded(path: Path, kind: str) -> NDArray[np.uint16]:
+    """Read the values of a 16-bit PNG or TIFF, ``(H, W, n)``."""
+    import imagecodecs
+    import tifffile
+
+    if kind == "PNG":
+        values = imagecodecs.png_decode(path.read_bytes())
+    else:
+        with tifffile.TiffFile(path, name="picture") as file:
+            page = file.pages.first
+            values = page.asarray()
+            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and values.ndim == 3:
+                values = np.moveaxis(values, 0, -1)
+            if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                values = ~values
+    if values.dtype != np.uint16:
+        raise ValueError(values.dtype)
+    return values.reshape(*values.shape[:2], -1)
+
+
+def _deep_layers(values: Pixels, associated: bool) -> tuple[Pixels, Pixels]:
+    """Divide ``(H, W, n)`` into colours and opacity, which may be ``associated``: multiplied into the colours."""
+    bands = 3 if values.shape[2] > 2 else 1
+    colours, opacity = values[..., :bands], values[..., bands : bands + 1]
+    if associated:
+        colours = from_unit(to_unit(colours) / np.maximum(to_unit(opacity), 1e-6), np.uint16)
+    return colours, opacity
+
+
+def _srgb(colours: Pixels, profile: bytes | None) -> Pixels:
+    """Bring grey, RGB or CMYK to sRGB; a profile that is damaged or not for such colours is passed over."""
+    bands = colours.shape[2]
+    if profile:
+        import imagecodecs
+
+        space = {1: "gray", 3: "rgb", 4: "cmyk"}[bands]
+        try:
+            made: Pixels = imagecodecs.cms_transform(
+                np.ascontiguousarray(colours.squeeze(2) if bands == 1 else colours),
+                profile,
+                imagecodecs.cms_profile("srgb"),
+                colorspace=space,
+                outcolorspace="rgb",
+                outdtype=colours.dtype,
+            )
+        except (imagecodecs.CmsError, ValueError):
+            pass
+        else:
+            return made
+    if bands == 4:
+        from PIL import Image
+
+        return np.asarray(Image.fromarray(colours, "CMYK").convert("RGB"))
+    return np.broadcast_to(colours, (*colours.shape[:2], 3))
+
+
+def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
+    """Write ``(H, W, 3)``, ``(H, W, 4)`` or grey ``(H, W)`` pixels by the suffix of ``path``, all or nothing.
+
+    PNG and TIFF keep 16 bits; others round them to 8. PNG, TIFF and WebP keep opacity; others lay it over white.
+    ``note`` marks the file: a PNG text chunk, or the image description of the other formats' EXIF.
     """
     from PIL import Image, PngImagePlugin
 
     path = Path(path)
-    options: dict[str, Any] = {}
-    if note and path.suffix.lower() == ".png":
-        text = PngImagePlugin.PngInfo()
-        text.add_text("Comment", note)
-        options["pnginfo"] = text
-    elif note and path.suffix.lower() in (".jpg", ".jpeg", ".webp", ".tif", ".tiff"):
-        exif = Image.Exif()
-        exif[0x010E] = note  # ImageDescription
-        options["exif"] = exif
-    if path.suffix.lower() in (".jpg", ".jpeg", ".webp"):
-        options["quality"] = 95
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".tif", ".tiff"):
+        pixels = from_unit(to_unit(pixels), np.uint8)
+    if pixels.ndim == 3 and suffix not in (".png", ".tif", ".tiff", ".webp"):
+        pixels = over_white(pixels)
     scratch = path.with_name(f".part-{path.name}")
-    Image.fromarray(pixels).save(scratch, **options)
+    if pixels.dtype == np.uint16:
+        _write_deep(scratch, pixels, note)
+    else:
+        options: dict[str, Any] = {}
+        if note and suffix == ".png":
+            options["pnginfo"] = PngImagePlugin.PngInfo()
+            options["pnginfo"].add_text("Comment", note)
+        elif note and suffix != ".bmp":
+            options["exif"] = Image.Exif()
+            options["exif"][DESCRIPTION] = note
+        if suffix in (".jpg", ".jpeg", ".webp"):
+            options["quality"] = 95
+        Image.fromarray(pixels).save(scratch, **options)
     scratch.replace(path)
+
+
+def _write_deep(path: Path, pixels: Pixels, note: str) -> None:
+    """Write a PNG or TIFF of 16 bits."""
+    import imagecodecs
+    import tifffile
+    from PIL import PngImagePlugin
+
+    if path.suffix.lower() == ".png":
+        data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
+        head = 33  # bytes of the signature and of the header, after which text may stand
+        with path.open("wb") as file:
+            file.write(data[:head])
+            if note:
+                PngImagePlugin.putchunk(file, b"tEXt", b"Comment\0" + note.encode("latin-1"))
+            file.write(data[head:])
+    else:
+        tifffile.imwrite(
+            path,
+            pixels,
+            photometric="rgb" if pixels.ndim == 3 else "minisblack",
+            extrasamples=["unassalpha"] if pixels.shape[2:] == (4,) else None,
+            description=note or None,
+            compression="zlib",
+            metadata=None,
+            software=False,
+        )

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.picture import MAX_PIXELS
+from medstyle.imaging.picture import MAX_PIXELS, Pixels
 
-CODECS = {  # of the output, by its suffix, with settings near the visible limit
-    **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium"})),
+# of the output, by its suffix, with settings near the visible limit; frames in order, so that parts can be joined
+CODECS = {
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium", "bf": "0"})),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0"}),
 }
 TICKS = Fraction(1, 90_000)  # s: fine enough for any frame rate, as in MPEG
@@ -26,7 +27,7 @@ HD = 720  # lines from which an unmarked video is BT.709, below BT.601, as playe
 class Frame(NamedTuple):
     """``pixels``: upright ``(H, W, 3)`` RGB uint8; ``time``: s from the start of the stream."""
 
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     time: Fraction
 
 

@@ -129,6 +129,7 @@ def _film(
     film = Film(item.path, place, translator, target, domain, style, look, SYNTHETIC_NOTE)
     for result in film.render(item.shape[0] or None):
         if result.ood.verdict == "refuse" and not force:
+            film.discard()
             raise _unlike(item, result.ood.score)
     shape = [film.frames, *film.shape]
     return _row(item, place, target, shape, film.worst, sorted(film.warnings), translator)
@@ -229,10 +230,11 @@ def _translate(
     if item.source == "picture":
         if uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
-        pixels = read_picture(item.path, "picture")
+        pixels = read_picture(item.path, "picture", alpha=True)
         return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
     if not look.whole:
-        raise UserError(f"{_name(item)}: strength, colour and mask are for pictures; half a scan means nothing")
+        why = "strength, colours, mask, sharpness and size are for pictures; half a scan means nothing"
+        raise UserError(f"{_name(item)}: {why}")
     if item.series is not None and item.affine is None:  # it could not be written: say so before the work
         raise Refusal(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
@@ -279,6 +281,8 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         return out
     if source.is_dir() or out.is_dir():
         place = out / (item.path.relative_to(source) if source.is_dir() else item.path.name)
+        if item.source == "video" and place.suffix.lower() not in CODECS:
+            place = place.with_suffix(".mkv")  # holds any sound
     else:
         place = out
         pictures = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")

@@ -79,7 +79,11 @@ class Film:
         with VideoWriter(self.out, self.source, self.note) as writer:
             for path in self._parts():
                 writer.append(path)
-        shutil.rmtree(self.folder)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the parts."""
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, frames: Iterator[Frame]) -> Iterator[Translation]:
         times = []

@@ -1,8 +1,9 @@
 """A folder that studies are put into -> derived studies, exactly once each, whatever crashes in between.
 
-``FOLDER/inbox/*`` is what comes in: a folder or a file each. It leaves for ``done/<key>`` once ``derived/<key>`` is
-complete, or for ``quarantine/<key>`` with the reason. Keys follow from the bytes of the study and the model and tell
-nothing about the patient. ``ledger.db`` (SQLite) has one row for each key.
+``FOLDER/inbox/*`` is what comes in: a folder or a file each, of scans, or of pictures and videos for a model of those.
+It leaves for ``done/<key>`` once ``derived/<key>`` is complete, or for ``quarantine/<key>`` with the reason. Keys
+follow from the bytes of the study and the model and tell nothing about the patient. ``ledger.db`` (SQLite) has one row
+for each key.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Literal
 
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.scan import find_files
+from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.parallel import Workers, each
 from medstyle.inference.files import translate_path
 from medstyle.networks.translator import Translator
@@ -110,7 +112,10 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
-            rows = translate_path(study, scratch, translator, target=target)
+            # nothing but its place tells what a picture is of, and its place is the inbox
+            pictures = DOMAINS[translator.config.source].dicom is None
+            source = translator.config.source if pictures else None
+            rows = translate_path(study, scratch, translator, target=target, source_domain=source)
         except OSError:
             raise
         except Exception as error:  # no other study may wait for this one; the text may name the patient

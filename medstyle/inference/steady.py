@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from medstyle.errors import UserError
+from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.inference.statistics import Statistics
 from medstyle.networks.translator import Translator
 
@@ -23,8 +24,6 @@ MEMORY = 0.9  # share of the statistics that comes from the frames before
 CUT = 0.4  # share of pixels that must be found again, else a new shot begins
 FLOW_PX = 1 << 18  # pixels on which flow is computed; larger frames are shrunk
 LIKE = 0.06  # difference of grey levels, of 1, at which a pixel is trusted by half only
-
-Picture = NDArray[Any]
 
 
 class Shot:
@@ -56,7 +55,7 @@ class Shot:
         self.statistics.held = state["held"]
 
     @contextmanager
-    def frame(self, pixels: Picture) -> Iterator[Callable[[Picture], Picture]]:
+    def frame(self, pixels: Pixels) -> Iterator[Callable[[Pixels], Pixels]]:
         """Render the next frame ``pixels`` ``(H, W, 3)`` inside; yields what joins its output to the frames before."""
         if self.amount == 0:
             yield lambda made: made
@@ -66,7 +65,7 @@ class Shot:
         if found is None:
             self.statistics.held.clear()
 
-        def join(made: Picture) -> Picture:
+        def join(made: Pixels) -> Pixels:
             image = made.astype(np.float32)
             if found is not None:
                 shifted, trust = found
@@ -103,9 +102,9 @@ def flow_library() -> Any:
     return cv2
 
 
-def _grey(pixels: Picture) -> NDArray[np.uint8]:
+def _grey(pixels: Pixels) -> NDArray[np.uint8]:
     cv2 = flow_library()
-    grey = cv2.cvtColor(pixels.astype(np.uint8), cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(from_unit(to_unit(pixels), np.uint8), cv2.COLOR_RGB2GRAY)
     scale = (FLOW_PX / grey.size) ** 0.5
     return np.asarray(cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) if scale < 1 else grey)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import Pixels, from_unit, over_white, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.statistics import Statistics
@@ -23,7 +24,8 @@ from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import Render, blend, windows
 from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
-from medstyle.transforms.prepare import Preparation, Prepared, picture_slices, prepare, slices_picture
+from medstyle.transforms.finish import enlarge, sharpen
+from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
 
 CHUNK = {
@@ -36,13 +38,13 @@ STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a refere
 
 GATHERED = 16  # windows of a large picture from which its statistics are taken
 
-Image = Volume | NDArray[np.uint8]  # a scan, or an RGB picture (H, W, 3)
+Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
 Reference = Image | Sequence[tuple[float, Image]]  # whose style is taken; of several, the mean by these weights
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What came out: a volume on the grid of its source, or an ``(H, W, 3)`` picture.
+    """What came out: a volume on the grid of its source, or a picture as its source is: bits, opacity.
 
     ``uncertainty`` is in the unit of the target domain, uncalibrated; None unless asked for. ``warnings`` says what is
     wrong with the output, whatever the input was.
@@ -56,47 +58,58 @@ class Translation:
 
 @dataclass(frozen=True)
 class Look:
-    """How much of the style a picture gets.
+    """How much of the style a picture gets, and what is done to it afterwards.
 
     Attributes:
         strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
         keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
         mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
         steady: frames of a video: share of what the frame before showed, where it is found again; see :class:`Shot`.
+        sharpen: in [0, 1], how strongly edges are raised.
+        upscale: 1 to 4, how many times the rows and columns; interpolated, so no detail is added.
     """
 
     strength: float = 1.0
     keep_colour: bool = False
+    sharpen: float = 0.0
+    upscale: int = 1
     mask: NDArray[np.float32] | None = field(default=None, compare=False)
     steady: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
+        if not 0 <= self.sharpen <= 1:
+            raise UserError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
+        if not 1 <= self.upscale <= 4:
+            raise UserError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
 
     @property
     def whole(self) -> bool:
         """Tell whether the output is the network's as it is."""
-        return self == FULL and self.mask is None
+        return replace(self, steady=0.0) == FULL and self.mask is None
 
-    def applied(self, source: NDArray[np.uint8], made: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Mix ``(H, W, 3)`` RGB pictures."""
+    def applied(self, source: Pixels, made: Pixels) -> Pixels:
+        """Mix and finish RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
+        source, opacity = over_white(source), source[..., 3:]
         if self.keep_colour:
             from skimage.color import lab2rgb, rgb2lab
 
             lab = rgb2lab(source)
             lab[..., 0] = rgb2lab(made)[..., 0]
             with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
-                made = np.rint(255 * np.clip(lab2rgb(lab), 0, 1)).astype(np.uint8)
-        if self.strength == 1 and self.mask is None:
-            return made
-        share: Any = self.strength
-        if self.mask is not None:
-            from skimage.transform import resize
+                made = from_unit(lab2rgb(lab), made.dtype)
+        if self.strength < 1 or self.mask is not None:
+            share: Any = self.strength
+            if self.mask is not None:
+                from skimage.transform import resize
 
-            share = share * resize(self.mask, source.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
-        mixed = source.astype(np.float32) + share * (made.astype(np.float32) - source.astype(np.float32))
-        return np.rint(mixed).astype(np.uint8)
+                share = share * resize(self.mask, source.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
+            made = from_unit((1 - share) * to_unit(source) + share * to_unit(made), made.dtype)
+        if self.sharpen:
+            made = sharpen(made, self.sharpen)
+        image = np.dstack([made, opacity])
+        return enlarge(image, self.upscale) if self.upscale > 1 else image
 
 
 FULL = Look()
@@ -182,13 +195,14 @@ def style_of(
 
 def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
     """Return ``(R, C, ...)`` images in network units, framed as the training images were."""
-    from monai.transforms import Resize, ResizeWithPadOrCrop
+    from monai.transforms import ResizeWithPadOrCrop
 
     config = translator.config
+    settings = parse(Preparation, config.preparation, "translator preparation")
     if isinstance(reference, Volume):
         if reference.domain != domain:
             raise UserError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
-        prepared = prepare(reference, parse(Preparation, config.preparation, "translator preparation"))
+        prepared = prepare(reference, settings)
         if not prepared.foreground.any():
             raise Refusal("E_EMPTY", "the reference shows no body: every voxel has about the same value")
         if config.architecture.dimensions == 3:
@@ -198,12 +212,9 @@ def _reference_images(reference: Image, translator: Translator, domain: str) -> 
             where = np.unique(np.quantile(depths, STYLE_SLICES, method="nearest"))
             images = prepared.slices[torch.from_numpy(where)]
     else:
-        images = picture_slices(reference, domain)
+        images = picture_slices(reference, domain, settings)
         if config.size:
-            scale = max(n / m for n, m in zip(config.size, images.shape[2:], strict=True))
-            fit = Resize([max(n, round(m * scale)) for n, m in zip(config.size, images.shape[2:], strict=True)],
-                         mode="bilinear", anti_aliasing=True)  # fmt: skip
-            images = torch.as_tensor(np.asarray(fit(images[0])))[None]
+            images = frame_picture(images, config.size, settings.aspect)
     if not config.size:
         return images
     framed = ResizeWithPadOrCrop(config.size, mode="constant", value=-1)(images.flatten(0, 1))
@@ -240,7 +251,7 @@ def translate_prepared(
 
 
 def translate_picture(
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     translator: Translator,
     target: str | None = None,
     *,
@@ -251,14 +262,15 @@ def translate_picture(
 ) -> Translation:
     """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
 
-    Default: from the domain that the translator was trained from to the one it was trained for.
+    Default: from the domain that the translator was trained from to the one it was trained for. 16 bits stay 16. A
+    picture with opacity, ``(H, W, 4)``, is laid over white for the network and keeps its fourth channel.
     """
     frames = translate_frames([pixels], translator, target, domain=domain, reference=reference, seed=seed, look=look)
     return next(frames)
 
 
 def translate_frames(
-    frames: Iterable[NDArray[np.uint8]],
+    frames: Iterable[Pixels],
     translator: Translator,
     target: str | None = None,
     *,
@@ -278,12 +290,13 @@ def translate_frames(
     translator.index(domain)
     style = style or style_of(translator, target, reference, seed)
     shot = shot or Shot(translator, look.steady)
+    settings = parse(Preparation, translator.config.preparation, "translator preparation")
     for pixels in frames:
-        slices = picture_slices(pixels, domain)
-        with shot.frame(pixels) as join:
+        slices = picture_slices(over_white(pixels), domain, settings)
+        with shot.frame(over_white(pixels)) as join:
             made = synthesise(translator, slices, target, style=style)
-        image = join(slices_picture(made, target))
-        yield Translation(look.applied(pixels, image), judge(slices, translator, domain), warnings=oddities(made))
+        image = look.applied(pixels, join(slices_picture(made, target, pixels.dtype)))
+        yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from monai.transforms import Resize, ResizeWithPadOrCrop
+from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
@@ -25,7 +25,7 @@ from medstyle.imaging.picture import read_picture
 from medstyle.imaging.store import Row, near_duplicates, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.params import params
-from medstyle.transforms.prepare import Preparation, picture_slices, prepare
+from medstyle.transforms.prepare import Preparation, frame_picture, picture_slices, prepare
 from medstyle.transforms.register import Fit, fit, judge, onto_grid
 
 REMEDY = "set denoise.registration to rigid, or check who is who"
@@ -36,9 +36,10 @@ class Params:
     """How images become training slices."""
 
     size: tuple[int, int] = (128, 128)
-    """Height and width of stored slices: scans are cropped or padded about their centre, pictures resized."""
+    """Height and width of stored slices: scans are cropped or padded about their centre, pictures resized as
+    `preparation.aspect` says."""
     preparation: Preparation = Preparation()
-    """Cleaning and gridding of scans; travels with the translator to inference."""
+    """Cleaning and gridding of images; travels with the translator to inference."""
     registration: Literal["headers", "rigid", "affine"] = "headers"
     """How the scans of one subject are aligned: trust the headers, or maximise mutual information."""
     bad_pairs: Literal["refuse", "flag"] = "refuse"
@@ -239,12 +240,12 @@ def _blocks(
         fitted: Fit | None = None
         if modality.dicom is None:
             pixels = read_picture(images[domain]["path"])
-            slices, foreground = picture_slices(pixels, domain), np.ones((1, *pixels.shape[:2]), bool)
+            slices, foreground = (
+                picture_slices(pixels, domain, params.preparation),
+                np.ones((1, *pixels.shape[:2]), bool),
+            )
             fingerprint = Fingerprint(modality.range)
-            shorter = min(slices.shape[2:])
-            size = [max(n, round(n * m / shorter)) for n, m in zip(params.size, slices.shape[2:], strict=True)]
-            resize = Resize(size, mode="bilinear", anti_aliasing=True)
-            slices = resize(slices[0]).as_tensor()[None]  # type: ignore[union-attr]
+            slices = frame_picture(slices, params.size, params.preparation.aspect)
         else:
             volume = read_volume(images[domain]["path"], domain)
             own = images[domain].get("space", "")

@@ -36,7 +36,7 @@ from medstyle.evaluation.video import MEASURES, measure_clip
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.inventory import VIDEO_SUFFIXES
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import read_picture
+from medstyle.imaging.picture import from_unit, read_picture, to_unit
 from medstyle.imaging.progress import track
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.video import Frame, read_frames
@@ -479,7 +479,7 @@ class _Pictures:
 
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         pixels = read_picture(images[self.translator.config.source])
-        source = _levels(pixels)
+        source = to_unit(pixels)
         rows, sheet = [], {"source": source}
         facts = {"subject": subject, "reference": "unseen targets"}
         if {"domain", "latent"} & set(self.styles):
@@ -494,7 +494,7 @@ class _Pictures:
         if "reference" in self.styles:
             chosen = [self.unseen.pictures[(self.turn + i) % len(self.unseen.pictures)] for i in range(REFERENCES)]
             self.turn += REFERENCES
-            styles = [np.rint(255 * one).astype(np.uint8) for one in chosen]
+            styles = [from_unit(one, np.uint8) for one in chosen]
             outputs = self._outputs(pixels, chosen[0].reshape(-1, 3), styles[0])
             facts["reference"] = "one target each"
             wanted = PictureSet(chosen[0][None])
@@ -519,21 +519,16 @@ class _Pictures:
     def _made(self, pixels: NDArray, style: NDArray | None) -> Array:
         made = translate_picture(pixels, self.translator, reference=style).image
         assert isinstance(made, np.ndarray)
-        return _levels(made)
+        return to_unit(made)
 
     def _outputs(self, pixels: NDArray, targets: Array, style: NDArray | None) -> dict[str, Array]:
         """Return what the model and the baselines make of a picture."""
-        source = _levels(pixels)
+        source = to_unit(pixels)
         classical = {name: method(source.reshape(-1, 3), targets) for name, method in BASELINES.items()}
         return {
             "model": self._made(pixels, style),
             **{name: values.reshape(source.shape) for name, values in classical.items()},
         }
-
-
-def _levels(pixels: NDArray) -> Array:
-    """Return the levels of a picture in [0, 1]."""
-    return np.float32(1 / np.iinfo(pixels.dtype).max) * pixels.astype(np.float32)
 
 
 def _videos(
@@ -544,14 +539,13 @@ def _videos(
     clips: dict[str, dict[str, str]] = {}
     style = None
     if not {"domain", "latent"} & set(pictures.styles):
-        style = np.rint(255 * pictures.unseen.pictures[0]).astype(np.uint8)
+        style = from_unit(pictures.unseen.pictures[0], np.uint8)
     for path in sorted(path for path in truth.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
 
         def classical(path: Path = path) -> Iterator[Frame]:
             for frame in read_frames(path):
-                values = BASELINES["histogram_matching"](_levels(frame.pixels).reshape(-1, 3), pictures.targets)
-                made = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8).reshape(frame.pixels.shape)
-                yield Frame(made, frame.time)
+                values = BASELINES["histogram_matching"](to_unit(frame.pixels).reshape(-1, 3), pictures.targets)
+                yield Frame(from_unit(values.reshape(frame.pixels.shape), np.uint8), frame.time)
 
         def ours(steady: float, path: Path = path) -> Iterator[Frame]:
             frames = (frame.pixels for frame in read_frames(path))

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import Inventory, Item, inventory
+from medstyle.imaging.labels import Labels, read_labels
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.parallel import Workers, each
-from medstyle.imaging.picture import read_picture, write_picture
+from medstyle.imaging.picture import read_picture, thumbnail, write_picture
 from medstyle.imaging.rules import Rule, domain_of
+from medstyle.imaging.store import near_duplicates
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.params import params
 
@@ -36,10 +42,20 @@ class Params:
     """First rule that matches names the domain; what matches none is reported and left out."""
     subject: str | None = None
     """Regular expression that finds the subject in a file's path; default: PatientID, folder, or the picture itself."""
+    labels: str | None = None
+    """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
+    column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
+    whose categories become the attribute `Category`, several sorted and joined by commas."""
     gaps: Literal["refuse", "interpolate"] = "refuse"
     """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
     tilt: Literal["straighten", "refuse"] = "straighten"
     """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
+    min_pixels: int = 1
+    """Pictures whose shorter side has fewer pixels are refused."""
+    duplicates: Literal["refuse", "keep"] = "refuse"
+    """Pictures of one domain that are the same, or nearly (`same_image`): keep the first by path alone, or all."""
+    same_image: float = 0.999
+    """Correlation of thumbnails from which two pictures are nearly the same; 1: only equal pixels count."""
     workers: Workers = 1
     """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
 
@@ -63,7 +79,9 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     source = Path(params.source)
     if not source.is_dir():
         raise UserError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
+    labels = labels_of(params)
     found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
+    _check_rules(params.rules, labels, found)
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
@@ -71,14 +89,23 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     refused: list[dict[str, object]] = []
     for item in found.volumes:
         try:
-            places.setdefault(_place(item, params, source), []).append(item)
+            places.setdefault(_place(item, params, source, labels), []).append(item)
         except Refusal as refusal:
             refused.append(_refused(item, refusal))
     work = partial(_take, params=params, out=scratch)
-    manifest: list[dict[str, object]] = []
-    for taken, left in each(work, list(places.items()), "ingest", params.workers):
-        manifest += taken
+    taken: list[_Taken] = []
+    for one, left in each(work, list(places.items()), "ingest", params.workers):
+        taken += one
         refused += left
+    if params.duplicates == "refuse":
+        for repeat, why in _repeats(taken, params.same_image):
+            place = scratch / str(repeat.entry["path"])
+            place.unlink()
+            if not any(place.parent.iterdir()):
+                place.parent.rmdir()
+            taken.remove(repeat)
+            refused.append(_refused(repeat.item, why))
+    manifest = [one.entry for one in taken]
     refused.sort(key=lambda entry: str(entry["item"]))
     if not manifest:
         causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items()) or "it is empty"
@@ -88,8 +115,11 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     (scratch / "manifest.json").write_text(json.dumps(document, indent=1) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     scratch.replace(out)
-    _write_report(report, found, manifest, refused, source)
+    _write_report(report, found, manifest, refused, source, labels)
     subjects = len({entry["subject"] for entry in manifest})
+    listed = {labels.name(item.path.relative_to(source).as_posix()) for item in found.volumes}
+    if absent := len(labels.rows.keys() - listed):
+        log(f"ingest.labels: {absent} of {len(labels.rows)} images that it lists are not in {source}")
     log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
 
 
@@ -100,28 +130,67 @@ class _Place(NamedTuple):
     domain: str
 
 
-def _place(item: Item, params: Params, source: Path) -> _Place:
-    """Tell from the header and the path alone what an item is."""
-    path = item.path.relative_to(source).as_posix()
+@dataclass(frozen=True, eq=False)
+class _Taken:
+    """What was written.
+
+    Attributes:
+        entry: its line in the manifest.
+        item: where it came from.
+        digest, thumbnail: of a picture, by which it is known again.
+    """
+
+    entry: dict[str, object]
+    item: Item
+    digest: bytes = b""
+    thumbnail: NDArray[np.float32] | None = None
+
+
+def labels_of(params: Params) -> Labels:
+    """Read the labels that `params` name; none are an empty table."""
+    return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
+
+
+def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
+    """Return what rules may match: the header's attributes, those of the labels, and the path below the source."""
+    path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
+    return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
+
+
+def _check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
+    """Raise UserError for a rule that asks for an attribute which no label and no header has."""
+    known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
+    unknown = [name for rule in rules for name in rule.when if name not in known]
+    if labels.file is not None and unknown:
+        has = ", ".join(labels.attributes) or "no attributes"
+        raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
+
+
+def _place(item: Item, params: Params, source: Path, labels: Labels) -> _Place:
+    """Tell from the header, the path and the labels alone what an item is."""
+    attributes = attributes_of(item, source, labels)
     if not item.usable and not (item.code == "E_GAP" and params.gaps == "interpolate"):
         raise Refusal(item.code, item.reason)
-    domain = domain_of({**item.attributes, "path": path}, params.rules)
+    domain = domain_of(attributes, params.rules)
+    if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
+        raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
     if domain is None:
         raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
+    if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
+        size = f"{item.shape[2]} x {item.shape[1]}"
+        raise Refusal("E_SMALL", f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
     modality = DOMAINS[domain]
     if (item.source == "picture") != (modality.dicom is None):
         raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    return _Place(subject_key(_subject(item, params, path)), domain)
+    return _Place(subject_key(_subject(item, params, attributes["path"])), domain)
 
 
-def _take(
-    work: tuple[_Place, list[Item]], params: Params, out: Path
-) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Write the first item for a place that can be read; returns its manifest entry, and what was refused."""
+def _take(work: tuple[_Place, list[Item]], params: Params, out: Path) -> tuple[list[_Taken], list[dict[str, object]]]:
+    """Write the first item for a place that can be read; returns it, and what was refused."""
     place, items = work
-    taken: list[dict[str, object]] = []
+    taken: list[_Taken] = []
     refused: list[dict[str, object]] = []
     for item in items:
         try:
@@ -134,24 +203,43 @@ def _take(
     return taken, refused
 
 
+def _repeats(taken: Sequence[_Taken], limit: float) -> Iterator[tuple[_Taken, Refusal]]:
+    """Find the pictures that are the same as, or like, another of their domain that comes before them and is kept."""
+    domains: dict[object, list[_Taken]] = defaultdict(list)
+    for one in sorted(taken, key=lambda one: one.item.path):
+        if one.thumbnail is not None:
+            domains[one.entry["domain"]].append(one)
+    for of in domains.values():
+        first: dict[bytes, int] = {}
+        same = {(first.setdefault(one.digest, number), number) for number, one in enumerate(of)}
+        alike = near_duplicates(np.stack([one.thumbnail for one in of]), limit) if limit < 1 else ()  # type: ignore[misc]
+        gone: set[int] = set()
+        for i, j in sorted({*same, *alike}):
+            if i != j and not gone & {i, j}:
+                gone.add(j)
+                what = "the same picture as" if (i, j) in same else "nearly the same picture as"
+                reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
+                yield of[j], Refusal("E_DUPLICATE", reason)
+
+
 def _refused(item: Item, refusal: Refusal) -> dict[str, object]:
     shape = list(item.shape)
     return {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
 
 
-def _write(item: Item, place: _Place, params: Params, out: Path) -> dict[str, object]:
-    """Write one item in canonical form and return its manifest entry."""
+def _write(item: Item, place: _Place, params: Params, out: Path) -> _Taken:
+    """Write one item in canonical form."""
     name = f"{place.subject}/{place.domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
     (out / name).parent.mkdir(exist_ok=True)
     entry: dict[str, object] = {"subject": place.subject, "domain": place.domain, "path": name, "source": item.source}
     if item.source == "picture":
         pixels = read_picture(item.path, "picture")
         write_picture(out / name, pixels)
-        return {**entry, "shape": [1, *pixels.shape[:2]]}
+        digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()).digest()
+        return _Taken({**entry, "shape": [1, *pixels.shape[:2]]}, item, digest, thumbnail(pixels))
     volume, changes = _load(item, place.domain, params)
     write_volume(out / name, volume)
-    return {
-        **entry,
+    facts = {
         **changes,
         "shape": list(volume.voxels.shape),
         "spacing_mm": [round(spacing, 4) for spacing in volume.spacing_mm],
@@ -161,6 +249,7 @@ def _write(item: Item, place: _Place, params: Params, out: Path) -> dict[str, ob
             if item.attributes.get(key)
         },
     }
+    return _Taken({**entry, **facts}, item)
 
 
 def _load(item: Item, domain: str, params: Params) -> tuple[Volume, dict[str, object]]:
@@ -190,7 +279,7 @@ def _subject(item: Item, params: Params, path: str) -> str:
     return path if item.source == "picture" else str(Path(path).parent)
 
 
-def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path) -> None:
+def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path, labels: Labels) -> None:
     """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
     files = [
         {
@@ -199,7 +288,7 @@ def _write_report(report: Path, found: Inventory, manifest: list, refused: list,
             "reason": file.reason,
         }
         for file in found.files
-        if file.verdict != "used"
+        if file.verdict != "used" and file.path != labels.file
     ]
     used = Counter(entry["domain"] for entry in manifest)
     report.parent.mkdir(parents=True, exist_ok=True)

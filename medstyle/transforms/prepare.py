@@ -7,20 +7,22 @@ invertible, so what a network makes of the slices returns to the source grid vox
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Orientation, Spacing
-from numpy.typing import NDArray
+from monai.transforms import Compose, Orientation, Resize, ResizeWithPadOrCrop, Spacing
+from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
+from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
-from medstyle.transforms.intensity import CorrectBias, Denoise, foreground_mask
+from medstyle.transforms.intensity import CorrectBias, Denoise, clean_picture, foreground_mask
 
 RIM = 3  # pixels around the body that the network may still paint
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
@@ -31,7 +33,7 @@ class Preparation:
     """How a volume is cleaned and gridded before the network sees it; stored with the translator."""
 
     denoise: Literal["none", "nlm", "anisotropic", "tv", "median"] = "nlm"
-    """Noise filter for MR; CT and pictures are left as they are."""
+    """Noise filter for MR; CT is left as it is."""
     bias_field: bool = True
     """Correct the coil's smooth shading in MR (N4)."""
     spacing_mm: tuple[float, float] | None = None
@@ -40,6 +42,10 @@ class Preparation:
     """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
+    pictures: Literal["none", "nlm", "tv", "median"] = "none"
+    """Noise filter for pictures, in training and in use."""
+    aspect: Literal["crop", "pad", "stretch"] = "crop"
+    """How a picture fills the size of training: by its middle, by the whole with black beside it, or distorted."""
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
 
@@ -151,15 +157,27 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     return Prepared(slices, foreground, fingerprint, volume, where, chain)
 
 
-def picture_slices(pixels: NDArray[np.uint8], domain: str) -> torch.Tensor:
-    """Turn ``(H, W, 3)`` RGB into network units, ``(1, 3, H, W)``."""
+def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.Tensor:
+    """Turn ``(H, W, 3)`` RGB of 8 or 16 bits into network units, ``(1, 3, H, W)``."""
     modality = DOMAINS[domain]
-    scaled = modality.normalise(pixels.astype(np.float32), Fingerprint(modality.range))
+    cleaned = clean_picture(255 * to_unit(pixels), settings.pictures)
+    scaled = modality.normalise(cleaned, Fingerprint(modality.range))
     return torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))[None]
 
 
-def slices_picture(slices: torch.Tensor, domain: str) -> NDArray[np.uint8]:
-    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB."""
+def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> torch.Tensor:
+    """Bring ``(1, C, H, W)`` to ``(1, C, *size)`` as :attr:`Preparation.aspect` says."""
+    ratios = [n / m for n, m in zip(size, slices.shape[2:], strict=True)]
+    scales = {"crop": [max(ratios)] * 2, "pad": [min(ratios)] * 2, "stretch": ratios}[aspect]
+    scaled = [max(1, round(m * scale)) for m, scale in zip(slices.shape[2:], scales, strict=True)]
+    chain = Compose(
+        [Resize(scaled, mode="bilinear", anti_aliasing=True), ResizeWithPadOrCrop(size, mode="constant", value=-1)]
+    )
+    return torch.as_tensor(np.asarray(chain(slices[0])))[None]
+
+
+def slices_picture(slices: torch.Tensor, domain: str, dtype: DTypeLike = np.uint8) -> Pixels:
+    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB of ``dtype``, uint8 or uint16."""
     modality = DOMAINS[domain]
     values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(modality.range))
-    return np.rint(values).astype(np.uint8).transpose(1, 2, 0)
+    return from_unit(values / 255, dtype).transpose(1, 2, 0)

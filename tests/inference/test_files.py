@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -138,6 +139,39 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
     pictures = make_translator(("photo", "painting"))
     with pytest.raises(UserError, match="pictures have none"):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, uncertainty=True)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
+def test_a_picture_keeps_what_its_format_holds(tmp_path, rng, suffix):
+    """Bits and opacity where there is room for them; the note always, and never what the camera wrote."""
+    from PIL import Image
+
+    from medstyle import read_picture, write_picture
+
+    dtype = np.uint16 if suffix in (".png", ".tif") else np.uint8
+    white = np.iinfo(dtype).max
+    ramp = np.linspace(0, white, 48 * 64).astype(dtype).reshape(48, 64, 1)
+    given = np.dstack([ramp, ramp.T.reshape(48, 64, 1), ramp[::-1], ramp])
+    write_picture(tmp_path / f"in{suffix}", given)
+    if suffix == ".jpg":
+        exif = Image.Exif()
+        exif[0x010F] = "a camera"
+        exif.get_ifd(0x8825)[1] = "N"
+        with Image.open(tmp_path / "in.jpg") as image:
+            image.save(tmp_path / "in.jpg", exif=exif)
+    [row] = translate_path(tmp_path / f"in{suffix}", tmp_path / f"out{suffix}", make_translator(("photo", "painting")))
+    made = read_picture(row["out"], alpha=True)
+    assert made.dtype == dtype
+    if suffix == ".jpg":
+        assert made.shape == (48, 64, 3)
+    else:
+        np.testing.assert_array_equal(made[..., 3], given[..., 3])
+    assert len(np.unique(made[..., 0])) > 256 or dtype == np.uint8
+    assert b"AI SYNTHETIC" in Path(row["out"]).read_bytes()
+    with Image.open(row["out"]) as image:
+        tags = dict(image.getexif())
+    assert 0x010F not in tags
+    assert 0x8825 not in tags
 
 
 def coarse(pixels):
@@ -350,6 +384,31 @@ def test_the_server_takes_style_and_warns(nifti, served):
     ):
         with pytest.raises(MlflowException, match=f"row 0: .*{word}"):
             served.predict(None, pd.DataFrame(rows), params)
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png of 16 bits"])
+def test_the_server_gives_a_picture_for_a_picture(served, tmp_path, rng, kind):
+    """The answer is what the command line writes, in the style of a reference where there is one."""
+    from medstyle import read_picture, write_picture
+
+    served.translator = make_translator(("photo", "painting"), style=("domain", "reference"), size=[32, 32])
+    suffix, dtype = (".jpg", np.uint8) if kind == "jpeg" else (".png", np.uint16)
+    ramp = np.linspace(0, np.iinfo(dtype).max, 48 * 64).astype(dtype).reshape(48, 64, 1)
+    write_picture(tmp_path / f"in{suffix}", np.dstack([ramp, ramp[::-1], ramp[:, ::-1]]))
+    write_picture(tmp_path / "style.jpg", rng.integers(0, 256, (40, 40, 3), dtype=np.uint8))
+    answers = []
+    for style in (None, tmp_path / "style.jpg"):
+        rows = pd.DataFrame(
+            {"image": [(tmp_path / f"in{suffix}").read_bytes()], "reference": [style and style.read_bytes()]}
+        )
+        row = served.predict(None, rows).iloc[0]
+        assert row["content_type"] == ("image/jpeg" if kind == "jpeg" else "image/png")
+        out = tmp_path / f"{style and 'styled'}{suffix}"
+        translate_path(tmp_path / f"in{suffix}", out, served.translator, reference=style, force=True)
+        answers.append(base64.b64decode(row["image"]))
+        assert answers[-1] == out.read_bytes()
+        assert read_picture(out).dtype == dtype
+    assert answers[0] != answers[1]
 
 
 def test_the_server_tells_neither_data_nor_places(nifti, served):

@@ -76,6 +76,7 @@ def test_killed_anywhere_it_ends_in_the_same_frames(source, tmp_path, monkeypatc
     assert row["shape"] == [FRAMES, 96, 128]
     (frames, sound), (others, other_sound) = seen(whole), seen(again)
     assert [frame.time for frame in others] == [frame.time for frame in frames]
+    assert [round(float(frame.time), 2) for frame in frames] == [round(float(f.time), 2) for f in read_frames(source)]
     assert sound == other_sound == seen(source)[1]
     for one, other in zip(frames, others, strict=True):
         np.testing.assert_array_equal(one.pixels, other.pixels)

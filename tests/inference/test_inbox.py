@@ -8,13 +8,17 @@ import sys
 import time
 from contextlib import closing
 
+import numpy as np
 import psutil
 import pytest
 
+from medstyle import read_picture, write_picture
 from medstyle.errors import UserError
+from medstyle.imaging.video import read_frames
 from medstyle.inference.inbox import process
 from medstyle.networks.translator import Translator
 from tests.conftest import ROOT
+from tests.inference.conftest import make_translator
 
 
 @pytest.fixture
@@ -68,6 +72,46 @@ def test_every_study_is_derived_once_or_in_quarantine(station, translator):
     assert len(list((station / "done" / again.key).iterdir())) == 2
     assert {path: path.stat().st_mtime_ns for path in (station / "derived").rglob("*")} == stamps
     assert everything(station)[1] == rows
+
+
+def film(path):
+    import av
+
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for k in range(3):
+            pixels = np.full((48, 64, 3), (60 * k, 128, 200 - 40 * k), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        out.mux(stream.encode())
+
+
+def test_pictures_and_clips_are_translated_by_a_model_of_them(tmp_path, rng):
+    """Whatever they are called, in folders or alone, once each; what cannot be read waits with its reason."""
+    from medstyle import translate_picture
+
+    inbox, translator = tmp_path / "station/inbox", make_translator(("photo", "painting"))
+    (inbox / "holiday/day 1").mkdir(parents=True)
+    deep = rng.integers(0, 65536, (33, 21, 3), dtype=np.uint16)
+    write_picture(inbox / "holiday/day 1/a.png", deep)
+    write_picture(inbox / "holiday/b.jpg", rng.integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    film(inbox / "holiday/c.avi")
+    shutil.copytree(inbox / "holiday", inbox / "the same again")
+    shutil.copy(inbox / "holiday/b.jpg", inbox / "alone.jpg")
+    (inbox / "cut.png").write_bytes((inbox / "holiday/day 1/a.png").read_bytes()[:900])
+    station = tmp_path / "station"
+    outcomes = list(process(station, translator, settle_s=0))
+    assert sorted(o.status for o in outcomes) == ["derived", "derived", "quarantined", "repeated"]
+    assert list(inbox.iterdir()) == []
+    [cut] = [o for o in outcomes if o.status == "quarantined"]
+    assert (cut.code, "cut" in (station / "quarantine" / cut.key / "reason.json").read_text()) == ("E_DECODE", True)
+    [whole] = [station / "derived" / o.key for o in outcomes if o.series == 3 and o.status == "derived"]
+    files = {path.relative_to(whole).as_posix() for path in whole.rglob("*") if path.is_file()}
+    assert files == {"translation.json", "day 1/a.png", "b.jpg", "c.mkv"}
+    np.testing.assert_array_equal(read_picture(whole / "day 1/a.png"), translate_picture(deep, translator).image)
+    assert len(list(read_frames(whole / "c.mkv"))) == 3
+    [(_, again)] = [(o, station / "done" / o.key) for o in outcomes if o.status == "repeated"]
+    assert {path.name for path in again.iterdir()} == {"holiday", "the same again"}
 
 
 def test_a_study_that_still_arrives_is_left_alone(station, translator):

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medstyle import Volume, write_volume
+from medstyle import Volume, write_picture, write_volume
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.store import SliceStore
 from medstyle.stages.denoise import Params
 from medstyle.stages.denoise import run as denoise
+from medstyle.transforms.prepare import Preparation
 from tests.conftest import affine
 
 
@@ -201,6 +202,28 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
 
 
+@pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
+def test_a_picture_comes_to_size_as_asked(tmp_path, aspect):
+    """A disc at the middle of a wide picture: round and large, round and small between bars, or an ellipse."""
+    items = []
+    for i in range(3):
+        y, x = np.mgrid[-50.0:50.0, -100.0:100.0]
+        pixels = np.where((x**2 + y**2 < 40**2)[..., None], np.uint8(255), np.uint8(100 + i))
+        (tmp_path / f"scans/sub-{i}").mkdir(parents=True)
+        write_picture(tmp_path / f"scans/sub-{i}/photo.png", pixels.repeat(3, 2))
+        items.append({"subject": f"sub-{i}", "domain": "photo", "path": f"sub-{i}/photo.png"})
+    (tmp_path / "scans/manifest.json").write_text(json.dumps({"rules": [], "items": items}))
+    settings = Params((40, 60), Preparation(aspect=aspect), 0.0, 0.3, same_image=1)
+    denoise(settings, tmp_path / "scans", tmp_path / "slices")
+    image = SliceStore.open(tmp_path / "slices").array("photo", "train")[0, 0].astype(float)
+    assert image.shape == (40, 60)
+    disc, bars = image > 0.5, image < -0.9
+    height, width = disc.any(1).sum(), disc.any(0).sum()
+    expected = {"crop": (32, 32), "pad": (24, 24), "stretch": (32, 24)}[aspect]
+    np.testing.assert_allclose((height, width), expected, atol=1)
+    np.testing.assert_allclose(bars.all(1).sum(), 10 if aspect == "pad" else 0, atol=1)
+
+
 def test_oblique_scans_are_sliced_axially(tmp_path, rng):
     """A scan stored with its first axis to the left is still cut from inferior to superior."""
     z, y, x = np.mgrid[-1:1:12j, -1:1:20j, -1:1:30j]
@@ -229,7 +252,7 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     """What the store holds is what an image gives in use, with the landmarks that travel with the translator."""
     from medstyle import params
     from medstyle.imaging.volume import read_volume
-    from medstyle.transforms.prepare import Preparation, prepare
+    from medstyle.transforms.prepare import prepare
 
     settings = params.load(Params, "denoise", run.params)
     settings = replace(settings, preparation=replace(settings.preparation, normalisation="nyul"))

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from pydicom import dcmread
 
-from medstyle import Volume, read_volume, write_volume
+from medstyle import Volume, read_picture, read_volume, write_picture, write_volume
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.acquired import uid, write_series
 from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.inventory import inventory
 from medstyle.imaging.rules import Rule
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
@@ -106,22 +107,146 @@ def test_scans_of_one_space_say_so_without_its_name(run):
 
 
 def test_volume_files_and_pictures(tmp_path, rng):
-    from PIL import Image
-
     source = tmp_path / "raw"
     for subject in ("sub-01", "sub-02"):
         (source / "scans" / subject).mkdir(parents=True)
         volume = Volume(rng.normal(100, 9, (4, 8, 8)).astype(np.float32), affine((1, 1, 2), (0, 0, 0)), "ct")
         write_volume(source / "scans" / subject / "ct.nii.gz", volume)
     (source / "photo").mkdir()
-    Image.fromarray(rng.integers(0, 255, (8, 9, 3), dtype=np.uint8)).save(source / "photo/a.jpg")
+    deep = rng.integers(0, 65536, (8, 9, 3), dtype=np.uint16)
+    write_picture(source / "photo/a.tif", deep)
     rules = (Rule("ct", {"path": "*/ct.nii.gz"}), Rule("photo", {"path": "photo/*"}))
     ingest(Params(str(source), rules), tmp_path / "out", tmp_path / "r.json")
     items = manifest(tmp_path / "out")
     assert [item["domain"] for item in items].count("ct") == 2
     assert len({item["subject"] for item in items}) == 3
+    [photo] = [item for item in items if item["domain"] == "photo"]
+    np.testing.assert_array_equal(read_picture(tmp_path / "out" / photo["path"]), deep)
     ingest(Params(str(source), rules[:1], r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
     assert {item["subject"] for item in manifest(tmp_path / "out")} == {subject_key("sub-01"), subject_key("sub-02")}
+
+
+def picture(rng, size=(192, 256)):
+    """Draw a smooth picture."""
+    from PIL import Image
+
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8))
+    return coarse.resize(size[::-1], Image.Resampling.BICUBIC)
+
+
+def test_pictures_that_are_small_or_come_twice_are_listed(tmp_path, rng):
+    """Of one picture under three names and in three sizes the first by path is kept, once in each domain."""
+    source = tmp_path / "raw"
+    for folder in ("photo", "painting"):
+        (source / folder).mkdir(parents=True)
+    first, other = picture(rng), picture(rng)
+    first.save(source / "photo/a.png")
+    first.save(source / "photo/b.tif")
+    first.resize((100, 75)).save(source / "photo/c.jpg", quality=90)
+    other.save(source / "photo/d.png")
+    picture(rng, (15, 90)).save(source / "photo/e.png")
+    first.save(source / "painting/a.png")
+    rules = (Rule("photo", {"path": "photo/*"}), Rule("painting", {"path": "painting/*"}))
+    keys = {item.path.name: item.key for item in inventory([source / "photo"]).volumes}
+
+    def run(**settings):
+        ingest(Params(str(source), rules, **settings), tmp_path / "out", tmp_path / "r.json")
+        refused = json.loads((tmp_path / "r.json").read_text())["refused"]
+        entries = manifest(tmp_path / "out")
+        places = {tmp_path / "out" / entry["path"] for entry in entries}
+        assert set((tmp_path / "out").glob("*/*")) == places
+        assert {p for p in (tmp_path / "out").iterdir() if p.is_dir()} == {place.parent for place in places}
+        return entries, {entry["item"]: (entry["code"], entry["reason"]) for entry in refused}
+
+    entries, refused = run(min_pixels=16)
+    assert sorted(entry["domain"] for entry in entries) == ["painting", "photo", "photo"]
+    assert {key: code for key, (code, _) in refused.items()} == {
+        keys["b.tif"]: "E_DUPLICATE", keys["c.jpg"]: "E_DUPLICATE", keys["e.png"]: "E_SMALL"
+    }  # fmt: skip
+    assert refused[keys["b.tif"]][1].startswith(f"the same picture as {keys['a.png']}")
+    assert refused[keys["c.jpg"]][1].startswith(f"nearly the same picture as {keys['a.png']}")
+    assert set(run(min_pixels=16, same_image=1.0)[1]) == {keys["b.tif"], keys["e.png"]}
+    assert run(duplicates="keep")[1] == {}
+
+
+RULES_BY_LABEL = (Rule("photo", {"Category": "*zebra*"}), Rule("painting", {"Category": "horse"}))
+NAMES = {"a.png": "horse", "b.png": "horse,zebra", "c.png": "cow"}
+ABSENT = {"gone.png": "zebra"}
+
+
+@pytest.fixture(params=["folders", "csv", "coco"])
+def labelled(request, tmp_path, rng):
+    """Pictures whose category a folder, a table or annotations tell; returns how ingest is to be asked."""
+    source = tmp_path / "raw"
+    for name, category in NAMES.items():
+        folder = source / ("images" if request.param != "folders" else category.rpartition(",")[2])
+        folder.mkdir(parents=True, exist_ok=True)
+        picture(rng).save(folder / name)
+    if request.param == "folders":
+        return {
+            "source": str(source),
+            "rules": (Rule("photo", {"path": "zebra/*"}), Rule("painting", {"path": "horse/*"})),
+        }
+    picture(rng).save(source / "images/unlisted.png")
+    listed = {**NAMES, **ABSENT}
+    (source / "notes").mkdir()
+    if request.param == "csv":
+        rows = [f'images/{name},"{category}",1' for name, category in listed.items()]
+        (source / "notes/labels.csv").write_text("\n".join(["path,Category,Site", *rows]))
+        return {"source": str(source), "rules": RULES_BY_LABEL, "labels": "notes/labels.csv"}
+    categories = [{"id": 7 + i, "name": name} for i, name in enumerate(("zebra", "horse", "cow"))]
+    numbers = {one["name"]: one["id"] for one in categories}
+    document = {
+        "images": [{"id": 50 + i, "file_name": name} for i, name in enumerate(listed)],
+        "annotations": [
+            {"id": 0, "image_id": 50 + i, "category_id": numbers[name], "bbox": [0, 0, 9, 9]}
+            for i, names in enumerate(listed.values())
+            for name in [*names.split(","), names.split(",")[0]]
+        ],
+        "categories": categories,
+    }
+    (source / "notes/labels.json").write_text(json.dumps(document))
+    return {"source": str(source), "rules": RULES_BY_LABEL, "labels": "notes/labels.json"}
+
+
+def test_folders_tables_and_annotations_name_domains_alike(labelled, tmp_path, capsys):
+    ingest(Params(**labelled), tmp_path / "out", tmp_path / "r.json")
+    found = {entry["domain"]: tmp_path / "out" / entry["path"] for entry in manifest(tmp_path / "out")}
+    assert set(found) == {"photo", "painting"}
+    for domain, name in (("painting", "a.png"), ("photo", "b.png")):
+        [given] = (tmp_path / "raw").rglob(name)
+        np.testing.assert_array_equal(read_picture(found[domain]), read_picture(given))
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["files"] == []
+    codes = [entry["code"] for entry in report["refused"]]
+    assert sorted(codes) == (["E_NO_LABEL", "E_NO_RULE"] if "labels" in labelled else ["E_NO_RULE"])
+    said = "1 of 4 images that it lists are not in"
+    assert (said in capsys.readouterr().out) == ("labels" in labelled)
+
+
+BAD_LABELS = {
+    "no file": (None, "none.csv: no such file"),
+    "no path": (b"name,Category\na.png,horse", r"no column 'path'.*it has name, Category"),
+    "short line": (b"path,Category\na.png", "line 2 has not 2 columns"),
+    "twice": (b"path,Category\na.png,cow\na.png,horse", "line 3 names a file for the second time"),
+    "unknown column": (b"path,Kind\na.png,horse", "no image has an attribute 'Category'.*has Kind"),
+    "not COCO": (b'{"images": []}', "not annotations as COCO has them.*'categories'"),
+    "not JSON": (b"{", "not annotations as COCO has them"),
+    "not text": (b"\xff\xfe\x00", "not readable as UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_labels_that_are_wrong_are_named(tmp_path, rng, name):
+    content, message = BAD_LABELS[name]
+    (tmp_path / "raw").mkdir()
+    picture(rng).save(tmp_path / "raw/a.png")
+    file = "none.csv" if content is None else "a.json" if content.startswith(b"{") else "a.csv"
+    if content is not None:
+        (tmp_path / "raw" / file).write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        ingest(Params(str(tmp_path / "raw"), RULES_BY_LABEL, labels=file), tmp_path / "out", tmp_path / "r.json")
+    assert len(str(error.value).splitlines()) == 1
 
 
 def test_two_images_for_one_domain_are_not_mixed_up(run, tmp_path):

@@ -1,0 +1,89 @@
+"""What a file beside the images says of them: a CSV table or annotations as COCO has them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from medstyle.errors import UserError
+
+PATH = "path"  # the column that names the file
+CATEGORY = "Category"  # the attribute that COCO's categories become
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Attributes of images by name.
+
+    Attributes:
+        file: where they were read; None where there are none.
+        attributes: attribute names, in the order of the file.
+        rows: an image's name as the file has it -> attribute -> value.
+    """
+
+    file: Path | None = None
+    attributes: tuple[str, ...] = ()
+    rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
+
+    def name(self, path: str) -> str | None:
+        """Return what the file calls the image at ``path``: the whole of it or its end; None if it is not listed."""
+        parts = PurePosixPath(path).parts
+        names = ("/".join(parts[start:]) for start in range(len(parts)))
+        return next((name for name in names if name in self.rows), None)
+
+
+def read_labels(file: Path) -> Labels:
+    """Read a CSV file with a column ``path``, or COCO's JSON: images, annotations, categories.
+
+    Each other column of a table is an attribute; COCO's is ``Category``: the names of an image's categories, sorted,
+    joined by commas.
+
+    Raises:
+        UserError: there is no such file, or it is neither.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"ingest.labels: {file}: no such file; name it relative to ingest.source") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"ingest.labels: {file}: not readable as UTF-8 text ({type(error).__name__})") from None
+    rows = _coco(file, text) if file.suffix.lower() == ".json" else _table(file, text)
+    named = {PurePosixPath(name).as_posix(): values for name, values in rows.items()}
+    return Labels(file, tuple(dict.fromkeys(key for values in rows.values() for key in values)), named)
+
+
+def _table(file: Path, text: str) -> dict[str, dict[str, str]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    columns = reader.fieldnames or ()
+    if PATH not in columns:
+        raise UserError(f"ingest.labels: {file}: no column {PATH!r} that names the files; it has {', '.join(columns)}")
+    rows: dict[str, dict[str, str]] = {}
+    for row in reader:
+        name = row.pop(PATH)
+        if None in row or None in row.values():
+            raise UserError(f"ingest.labels: {file}: line {reader.line_num} has not {len(columns)} columns")
+        if name in rows:
+            raise UserError(f"ingest.labels: {file}: line {reader.line_num} names a file for the second time")
+        rows[name] = row
+    return rows
+
+
+def _coco(file: Path, text: str) -> dict[str, dict[str, str]]:
+    try:
+        document: dict[str, list[dict[str, Any]]] = json.loads(text)
+        categories = {one["id"]: str(one["name"]) for one in document["categories"]}
+        found: dict[Any, set[str]] = defaultdict(set)
+        for one in document["annotations"]:
+            found[one["image_id"]].add(categories[one["category_id"]])
+        return {str(one["file_name"]): {CATEGORY: ",".join(sorted(found[one["id"]]))} for one in document["images"]}
+    except (ValueError, KeyError, TypeError) as error:
+        cause = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else type(error).__name__
+        raise UserError(
+            f"ingest.labels: {file}: not annotations as COCO has them: images, annotations, categories ({cause})"
+        ) from None
