@@ -98,6 +98,21 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
     assert message in last
 
 
+def test_inspect_names_domains_as_ingest_does(tmp_path):
+    """By the path below the source, and by labels."""
+    from PIL import Image
+
+    rules = [{"domain": "painting", "when": {"path": "art/*"}}, {"domain": "photo", "when": {"Category": "zebra"}}]
+    write_params(tmp_path, {"ingest": {"source": "mine", "labels": "labels.csv", "rules": rules}})
+    for name in ("art/a.png", "b.png", "c.png"):
+        (tmp_path / "mine" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 20)).save(tmp_path / "mine" / name)
+    (tmp_path / "mine/labels.csv").write_text("path,Category\nb.png,zebra\nc.png,cow\n")
+    done = medstyle("inspect", "mine", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [one["domain"] for one in json.loads(done.stdout)["volumes"]] == ["painting", "photo", None]
+
+
 def test_inspect_prints_the_contract(run):
     done = medstyle("inspect", run.study, "--json", cwd=run.root)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,8 @@ class Rule:
     domain: str
     """Domain of the inputs that match, a key of DOMAINS."""
     when: dict[str, str]
-    """Attribute -> glob pattern, case ignored: DICOM keywords (``SeriesDescription: "*T1*"``) or ``path``."""
+    """Attribute -> glob pattern, case ignored: DICOM keywords (``SeriesDescription: "*T1*"``), ``path``, or what
+    ``ingest.labels`` adds."""
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
