@@ -99,6 +99,17 @@ def test_the_registry_remembers_each_subject_under_the_evaluation(finished):
         assert kept.stem == evaluation(Path("reports/subjects.csv"))
 
 
+def test_the_gate_keeps_what_each_baseline_scored(finished):
+    from medstyle.evaluation.baselines import BASELINES
+
+    [kept] = (finished.folder / "mlruns").rglob("comparison.json")
+    table = json.loads((finished.folder / "reports/metrics.json").read_text())["tables"]["truth"]
+    for measure, methods in json.loads(kept.read_text()).items():
+        assert set(methods) == {"model", *BASELINES}
+        for method, row in methods.items():
+            assert row["mean"] == pytest.approx(table[method][measure]["mean"], abs=1e-5)
+
+
 def _written(folder: Path) -> dict[Path, int]:
     """Return when each result was last written."""
     files = [path for name in ("data", "models", "reports") for path in (folder / name).rglob("*") if path.is_file()]

@@ -148,14 +148,30 @@ def test_a_champion_measured_otherwise_is_measured_anew(project):
     assert "champion 1: it cannot be measured on these subjects (the slices are gone)" in verdict
 
 
-def test_the_champion_stands_in_the_table_of_the_baselines(project):
+def documents(number):
+    """Return the page and the comparison that the run of a version keeps."""
     import mlflow
 
-    def documents(number):
-        run_id = mlflow.MlflowClient().get_model_version("medstyle", number).run_id
-        page, table = (f"runs:/{run_id}/{name}" for name in ("gate.md", "comparison.json"))
-        return mlflow.artifacts.load_text(page), mlflow.artifacts.load_dict(table)
+    run_id = mlflow.MlflowClient().get_model_version("medstyle", number).run_id
+    page, table = (f"runs:/{run_id}/{name}" for name in ("gate.md", "comparison.json"))
+    return mlflow.artifacts.load_text(page), mlflow.artifacts.load_dict(table)
 
+
+def test_the_champion_is_measured_as_the_version_was(run, project):
+    """The reports are those of the champion's weights: measured anew, nothing lies between the two."""
+    from medstyle.cli import _measure
+
+    (project / "data").symlink_to(run.root / "data")
+    good(project)
+    conclude(project)
+    conclude(project, another(project, 1), lambda model: _measure(Path("params.yaml"), model))
+    _, table = documents("2")
+    for row in table.values():
+        assert row["champion 1"]["mean"] == row["model"]["mean"]
+        assert row["champion 1"]["gain"] == 0
+
+
+def test_the_champion_stands_in_the_table_of_the_baselines(project):
     good(project)
     conclude(project)
     _, alone = documents("1")
