@@ -65,6 +65,18 @@ def phantom(folder: Path) -> Changes:
     return {"ingest": {"source": str((folder / "data/raw").resolve())}}
 
 
+def pictures(folder: Path) -> Changes:
+    """Link photographs and paintings, and the clips that `evaluate` measures."""
+    raw = folder / "raw"
+    (raw / "truth").mkdir(parents=True, exist_ok=True)
+    links = {name: SHARED / "photo_painting" / name for name in ("photo", "painting")}
+    links |= {f"truth/{path.name}": path for path in (SHARED / "video").iterdir()}
+    for name, path in links.items():
+        if not (raw / name).is_symlink():
+            (raw / name).symlink_to(path.resolve())
+    return {"ingest": {"source": str(raw.resolve())}}
+
+
 # name -> recipe, changes by section, what makes its data and returns further changes
 JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
     "brain_paired": ("recipes/paired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 2000}}}, None),
@@ -87,6 +99,7 @@ JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
         },
         mr_ct,
     ),
+    **{name: (f"recipes/{name}.yaml", {}, pictures) for name in ("paintings", "video", "exemplar", "enhance")},
 }
 
 
@@ -141,7 +154,8 @@ def make(name: str, seeds: int, threads: int, out: Path) -> list[Path]:
 def table(name: str, runs: list[Path]) -> None:
     """Print a job's result in Markdown."""
     metrics = [json.loads((run / "reports/metrics.json").read_text()) for run in runs]
-    reference, headline = metrics[0]["reference"], metrics[0]["headline"]
+    reference = metrics[0]["reference"]
+    headline = [m for m in metrics[0]["measures"] if m in metrics[0]["headline"] or m == "structure"]
     scores: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
         for row in csv.DictReader((run / "reports/subjects.csv").read_text().splitlines()):

@@ -213,12 +213,12 @@ def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
-    from medstyle.evaluation.gate import read_subjects
+    from medstyle.evaluation.gate import read_methods
 
     run, params = _stage("evaluate", file)
     with TemporaryDirectory(prefix="medstyle-") as out:
         run(replace(params, figures=0, uncertainty=0, segmenter=0), *_inputs(file, model), Path(out), lambda _: None)
-        return read_subjects(Path(out) / "subjects.csv")
+        return read_methods(Path(out) / "subjects.csv")["model"]
 
 
 @app.command()

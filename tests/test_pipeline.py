@@ -90,13 +90,24 @@ def test_another_clean_run_makes_the_same_bits_even_if_it_is_killed_in_training(
 
 
 def test_the_registry_remembers_each_subject_under_the_evaluation(finished):
-    from medstyle.evaluation.gate import read_subjects
+    from medstyle.evaluation.gate import read_methods
     from medstyle.registry.models import evaluation
 
     [kept] = (finished.folder / "mlruns").rglob("subjects/*.json")
-    assert json.loads(kept.read_text()) == read_subjects(finished.folder / "reports/subjects.csv")
+    assert json.loads(kept.read_text()) == read_methods(finished.folder / "reports/subjects.csv")["model"]
     with contextlib.chdir(finished.folder):
         assert kept.stem == evaluation(Path("reports/subjects.csv"))
+
+
+def test_the_gate_keeps_what_each_baseline_scored(finished):
+    from medstyle.evaluation.baselines import BASELINES
+
+    [kept] = (finished.folder / "mlruns").rglob("comparison.json")
+    table = json.loads((finished.folder / "reports/metrics.json").read_text())["tables"]["truth"]
+    for measure, methods in json.loads(kept.read_text()).items():
+        assert set(methods) == {"model", *BASELINES}
+        for method, row in methods.items():
+            assert row["mean"] == pytest.approx(table[method][measure]["mean"], abs=1e-5)
 
 
 def _written(folder: Path) -> dict[Path, int]:

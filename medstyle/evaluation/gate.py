@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medstyle.errors import UserError
-from medstyle.evaluation.statistics import lower_bound
+from medstyle.evaluation.statistics import compare, holm, lower_bound
 from medstyle.params import params
 
 Subjects = Mapping[str, Mapping[str, float]]  # subject -> measure -> value
+Comparison = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # measure -> method -> what was found
 
 
 @params
@@ -96,19 +97,76 @@ def check_champion(
     return checks
 
 
-def read_subjects(file: Path) -> dict[str, dict[str, float]]:
-    """Read the model's values from a `subjects.csv` of `evaluate`, against the first reference that it lists."""
+def side_by_side(methods: Mapping[str, Subjects], metrics: Mapping[str, Any]) -> Comparison:
+    """Set the method ``model`` beside every other one in the headline measures, on paired subjects.
+
+    Returns:
+        Measure -> method -> ``mean``, and for all but the model what it gains over them, above 0 where it is better:
+        the mean over subjects, ``gain``, with its 95 % bootstrap interval, ``low`` and ``high``; the number of subjects
+        on which it is ``better``; ``p`` of Wilcoxon's test, corrected over the methods (Holm 1979), None below 6
+        subjects and where there is no difference.
+    """
+    found: dict[str, dict[str, dict[str, float | None]]] = {}
+    for name in metrics["headline"]:
+        ours = [values[name] for values in methods["model"].values()]
+        found[name] = {"model": {"mean": sum(ours) / len(ours)}}
+        for method, subjects in methods.items():
+            if method == "model":
+                continue
+            theirs = [subjects[subject][name] for subject in methods["model"]]
+            pair = (theirs, ours) if metrics["measures"][name] == "higher" else (ours, theirs)
+            apart = compare(*pair)
+            found[name][method] = {
+                "mean": sum(theirs) / len(theirs),
+                "gain": apart["difference"],
+                "low": apart["low"],
+                "high": apart["high"],
+                "better": sum(second > first for first, second in zip(*pair, strict=True)),
+                "p": apart["p"],
+            }
+        tests = {method: p for method, row in found[name].items() if (p := row.get("p")) is not None}
+        for method, p in holm(tests).items():
+            found[name][method]["p"] = p
+    return found
+
+
+def read_methods(file: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Read each method's values from a `subjects.csv` of `evaluate`, against the first reference that it lists."""
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
-    return {
-        row["subject"]: {k: float(v) for k, v in row.items() if k not in ("subject", "reference", "method")}
-        for row in rows
-        if (row["method"], row["reference"]) == ("model", rows[0]["reference"])
-    }
+    methods: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if row["reference"] == rows[0]["reference"]:
+            values = {k: float(v) for k, v in row.items() if k not in ("subject", "reference", "method")}
+            methods.setdefault(row["method"], {})[row["subject"]] = values
+    return methods
 
 
-def page(version: str, checks: Iterable[Check]) -> str:
-    """Return the checks as a Markdown table."""
-    rows = [(c.what, c.found, c.needed, "passed" if c.passed else "**failed**") for c in checks]
-    table = [("check", "found", "needed", "verdict"), ("---",) * 4, *rows]
-    return "\n".join([f"# Gate of version {version}", "", *(f"| {' | '.join(row)} |" for row in table), ""])
+def page(version: str, checks: Iterable[Check], comparison: Comparison) -> str:
+    """Return the checks and the comparison with other methods as Markdown tables."""
+    verdicts = [(c.what, c.found, c.needed, "passed" if c.passed else "**failed**") for c in checks]
+    rows = [(name, method, *_cells(row)) for name, methods in comparison.items() for method, row in methods.items()]
+    return "\n".join(
+        [
+            f"# Gate of version {version}",
+            "",
+            *_table(("check", "found", "needed", "verdict"), verdicts),
+            "",
+            "On the same subjects; gain: of this version (model) over the method, above 0 where it is better.",
+            "",
+            *_table(("measure", "method", "mean", "gain", "95 % interval", "better on subjects", "p (Holm)"), rows),
+            "",
+        ]
+    )
+
+
+def _cells(row: Mapping[str, float | None]) -> tuple[str, ...]:
+    mean = f"{row['mean']:.4g}"
+    if "gain" not in row:
+        return mean, "", "", "", ""
+    p = "none" if row["p"] is None else f"{row['p']:.3g}"
+    return mean, f"{row['gain']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}", f"{row['better']:.0f}", p
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]

@@ -291,7 +291,7 @@ PROTOCOLS: dict[str, Protocol] = {
         False,
         "scaled",
         {"style_distance": "lower", "colour_distance": "lower", "texture_distance": "lower", "structure": "higher"},
-        ("texture_distance",),
+        ("style_distance", "texture_distance"),
         unpaired,
     ),
     "unpaired_scans": Protocol(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,44 @@ Labels = NDArray[np.uint8]
 BATCH = 8
 
 
+@dataclass(frozen=True)
+class Segmenter:
+    """A trained U-Net and the frame ``(H, W)`` that it sees; takes slices ``(D, H, W)`` in [0, 1] of any size."""
+
+    network: torch.nn.Module
+    size: tuple[int, int]
+
+    @torch.inference_mode()
+    def __call__(self, image: Image) -> Labels:
+        """Return the label of each voxel, ``(D, H, W)``."""
+        found = torch.cat([self.network(one).argmax(1) for one in _framed(image, self.size).split(BATCH)])
+        return np.asarray(_framed(found.numpy(), image.shape[1:])[:, 0].numpy(), np.uint8)
+
+    @torch.inference_mode()
+    def features(self, image: Image) -> NDArray[np.float64]:
+        """Describe each slice by the mean over places of the network's deepest feature maps, ``(D, F)``."""
+
+        def deepest(x: torch.Tensor) -> torch.Tensor:
+            level: Any = self.network.model
+            while isinstance(level, torch.nn.Sequential):  # down, (skip: the next level), up
+                x, level = level[0](x), level[1].submodule
+            return level(x).mean(dim=(2, 3))
+
+        return np.asarray(torch.cat([deepest(one) for one in _framed(image, self.size).split(BATCH)]), np.float64)
+
+
+def _framed(array: NDArray, size: tuple[int, ...]) -> torch.Tensor:
+    """Cut or fill slices ``(D, H, W)`` with 0 around their middle, ``(D, 1, *size)``."""
+    from monai.transforms import ResizeWithPadOrCrop
+
+    frame = ResizeWithPadOrCrop((len(array), *size), mode="constant")
+    return torch.as_tensor(np.asarray(frame(np.asarray(array, np.float32)[None])))[0][:, None]
+
+
 def train_segmenter(
     images: Sequence[Image], labels: Sequence[Labels], classes: int, steps: int, seed: int = 0
-) -> Callable[[Image], Labels]:
-    """Train a small U-Net (Ronneberger 2015) on slices by Dice and cross entropy; return ``(D, H, W)`` -> labels.
+) -> Segmenter:
+    """Train a small U-Net (Ronneberger 2015) on slices by Dice and cross entropy.
 
     Args:
         images: ``(D, H, W)`` in [0, 1], one for each subject; sizes may differ.
@@ -27,16 +63,10 @@ def train_segmenter(
     """
     from monai.losses.dice import DiceCELoss
     from monai.networks.nets.unet import UNet
-    from monai.transforms import ResizeWithPadOrCrop
 
     height, width = (16 * -(-max(image.shape[axis] for image in images) // 16) for axis in (1, 2))
-
-    def framed(array: NDArray, size: tuple[int, int]) -> torch.Tensor:
-        frame = ResizeWithPadOrCrop((len(array), *size), mode="constant")
-        return torch.as_tensor(np.asarray(frame(np.asarray(array, np.float32)[None])))[0][:, None]
-
-    x = torch.cat([framed(image, (height, width)) for image in images])
-    y = torch.cat([framed(one, (height, width)) for one in labels])
+    x = torch.cat([_framed(image, (height, width)) for image in images])
+    y = torch.cat([_framed(one, (height, width)) for one in labels])
     used = torch.nonzero(y.amax(dim=(1, 2, 3)))[:, 0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -50,15 +80,7 @@ def train_segmenter(
             loss(network(x[rows]), y[rows]).backward()
             optimiser.step()
             schedule.step()
-    network.eval()
-
-    @torch.inference_mode()
-    def segment(image: Image) -> Labels:
-        found = torch.cat([network(one).argmax(1) for one in framed(image, (height, width)).split(BATCH)])
-        back = framed(found.numpy(), image.shape[1:])[:, 0]
-        return np.asarray(back.numpy(), np.uint8)
-
-    return segment
+    return Segmenter(network.eval(), (height, width))
 
 
 def overlap(found: Labels, truth: Labels, classes: int) -> dict[int, tuple[float, float]]:

@@ -203,19 +203,20 @@ def known_subjects(version: str, evaluated: str) -> dict[str, dict[str, float]] 
         return None
 
 
-def conclude(version: str, reasons: list[str], page: str, judged_beside: str | None) -> str:
+def conclude(version: str, reasons: list[str], documents: Mapping[str, str], judged_beside: str | None) -> str:
     """Record the verdict, set the alias ``candidate``, and promote a version that passed; returns a sentence.
 
-    The verdict and its reasons are tags of the version, ``page`` becomes `gate.md` of its run. A version is promoted
-    over no other champion than the one that it was judged beside, and once: after a rollback or a promotion by hand,
-    only a person brings it back.
+    The verdict and its reasons are tags of the version, ``documents`` become files of its run (name -> text). A version
+    is promoted over no other champion than the one that it was judged beside, and once: after a rollback or a promotion
+    by hand, only a person brings it back.
     """
     client = connect().MlflowClient()
     client.set_registered_model_alias(NAME, "candidate", version)
     client.set_model_version_tag(NAME, version, "gate", "failed" if reasons else "passed")
     client.set_model_version_tag(NAME, version, "gate.reasons", "; ".join(reasons) or "none")
     found = client.get_model_version(NAME, version)
-    client.log_text(found.run_id, page, "gate.md")
+    for name, text in documents.items():
+        client.log_text(found.run_id, text, name)
     if reasons:
         return f"{NAME} version {version}: gate failed: {'; '.join(reasons)}"
     with _alone(client):

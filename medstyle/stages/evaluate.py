@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.distances import set_distances
 from medstyle.evaluation.protocols import PROTOCOLS, PictureSet, Protocol
 from medstyle.evaluation.report import clip_data, curves, distribution, figure, picture_data, strip, write_page
 from medstyle.evaluation.safety import (
@@ -31,7 +32,7 @@ from medstyle.evaluation.safety import (
     thumbnails,
 )
 from medstyle.evaluation.statistics import differences_kept, effect, holm, paired_test, summary, told_apart
-from medstyle.evaluation.structures import overlap, train_segmenter
+from medstyle.evaluation.structures import Segmenter, overlap, train_segmenter
 from medstyle.evaluation.video import MEASURES, measure_clip
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.inventory import VIDEO_SUFFIXES
@@ -120,7 +121,7 @@ def run(
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for old in (out / "figures").glob("*.png"):
         old.unlink()
-    measure: Callable[[str, dict[str, Path]], dict[str, Any]]
+    measure: _Scans | _UnpairedScans | _Pictures | _PairedPictures
     if params.protocol == "paired_pictures":
         measure = _PairedPictures(translator, store, protocol.measure)
     elif protocol.paired:
@@ -134,6 +135,7 @@ def run(
     safety: list[dict[str, float]] = []
     structures: list[dict[str, dict[str, float]]] = []
     features: list[dict[str, NDArray]] = []
+    deep: list[dict[str, NDArray]] = []
     viewer: list[dict[str, Any]] = []
     sheet: list[dict[str, Array]] = []
     for number, subject in enumerate(track(subjects, "evaluate")):
@@ -143,6 +145,7 @@ def run(
         safety += result.get("safety", [])
         structures += result.get("structures", [])
         features += result.get("features", [])
+        deep += result.get("deep", [])
         if number < params.figures and "sheet" in result:
             sheet.append(result["sheet"])
         elif number < params.figures:
@@ -159,6 +162,7 @@ def run(
         name: _means([one[name] for one in structures if name in one], params.seed)
         for name in dict.fromkeys(name for one in structures for name in one)
     }
+    metrics["distances"] = _distances(deep, measure, subjects, params.seed)
     metrics["sites"] = _sites(features)
     metrics["videos"], clips = (
         _videos(truth, translator, measure, params) if isinstance(measure, _Pictures) else ({}, {})
@@ -202,6 +206,16 @@ def run(
 def _means(rows: list[dict[str, float]], seed: int) -> dict[str, dict[str, float]]:
     names = sorted({name for one in rows for name in one})
     return {name: summary([one[name] for one in rows if name in one], seed) for name in names}
+
+
+def _distances(deep: list[dict[str, NDArray]], measure: object, subjects: list[str], seed: int) -> dict[str, Any]:
+    """Return how far outputs and baselines lie from the unseen real targets, slices as samples."""
+    if not isinstance(measure, _Scans) or measure.seen is None:
+        return {}
+    sets = {name: np.concatenate([one[name] for one in deep]) for name in deep[0]}
+    real = sets.pop("real")
+    table = set_distances(sets, real, measure.seen, seed)
+    return {"features": "segmenter", "subjects": subjects, "slices": len(real), "table": table} if table else {}
 
 
 def _sites(features: list[dict[str, NDArray]]) -> dict[str, float]:
@@ -311,7 +325,7 @@ class _Scans:
         self.targets = _unit(body[:: max(1, body.size // 200_000)])[:, None]
         shown = [i for i, row in enumerate(store.rows(target, "train")) if row.foreground > SHOWN]
         self.library = thumbnails(slices[i, 0] for i in shown[:: -(-len(shown) // LIBRARY)])
-        self.names, self.segment = self._segmenter(images, params)
+        self.names, self.segment, self.seen = self._segmenter(images, params)
 
     def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
         config = self.translator.config
@@ -356,6 +370,7 @@ class _Scans:
             "lesions": found,
             "safety": [safety],
             "structures": [self._structures(subject, source, outputs["model"], reals["acquired"][0])],
+            "deep": [self._deep(outputs, body, reals["acquired"])],
             "features": [
                 {
                     "source": image_features(self._stored(config.source, subject)),
@@ -401,21 +416,37 @@ class _Scans:
 
     def _segmenter(
         self, images: dict[str, dict[str, Path]], params: Params
-    ) -> tuple[list[str], Callable[[Array], NDArray[np.uint8]] | None]:
-        """Train on real targets of training subjects whose truth holds labels; return the labels' names too."""
+    ) -> tuple[list[str], Segmenter | None, NDArray | None]:
+        """Train on real targets of training subjects whose truth holds labels.
+
+        Returns:
+            The labels' names, the segmenter and its features of what it was trained on.
+        """
         target = self.translator.config.target
-        pictures, labels = [], []
+        pictures, bodies, labels = [], [], []
         for subject in self.store.subjects("train")[:SEGMENTED] if params.segmenter else ():
             if target in images[subject] and (self.truth.get(subject, Path()) / "labels.nii.gz").is_file():
                 volume = read_volume(images[subject][target], target)
-                pictures.append(self._scaled(volume)[0])
+                picture, body = self._scaled(volume)
+                pictures.append(picture)
+                bodies.append(body)
                 labels.append(self._truth_labels(subject, "labels", volume).astype(np.uint8))
         if not pictures:
-            return [], None
+            return [], None, None
         facts = next(iter(self.truth.values())) / "subject.json"
         known = json.loads(facts.read_text()).get("labels", {}) if facts.is_file() else {}
         names = [known.get(str(number), str(number)) for number in range(max(map(np.max, labels)) + 1)]
-        return names, train_segmenter(pictures, labels, len(names), params.segmenter, params.seed)
+        segment = train_segmenter(pictures, labels, len(names), params.segmenter, params.seed)
+        seen = [_described(segment, *pair) for pair in zip(pictures, bodies, strict=True)]
+        return names, segment, np.concatenate(seen)
+
+    def _deep(
+        self, outputs: dict[str, Array], body: NDArray[np.bool_], real: tuple[Array, NDArray[np.bool_]]
+    ) -> dict[str, NDArray]:
+        if self.segment is None:
+            return {}
+        found = {name: _described(self.segment, image, body) for name, image in outputs.items()}
+        return found | {"real": _described(self.segment, *real)}
 
     def _structures(self, subject: str, grid: Volume, output: Array, real: Array) -> dict[str, dict[str, float]]:
         truth = self._truth_labels(subject, "labels", grid)
@@ -655,6 +686,12 @@ def _classical(source: Array, body: NDArray[np.bool_], targets: Array) -> dict[s
         outputs[name] = np.zeros_like(source)
         outputs[name][body] = method(source[body][:, None], targets)[:, 0]
     return outputs
+
+
+def _described(segment: Segmenter, image: Array, body: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Describe the slices that show the body by the segmenter's features; noise in the air does not count."""
+    share = body.mean(axis=(1, 2))
+    return segment.features(np.where(body, image, 0)[share > SHOWN * share.max()])
 
 
 def _framed(volume: Volume, settings: Preparation, store: SliceStore) -> Array:

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medstyle.errors import UserError
-from medstyle.evaluation.gate import Check, Limits, Subjects, check_champion, check_limits, page, read_subjects
+from medstyle.evaluation.gate import (
+    Check,
+    Limits,
+    Subjects,
+    check_champion,
+    check_limits,
+    page,
+    read_methods,
+    side_by_side,
+)
 from medstyle.params import params
 from medstyle.registry.models import (
     conclude,
@@ -52,7 +61,8 @@ def run(
     checks = check_limits(metrics, params)
     if params.clean:
         checks.append(_committed(version))
-    subjects = read_subjects(reports / "subjects.csv")
+    methods: dict[str, Subjects] = {**read_methods(reports / "subjects.csv")}
+    subjects = methods["model"]
     evaluated = evaluation(reports / "subjects.csv")
     if evaluated is not None:
         remember_subjects(version, evaluated, subjects)
@@ -64,7 +74,11 @@ def run(
             checks.append(Check(name, f"it cannot be measured on these subjects ({error})", "a comparison", False))
         else:
             checks += check_champion(subjects, theirs, metrics, params.regression, name)
-    log(conclude(version, [str(check) for check in checks if not check.passed], page(version, checks), champion))
+            if theirs.keys() == subjects.keys():
+                methods[name] = theirs
+    comparison = side_by_side(methods, metrics)
+    documents = {"gate.md": page(version, checks, comparison), "comparison.json": json.dumps(comparison, indent=1)}
+    log(conclude(version, [str(check) for check in checks if not check.passed], documents, champion))
 
 
 def _committed(version: str) -> Check:

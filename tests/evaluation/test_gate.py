@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medstyle.errors import UserError
-from medstyle.evaluation.gate import Limits, check_champion, check_limits, page
+from medstyle.evaluation.gate import Limits, check_champion, check_limits, page, side_by_side
 
 METRICS = {
     "protocol": "plain", "reference": "truth", "headline": ["psnr", "mae"], "lesions": {"survived": 0.9},
@@ -84,4 +84,27 @@ def test_a_much_worse_model_rarely_passes(rng):
 def test_other_subjects_cannot_be_compared():
     [only] = check_champion(subjects([1], [1]), {}, METRICS, 0.01, "champion 1")
     assert not only.passed
-    assert "other subjects" in page("2", [only])
+    assert "other subjects" in page("2", [only], {})
+
+
+def test_side_by_side_has_the_known_answer():
+    """Six subjects: better in psnr on every one, in mae on none but one; gains point one way in both."""
+    steps = np.array([1.0, 2, 3, 4, 5, 9])
+    champion = subjects(np.full(6, 20.0), np.full(6, 0.1))
+    model = subjects(20 + steps, 0.1 + steps / 100 * [1, 1, 1, 1, 1, -1])
+    found = side_by_side({"model": model, "champion 1": champion, "copy": model}, METRICS)
+    row = found["psnr"]["champion 1"]
+    assert (row["mean"], row["gain"], row["better"]) == (20, 4, 6)
+    assert 1 < row["low"] < 4 < row["high"] < 9
+    assert row["p"] == pytest.approx(2 / 64)
+    assert found["mae"]["champion 1"]["gain"] == pytest.approx(-0.01)
+    assert found["mae"]["champion 1"]["better"] == 1
+    assert found["psnr"]["copy"] == {"mean": 24, "gain": 0, "low": 0, "high": 0, "better": 0, "p": None}
+    assert "| psnr | champion 1 | 20 | +4 |" in page("2", [], found)
+
+
+def test_one_more_rival_makes_each_p_larger(rng):
+    model, other = subjects(rng.normal(25, 1, 8), np.ones(8)), subjects(np.full(8, 20.0), np.ones(8))
+    found = [side_by_side({"model": model, **dict.fromkeys(names, other)}, METRICS)["psnr"] for names in ("a", "ab")]
+    one, two = (of["a"]["p"] for of in found)
+    assert two == pytest.approx(2 * one)

@@ -58,11 +58,12 @@ def test_a_version_from_registration_to_rollback(registry, run, tmp_path):
     first, new = registry.register(run.translator, METRICS, [report])
     assert (first, new) == ("1", True)
     assert registry.register(run.translator, METRICS, [report]) == ("1", False), "the same weights are the same version"
-    assert "new champion" in registry.conclude(first, [], "page", None)
-    assert "is the champion" in registry.conclude(first, [], "page", None), "idempotent"
+    assert "new champion" in registry.conclude(first, [], {}, None)
+    assert "is the champion" in registry.conclude(first, [], {}, None), "idempotent"
 
     second, _ = registry.register(another(run.translator, tmp_path / "b", 1), METRICS, [report])
-    assert "gate failed: psnr: 1; needed: 2" in registry.conclude(second, ["psnr: 1; needed: 2"], "# why", first)
+    why = {"gate.md": "# why"}
+    assert "gate failed: psnr: 1; needed: 2" in registry.conclude(second, ["psnr: 1; needed: 2"], why, first)
     with pytest.raises(UserError, match="did not pass the gate"):
         registry.promote(second)
     with pytest.raises(UserError, match="there is no previous"):
@@ -110,13 +111,13 @@ def bare(registry):
 
 
 def test_the_gate_leaves_what_a_person_decided(bare):
-    bare.conclude("1", [], "page", None)
-    assert "new champion" in bare.conclude("2", [], "page", "1")
+    bare.conclude("1", [], {}, None)
+    assert "new champion" in bare.conclude("2", [], {}, "1")
     bare.rollback()
-    assert "was champion before" in bare.conclude("2", [], "page", "1"), "the next nightly run must not undo a rollback"
+    assert "was champion before" in bare.conclude("2", [], {}, "1"), "the next nightly run must not undo a rollback"
     assert bare.rival("9") == "1"
     assert "new champion" in bare.promote("2")
-    assert "changed meanwhile" in bare.conclude("3", [], "page", "1"), "it was judged beside another champion"
+    assert "changed meanwhile" in bare.conclude("3", [], {}, "1"), "it was judged beside another champion"
     assert bare.rival("9") == "2"
 
 

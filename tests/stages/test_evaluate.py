@@ -42,6 +42,17 @@ def test_safety_is_measured(run, metrics):
     assert "mm from the nearest true edge" in page
 
 
+def test_sets_are_set_beside_the_unseen_targets(run, metrics):
+    found = metrics["distances"]
+    assert set(found["table"]) == {"model", *BASELINES, "training targets"}
+    assert all(row["fd_local"] >= 0 for row in found["table"].values())
+    assert found["table"]["training targets"]["fd_local"] < found["table"]["identity"]["fd_local"], "T1 is no T2"
+    assert found["slices"] >= 4
+    rows = csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines())
+    assert set(found["subjects"]) == {row["subject"] for row in rows}
+    assert "<td>training targets</td>" in (run.root / "reports/report.html").read_text()
+
+
 def test_a_protocol_for_ct_refuses_mr(run, tmp_path):
     data = run.root / "data"
     with pytest.raises(UserError, match="synthrad2025 measures CT numbers; mr_t2 has none"):
@@ -67,7 +78,7 @@ def test_the_page_is_self_contained(run):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, unpaired, unpaired_scans"):
+    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, paired_pictures, unpaired, unpaired_scans"):
         Params(protocol="fid")
 
 
@@ -122,7 +133,7 @@ def test_sites_and_subgroups_are_told_apart(tmp_path):
     data = tmp_path / "scans", tmp_path / "slices", tmp_path / "model", tmp_path / "raw/truth"
     evaluate(Params(figures=0, uncertainty=0, segmenter=0), *data, tmp_path / "out")
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert metrics["structures"] == {}
+    assert metrics["structures"] == metrics["distances"] == {}
     assert metrics["sites"]["told_apart_before"] > 0.8  # T1 is not T2
     groups = metrics["subgroups"]["ManufacturerModelName"]
     assert len(groups) == 2

@@ -9,7 +9,8 @@ import pandas
 import pytest
 
 from medstyle.errors import UserError
-from medstyle.evaluation.gate import read_subjects
+from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.gate import read_methods
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.stages.register import Params
@@ -124,7 +125,7 @@ def test_a_champion_measured_otherwise_is_measured_anew(project):
         asked.append(Translator.load(model).sha256)
         return {subject: {name: 2 * v for name, v in row.items()} for subject, row in measured.items()}
 
-    measured = read_subjects(Path("reports/subjects.csv"))
+    measured = read_methods(Path("reports/subjects.csv"))["model"]
     champion = Translator.load("models/translator").sha256
     [_, verdict] = conclude(project, another(project, 1), measure)
     assert asked == [champion]
@@ -145,6 +146,49 @@ def test_a_champion_measured_otherwise_is_measured_anew(project):
 
     [_, verdict] = conclude(project, another(project, 3), broken)
     assert "champion 1: it cannot be measured on these subjects (the slices are gone)" in verdict
+
+
+def documents(number):
+    """Return the page and the comparison that the run of a version keeps."""
+    import mlflow
+
+    run_id = mlflow.MlflowClient().get_model_version("medstyle", number).run_id
+    page, table = (f"runs:/{run_id}/{name}" for name in ("gate.md", "comparison.json"))
+    return mlflow.artifacts.load_text(page), mlflow.artifacts.load_dict(table)
+
+
+def test_the_champion_is_measured_as_the_version_was(run, project):
+    """The reports are those of the champion's weights: measured anew, nothing lies between the two."""
+    from medstyle.cli import _measure
+
+    (project / "data").symlink_to(run.root / "data")
+    good(project)
+    conclude(project)
+    conclude(project, another(project, 1), lambda model: _measure(Path("params.yaml"), model))
+    _, table = documents("2")
+    for row in table.values():
+        assert row["champion 1"]["mean"] == row["model"]["mean"]
+        assert row["champion 1"]["gain"] == 0
+
+
+def test_the_champion_stands_in_the_table_of_the_baselines(project):
+    good(project)
+    conclude(project)
+    _, alone = documents("1")
+    assert set(alone["psnr"]) == {"model", *BASELINES}, "the first version has no champion beside it"
+    measured = read_methods(Path("reports/subjects.csv"))["model"]
+    half = {subject: {name: value / 2 for name, value in row.items()} for subject, row in measured.items()}
+    conclude(project, another(project, 1), lambda model: half)
+    page, table = documents("2")
+    [values] = measured.values()
+    for name, sign in {"psnr": 1, "ssim": 1, "mae": -1}.items():
+        assert set(table[name]) == {"model", *BASELINES, "champion 1"}
+        assert table[name]["champion 1"]["gain"] == pytest.approx(sign * values[name] / 2)
+        assert table[name]["champion 1"]["better"] == (sign > 0)
+        assert table[name]["identity"] == alone[name]["identity"]
+    assert "| psnr | champion 1 |" in page
+    conclude(project, another(project, 2), lambda model: {"somebody else": values})
+    assert "champion 1" not in documents("3")[1]["psnr"], "other subjects cannot stand in one table"
 
 
 @pytest.mark.parametrize("edited", [False, True])

@@ -1,0 +1,137 @@
+"""Styled videos: do they hang together, what did that cost, how fast are they made and in how much memory.
+
+Models are made by `benchmarks/quality.py`: `paintings` learns picture by picture, `video` with motion as well; each
+renders frame by frame and steadily. Beside them: nothing done, and classical methods frame by frame.
+Usage: python benchmarks/quality.py paintings video --seeds 1
+       python benchmarks/video.py [--frames 60] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from quality import ROOT, SHARED
+
+from medstyle.evaluation.baselines import PICTURE_METHODS
+from medstyle.evaluation.protocols import PictureSet
+from medstyle.evaluation.video import MEASURES, measure_clip
+from medstyle.imaging.picture import from_unit
+from medstyle.imaging.store import SliceStore
+from medstyle.imaging.video import Frame, VideoWriter, read_frames
+from medstyle.inference.files import translate_path
+from medstyle.inference.translate import Look, translate_frames
+from medstyle.networks.translator import Translator
+
+STEADY = 0.8  # as `medstyle translate` has it
+CLASSICAL = ("histogram_matching", "whitening_colouring")
+SIZES = {"480p": (854, 480), "1080p": (1920, 1080), "4K": (3840, 2160)}
+
+
+def main() -> None:
+    """Print the tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=60, help="of each clip")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", type=Path, default=ROOT / ".medstyle/quality")
+    parser.add_argument("--speed-frames", type=int, default=4, help="of each size, for speed and memory")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    folders = {name: arguments.models / name / "seed-0" for name in ("paintings", "video")}
+    clips = sorted((SHARED / "video").iterdir())
+    for clip in clips:
+        compare(clip, folders, arguments.frames)
+    speed(clips[0], folders["video"] / "models/translator", arguments.speed_frames, arguments.threads)
+
+
+def compare(clip: Path, folders: dict[str, Path], frames: int) -> None:
+    """Print one clip's table."""
+    store = SliceStore.open(folders["video"] / "data/slices")
+    unseen = (np.asarray(store.array("painting", "test"), np.float32).transpose(0, 2, 3, 1) + 1) / 2
+    targets = PictureSet(unseen)
+    reference = from_unit(unseen[: len(unseen) // 2].reshape(-1, 1, 3)[::7], np.uint8)
+    methods: dict[str, Callable[[], Iterator[Frame]]] = {
+        name: partial(classical, clip, frames, name, reference) for name in CLASSICAL
+    }
+    for name, folder in folders.items():
+        translator = Translator.load(folder / "models/translator")
+        for words, steady in (("frame by frame", 0.0), ("steady", STEADY)):
+            methods[f"`{name}`, {words}"] = partial(styled, clip, frames, translator, steady)
+    seconds: dict[str, float] = {}
+    timed = {name: partial(_timed, video, name, seconds) for name, video in methods.items()}
+    found = measure_clip(partial(source, clip, frames), timed, "`paintings`, frame by frame", targets)
+    first = next(read_frames(clip)).pixels
+    print(f"\n{clip.name}, {first.shape[1]} x {first.shape[0]}, {frames} frames\n")
+    print(f"| method | {' | '.join(MEASURES)} | frames/s |\n|{'---|' * (len(MEASURES) + 2)}")
+    for name, row in found.items():
+        cells = " | ".join(f"{row[m]:.3f}" if m in row else "" for m in MEASURES)
+        print(f"| {name} | {cells} | {f'{frames / seconds[name]:.2f}' if name in seconds else ''} |", flush=True)
+
+
+def source(clip: Path, frames: int) -> Iterator[Frame]:
+    """Read the start of a clip."""
+    return islice(read_frames(clip), frames)
+
+
+def classical(clip: Path, frames: int, name: str, reference: np.ndarray) -> Iterator[Frame]:
+    """Render a clip by a classical method, frame by frame."""
+    for frame in source(clip, frames):
+        yield Frame(PICTURE_METHODS[name](frame.pixels, reference), frame.time)
+
+
+def styled(clip: Path, frames: int, translator: Translator, steady: float) -> Iterator[Frame]:
+    """Render a clip by a model."""
+    pixels = (frame.pixels for frame in source(clip, frames))
+    made = translate_frames(pixels, translator, look=Look(steady=steady))
+    for frame, result in zip(source(clip, frames), made, strict=True):
+        yield Frame(result.image, frame.time)
+
+
+def _timed(video: Callable[[], Iterator[Frame]], name: str, seconds: dict[str, float]) -> Iterator[Frame]:
+    seconds[name], frames = 0.0, video()
+    while True:
+        start = time.perf_counter()
+        frame = next(frames, None)
+        seconds[name] += time.perf_counter() - start
+        if frame is None:
+            return
+        yield frame
+
+
+def speed(clip: Path, model: Path, frames: int, threads: int) -> None:
+    """Print speed and peak memory of `medstyle translate` for the sizes of television, each in a process of its own."""
+    print(f"\nFile to file, {frames} frames of {clip.name} enlarged:\n")
+    print("| size | frames/s | peak MiB |\n|---|---|---|")
+    for name, size in SIZES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            large = Path(folder) / "in.mp4"
+            with VideoWriter(large, clip, sound=False) as writer:
+                for number, frame in enumerate(source(clip, frames)):
+                    writer.write(Frame(np.asarray(Image.fromarray(frame.pixels).resize(size)), Fraction(number, 25)))
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                seconds, peak = pool.apply(_translate, (large, Path(folder) / "out.mp4", model, threads))
+        print(f"| {name} | {frames / seconds:.2f} | {peak:.0f} |", flush=True)
+
+
+def _translate(path: Path, out: Path, model: Path, threads: int) -> tuple[float, float]:
+    torch.set_num_threads(threads)
+    translator = Translator.load(model)
+    start = time.perf_counter()
+    translate_path(path, out, translator, look=Look(steady=STEADY), force=True)
+    seconds = time.perf_counter() - start
+    status = Path("/proc/self/status").read_text()
+    return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+if __name__ == "__main__":
+    main()
