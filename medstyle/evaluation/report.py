@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -107,20 +106,21 @@ def picture_data(picture: NDArray, most_px: int = 512) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def clip_data(frames: Iterable[Frame], like: Path, seconds: float = 6.0, most_px: int = 360) -> str:
-    """Return the start of a video for the page: MP4, small, without its sound."""
+def recorded(frames: Iterable[Frame], path: Path, like: Path, most_px: int = 360) -> Iterator[Frame]:
+    """Pass frames on and write them beside, for the page: MP4 of at most so many rows, small, without sound."""
     from PIL import Image
 
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / "clip.mp4"
-        with VideoWriter(file, like, sound=False, crf=28) as writer:
-            for frame in frames:
-                if frame.time >= seconds:
-                    break
-                image = Image.fromarray(frame.pixels)
-                image.thumbnail((most_px * 2, most_px))
-                writer.write(Frame(np.asarray(image), frame.time))
-        return f"data:video/mp4;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    with VideoWriter(path, like, sound=False, crf=28) as writer:
+        for frame in frames:
+            image = Image.fromarray(frame.pixels)
+            image.thumbnail((most_px * 2, most_px))
+            writer.write(Frame(np.asarray(image), frame.time))
+            yield frame
+
+
+def clip_data(path: Path) -> str:
+    """Return a video of :func:`recorded` for the page."""
+    return f"data:video/mp4;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def curves(path: Path, table: Path) -> None:

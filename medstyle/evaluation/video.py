@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.evaluation.protocols import PictureSet, picture_style_distance
+from medstyle.imaging.picture import to_unit
 from medstyle.imaging.video import Frame
 from medstyle.inference.steady import agreement, flow_library, moved
 
@@ -42,8 +43,8 @@ def measure_clip(source: Video, methods: Mapping[str, Video], per_frame: str, ta
     sums: dict[str, dict[str, list[float]]] = {name: {m: [] for m in MEASURES} for name in running}
     lights: dict[str, list[NDArray]] = {name: [] for name in running}
     past: deque[tuple[NDArray, dict[str, NDArray]]] = deque(maxlen=LONG)
-    for number, frame in enumerate(source()):
-        outputs = {n: np.float32(1 / 255) * next(video).pixels.astype(np.float32) for n, video in running.items()}
+    for number, (frame, *made) in enumerate(zip(source(), *running.values(), strict=True)):
+        outputs = {name: to_unit(one.pixels) for name, one in zip(running, made, strict=True)}
         grey = _grey(frame.pixels)
         for gap, name in ((SHORT, "warping_short"), (LONG, "warping_long")):
             if len(past) < gap:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import combinations
+from itertools import combinations, takewhile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,16 @@ from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.distances import set_distances
 from medstyle.evaluation.protocols import PROTOCOLS, PictureSet, Protocol
-from medstyle.evaluation.report import clip_data, curves, distribution, figure, picture_data, strip, write_page
+from medstyle.evaluation.report import (
+    clip_data,
+    curves,
+    distribution,
+    figure,
+    picture_data,
+    recorded,
+    strip,
+    write_page,
+)
 from medstyle.evaluation.safety import (
     Lesion,
     by_lesion,
@@ -75,6 +86,8 @@ class Params:
     """Videos in `truth/`, of a model of pictures: share of the frame before, as of `medstyle translate --steady`."""
     uncertainty: int = 6
     """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
+    clip_s: float = 3.0
+    """Of each of these videos only the start is measured and shown, s."""
     segmenter: int = 300
     """Training steps of the segmenter that looks for the structures of `truth/<subject>/labels.nii.gz` in real and
     synthetic images; 0: none."""
@@ -600,27 +613,30 @@ def _videos(
         style = from_unit(pictures.unseen.pictures[0], np.uint8)
     for path in sorted(path for path in truth.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
 
-        def classical(path: Path = path) -> Iterator[Frame]:
-            for frame in read_frames(path):
+        def source(path: Path = path) -> Iterator[Frame]:
+            return takewhile(lambda frame: frame.time < params.clip_s, read_frames(path))
+
+        def classical(source: Callable[[], Iterator[Frame]] = source) -> Iterator[Frame]:
+            for frame in source():
                 values = BASELINES["histogram_matching"](to_unit(frame.pixels).reshape(-1, 3), pictures.targets)
                 yield Frame(from_unit(values.reshape(frame.pixels.shape), np.uint8), frame.time)
 
-        def ours(steady: float, path: Path = path) -> Iterator[Frame]:
-            frames = (frame.pixels for frame in read_frames(path))
+        def ours(steady: float, source: Callable[[], Iterator[Frame]] = source) -> Iterator[Frame]:
+            frames = (frame.pixels for frame in source())
             made = translate_frames(frames, translator, reference=style, look=Look(steady=steady))
-            for frame, result in zip(read_frames(path), made, strict=True):
+            for frame, result in zip(source(), made, strict=True):
                 yield Frame(result.image, frame.time)  # type: ignore[arg-type]
 
-        methods: dict[str, Callable[[], Iterator[Frame]]] = {
-            "histogram_matching": classical,
-            "model, frame by frame": partial(ours, 0.0),
-            "model": partial(ours, params.steady),
-        }
-        metrics[path.stem] = measure_clip(partial(read_frames, path), methods, "model, frame by frame", pictures.unseen)
-        clips[path.stem] = {
-            "source": clip_data(read_frames(path), path),
-            "synthetic": clip_data(ours(params.steady), path),
-        }
+        with TemporaryDirectory() as folder:
+            before, after = (Path(folder, f"{name}.mp4") for name in ("source", "synthetic"))
+            methods: dict[str, Callable[[], Iterator[Frame]]] = {
+                "histogram_matching": classical,
+                "model, frame by frame": partial(ours, 0.0),
+                "model": partial(_recorded, partial(ours, params.steady), after, path),
+            }
+            deque(_recorded(source, before, path), maxlen=0)
+            metrics[path.stem] = measure_clip(source, methods, "model, frame by frame", pictures.unseen)
+            clips[path.stem] = {"source": clip_data(before), "synthetic": clip_data(after)}
     return metrics, clips
 
 
@@ -669,6 +685,10 @@ class _UnpairedScans:
             "labels": [f"slice {z}" for z in where],
             "columns": {name: image[where] for name, image in shown.items()},
         }
+
+
+def _recorded(video: Callable[[], Iterator[Frame]], out: Path, like: Path) -> Iterator[Frame]:
+    return recorded(video(), out, like)
 
 
 def _read(images: dict[str, Path], translator: Translator) -> tuple[Volume, Prepared]:
