@@ -99,6 +99,15 @@ SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of Wang 2003
 BLOCK = 7  # voxels: side of the window of SSIM
 
 
+def paired_pictures(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Measure one picture against its reference, both ``(3, H, W)`` in [0, 1]; ``mask`` holds the whole picture.
+
+    As :func:`plain`, channel by channel.
+    """
+    measured = plain(output, reference, mask)
+    return {name: measured[name] for name in ("psnr", "ssim", "mae", "edges", "sharpness")}
+
+
 def synthrad2025(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
     """Measure a synthetic CT in HU, ``(D, H, W)``, as the SynthRAD 2025 challenge does (Thummerer 2025).
 
@@ -269,6 +278,14 @@ PROTOCOLS: dict[str, Protocol] = {
         synthrad2025,
     ),
     "selfrdb": Protocol(1, True, "scaled", {"psnr": "higher", "ssim": "higher"}, ("psnr", "ssim"), selfrdb),
+    "paired_pictures": Protocol(
+        1,
+        True,
+        "scaled",
+        {"psnr": "higher", "ssim": "higher", "mae": "lower", "edges": "higher", "sharpness": "lower"},
+        ("psnr", "ssim", "mae"),
+        paired_pictures,
+    ),
     "unpaired": Protocol(
         2,
         False,

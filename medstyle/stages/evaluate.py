@@ -66,8 +66,8 @@ class Params:
     """What is measured."""
 
     protocol: str = "plain"
-    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target; without pairs
-    unpaired_scans, or unpaired for pictures."""
+    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target, paired_pictures; without
+    pairs unpaired_scans, or unpaired for pictures."""
     figures: int = 6
     """Most subjects to draw."""
     steady: float = 0.8
@@ -121,7 +121,9 @@ def run(
     for old in (out / "figures").glob("*.png"):
         old.unlink()
     measure: Callable[[str, dict[str, Path]], dict[str, Any]]
-    if protocol.paired:
+    if params.protocol == "paired_pictures":
+        measure = _PairedPictures(translator, store, protocol.measure)
+    elif protocol.paired:
         measure = _Scans(translator, store, protocol, truth, images, params)
     elif params.protocol == "unpaired_scans":
         measure = _UnpairedScans(translator, store, protocol.measure)
@@ -483,7 +485,7 @@ class _Pictures:
         rows, sheet = [], {"source": source}
         facts = {"subject": subject, "reference": "unseen targets"}
         if {"domain", "latent"} & set(self.styles):
-            outputs = self._outputs(pixels, self.targets, None)
+            outputs = self.outputs(pixels, self.targets, None)
             rows += [
                 {**facts, "method": name, **self.measure(image, source, self.unseen)} for name, image in outputs.items()
             ]
@@ -495,7 +497,7 @@ class _Pictures:
             chosen = [self.unseen.pictures[(self.turn + i) % len(self.unseen.pictures)] for i in range(REFERENCES)]
             self.turn += REFERENCES
             styles = [from_unit(one, np.uint8) for one in chosen]
-            outputs = self._outputs(pixels, chosen[0].reshape(-1, 3), styles[0])
+            outputs = self.outputs(pixels, chosen[0].reshape(-1, 3), styles[0])
             facts["reference"] = "one target each"
             wanted = PictureSet(chosen[0][None])
             rows += [
@@ -521,7 +523,7 @@ class _Pictures:
         assert isinstance(made, np.ndarray)
         return to_unit(made)
 
-    def _outputs(self, pixels: NDArray, targets: Array, style: NDArray | None) -> dict[str, Array]:
+    def outputs(self, pixels: NDArray, targets: Array, style: NDArray | None) -> dict[str, Array]:
         """Return what the model and the baselines make of a picture."""
         source = to_unit(pixels)
         classical = {name: method(source.reshape(-1, 3), targets) for name, method in BASELINES.items()}
@@ -529,6 +531,31 @@ class _Pictures:
             "model": self._made(pixels, style),
             **{name: values.reshape(source.shape) for name, values in classical.items()},
         }
+
+
+class _PairedPictures:
+    """Measure a picture against the picture of the target domain that shows the same."""
+
+    def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
+        self.pictures, self.measure = _Pictures(translator, store, measure), measure
+
+    def __call__(self, subject: str, images: dict[str, Path]) -> dict[str, Any]:
+        config = self.pictures.translator.config
+        source, real = (read_picture(images[name]) for name in (config.source, config.target))
+        if source.shape != real.shape:
+            raise UserError(f"evaluate: {config.source} and {config.target} of {subject} differ in size")
+        outputs, target = self.pictures.outputs(source, self.pictures.targets, None), to_unit(real)
+        whole = np.ones((3, *real.shape[:2]), bool)
+        rows = [
+            {
+                "subject": subject,
+                "reference": "real target",
+                "method": name,
+                **self.measure(image.transpose(2, 0, 1), target.transpose(2, 0, 1), whole),
+            }
+            for name, image in outputs.items()
+        ]
+        return {"rows": rows, "sheet": {"source": to_unit(source), "synthetic": outputs["model"], "real": target}}
 
 
 def _videos(

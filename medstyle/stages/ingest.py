@@ -26,8 +26,9 @@ from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture, thumbnail, write_picture
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.store import near_duplicates
-from medstyle.imaging.volume import Volume, write_volume
+from medstyle.imaging.volume import Volume, read_volume, write_volume
 from medstyle.params import params
+from medstyle.transforms.degrade import Degradation
 
 TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
 
@@ -56,6 +57,8 @@ class Params:
     """Pictures of one domain that are the same, or nearly (`same_image`): keep the first by path alone, or all."""
     same_image: float = 0.999
     """Correlation of thumbnails from which two pictures are nearly the same; 1: only equal pixels count."""
+    degraded: tuple[Degradation, ...] = ()
+    """Worse twins of the images of a domain, as inputs of `recipes/enhance.yaml`."""
     workers: Workers = 1
     """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
 
@@ -106,6 +109,9 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
             taken.remove(repeat)
             refused.append(_refused(repeat.item, why))
     manifest = [one.entry for one in taken]
+    manifest += [
+        _degrade(entry, how, scratch) for how in params.degraded for entry in manifest if entry["domain"] == how.of
+    ]
     refused.sort(key=lambda entry: str(entry["item"]))
     if not manifest:
         causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items()) or "it is empty"
@@ -220,6 +226,18 @@ def _repeats(taken: Sequence[_Taken], limit: float) -> Iterator[tuple[_Taken, Re
                 what = "the same picture as" if (i, j) in same else "nearly the same picture as"
                 reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
                 yield of[j], Refusal("E_DUPLICATE", reason)
+
+
+def _degrade(entry: dict[str, object], how: Degradation, out: Path) -> dict[str, object]:
+    """Write the worse twin of an image; what happens to it is a function of its subject."""
+    good = out / str(entry["path"])
+    worse = good.with_name(f"{how.domain}{good.name.removeprefix(how.of)}")
+    rng = np.random.default_rng(int(hashlib.sha256(str(entry["subject"]).encode()).hexdigest()[:16], 16))
+    if entry["source"] == "picture":
+        write_picture(worse, how.picture(read_picture(good), rng))
+    else:
+        write_volume(worse, how.scan(read_volume(good, how.of), rng))
+    return {**entry, "domain": how.domain, "path": worse.relative_to(out).as_posix(), "degraded": asdict(how)}
 
 
 def _refused(item: Item, refusal: Refusal) -> dict[str, object]:

@@ -44,8 +44,9 @@ class Preparation:
     """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
     pictures: Literal["none", "nlm", "tv", "median"] = "none"
     """Noise filter for pictures, in training and in use."""
-    aspect: Literal["crop", "pad", "stretch"] = "crop"
-    """How a picture fills the size of training: by its middle, by the whole with black beside it, or distorted."""
+    aspect: Literal["crop", "pad", "stretch", "centre"] = "crop"
+    """How a picture fills the size of training: by its middle, by the whole with black beside it,
+    distorted, or by its middle at its own scale."""
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
 
@@ -168,7 +169,7 @@ def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.
 def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> torch.Tensor:
     """Bring ``(1, C, H, W)`` to ``(1, C, *size)`` as :attr:`Preparation.aspect` says."""
     ratios = [n / m for n, m in zip(size, slices.shape[2:], strict=True)]
-    scales = {"crop": [max(ratios)] * 2, "pad": [min(ratios)] * 2, "stretch": ratios}[aspect]
+    scales = {"crop": [max(ratios)] * 2, "pad": [min(ratios)] * 2, "stretch": ratios, "centre": [1.0, 1.0]}[aspect]
     scaled = [max(1, round(m * scale)) for m, scale in zip(slices.shape[2:], scales, strict=True)]
     chain = Compose(
         [Resize(scaled, mode="bilinear", anti_aliasing=True), ResizeWithPadOrCrop(size, mode="constant", value=-1)]
