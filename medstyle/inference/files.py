@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.inventory import Item, inventory
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
+from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, to_unit, write_picture
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.video import CODECS
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, write_volume
@@ -178,8 +178,7 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
 
 def read_mask(path: Path) -> NDArray[np.float32]:
     """Read a picture as the mask of a :class:`Look`: white gets the whole style, black none."""
-    grey: NDArray[np.float32] = read_picture(path).mean(axis=2, dtype=np.float32) / 255
-    return grey
+    return to_unit(read_picture(path)).mean(axis=2)
 
 
 def _usable(path: Path) -> list[Item]:

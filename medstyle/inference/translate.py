@@ -265,6 +265,7 @@ def translate_picture(
     Default: from the domain that the translator was trained from to the one it was trained for. 16 bits stay 16. A
     picture with opacity, ``(H, W, 4)``, is laid over white for the network and keeps its fourth channel.
     """
+    look = replace(look, steady=0.0)  # there is no frame before
     frames = translate_frames([pixels], translator, target, domain=domain, reference=reference, seed=seed, look=look)
     return next(frames)
 

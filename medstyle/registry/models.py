@@ -169,7 +169,7 @@ def _requirements() -> list[str]:
 
     names = ("mlflow", "torch", "monai", "numpy", "scipy", "scikit-image", "PyWavelets", "SimpleITK", "pydicom",
              "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "pylibjpeg-rle", "pyjpegls", "safetensors",
-             "pillow", "pydantic", "pyyaml", "rich")  # fmt: skip
+             "pillow", "imagecodecs", "tifffile", "pydantic", "pyyaml", "rich")  # fmt: skip
     return [f"{name}=={version(name).partition('+')[0]}" for name in names]
 
 

@@ -174,6 +174,16 @@ def test_a_picture_keeps_what_its_format_holds(tmp_path, rng, suffix):
     assert 0x8825 not in tags
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_is_whole_where_it_is_white(tmp_path, dtype):
+    from medstyle import write_picture
+    from medstyle.inference.files import read_mask
+
+    white = np.iinfo(dtype).max
+    write_picture(tmp_path / "mask.png", np.array([[0, white // 5, white]], dtype))
+    np.testing.assert_allclose(read_mask(tmp_path / "mask.png"), [[0, 0.2, 1]], atol=1e-6)
+
+
 def coarse(pixels):
     """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights paint noise."""
     return pixels.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3))

@@ -310,7 +310,10 @@ def test_a_look_is_mixed_from_nothing_to_all(rng):
         Look(1.5)
 
 
-@pytest.mark.parametrize("look", [{}, {"strength": 0.7}, {"keep_colour": True}])
+LOOKS = [{}, {"strength": 0.7}, {"keep_colour": True}, {"steady": 0.8}, {"mask": np.full((2, 2), 0.5, np.float32)}]
+
+
+@pytest.mark.parametrize("look", LOOKS, ids=lambda look: next(iter(look), "whole"))
 def test_sixteen_bits_stay_sixteen_and_opacity_stays(look, rng):
     """Eight bits and their multiples in sixteen become the same but for rounding; finer levels are made finely."""
     from medstyle.inference.translate import Look
