@@ -76,14 +76,16 @@ def table(folder: Path, seconds: float, slices: int) -> None:
         f"{slices} x 256²": study(folder / "c", slices, 256),
     }
     print("| image | asked through | p50 ms | p95 ms | requests/s | transport and coding |\n|---|---|---|---|---|---|")
-    inside: dict[str, float] = {}
+    inside: dict[str, Callable[[], object]] = {}
     for title, path in images.items():
-        for name, call in in_process(translator, path).items():
+        ways = in_process(translator, path)
+        inside[title] = ways.pop(INSIDE)
+        for name, call in ways.items():
             if title == WARM:
                 call()
-            times = timed(call, seconds)
-            inside.update({title: np.median(times)} if name == INSIDE else {})
-            row(title, name, times, 1 / np.mean(times), inside[title] if name == "predict in process" else None)
+            within, times = timed([inside[title], call], seconds)
+            row(title, name, times, 1 / np.mean(times), within if name == "predict in process" else None)
+        row(title, INSIDE, within, 1 / np.mean(within))
     memory = {}
     for workers, (name, command) in itertools.product((1, 2), SERVERS.items()):
         server_name = f"{name}, {workers} worker{'s' * (workers > 1)}"
@@ -92,8 +94,8 @@ def table(folder: Path, seconds: float, slices: int) -> None:
                 ask = partial(server.ask, body(encoded(path)))
                 if title == WARM:
                     ask()
-                times = timed(ask, seconds)
-                row(title, f"{server_name}, 1 client", times, 1 / np.mean(times), inside[title])
+                within, times = timed([inside[title], ask], seconds)
+                row(title, f"{server_name}, 1 client", times, 1 / np.mean(times), within)
                 if len(times) > 2:
                     times, rate = crowd(ask, 2 * workers, seconds)
                     row(title, f"{server_name}, {2 * workers} clients", times, rate)
@@ -103,9 +105,9 @@ def table(folder: Path, seconds: float, slices: int) -> None:
         print(f"| {name} | {len(sizes)} | {sum(sizes):.0f} = {' + '.join(f'{size:.0f}' for size in sizes)} |")
 
 
-def row(image: str, name: str, times: Sequence[float], rate: float, inside: float | None = None) -> None:
+def row(image: str, name: str, times: Sequence[float], rate: float, within: Sequence[float] = ()) -> None:
     p50, p95 = (1e3 * np.percentile(times, q) for q in (50, 95))
-    share = "" if inside is None else f"{1 - 1e3 * inside / p50:.0%}"
+    share = f"{1 - 1e3 * np.median(within) / p50:.0%}" if within else ""
     print(f"| {image} | {name} | {p50:.0f} | {p95:.0f} | {rate:.2f} | {share} |", flush=True)
 
 
@@ -187,14 +189,15 @@ def in_process(translator: Translator, folder: Path) -> dict[str, Callable[[], o
     }
 
 
-def timed(call: Callable[[], object], seconds: float) -> list[float]:
-    """Call again and again for some seconds, at least once; returns the duration of each call."""
-    times: list[float] = []
+def timed(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
+    """Call each in turns for some seconds, at least once; returns their durations, which a busy moment harms alike."""
+    times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
-    while not times or time.perf_counter() < end:
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
+    while not times[-1] or time.perf_counter() < end:
+        for call, of in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            of.append(time.perf_counter() - start)
     return times
 
 

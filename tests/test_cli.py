@@ -65,6 +65,17 @@ def test_a_classical_method_needs_no_model(tmp_path):
     assert np.abs(read_picture(tmp_path / "out.png").astype(int) - (200, 40, 90)).max() <= 2
     done = medstyle(*arguments, "--style", "style.png", cwd=tmp_path)
     assert (done.returncode, "exists already" in done.stderr) == (2, True)
+    half = np.zeros((30, 40), np.uint8)
+    half[:, 20:] = 255
+    write_picture(tmp_path / "mask.png", half)
+    masked = ["translate", "photo.png", "masked.png", "--method", "neural_style", "--mask", "mask.png"]
+    done = medstyle(*masked, "--style", "style.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    made, photo = (read_picture(tmp_path / name).astype(int) for name in ("masked.png", "photo.png"))
+    np.testing.assert_array_equal(made[:, :20], photo[:, :20])
+    assert np.abs(made[:, 21:] - photo[:, 21:]).mean() > 20
+    done = medstyle(*arguments, "--style", "style.png", "--style", "photo.png", "--weight", "1", cwd=tmp_path)
+    assert (done.returncode, "--weight: 1 for 2 --style" in done.stderr) == (2, True)
 
 
 BAD = {

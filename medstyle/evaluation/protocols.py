@@ -184,17 +184,26 @@ class PictureSet:
     pictures: Image | Sequence[Image]
 
     @cached_property
+    def colours(self) -> Image:
+        """Return pixels ``(n, 3)``, evenly chosen."""
+        return _some(np.concatenate([picture.reshape(-1, picture.shape[-1]) for picture in self.pictures]))
+
+    @cached_property
     def gradients(self) -> Image:
-        """Return the gradient magnitudes of the luminance, flat."""
+        """Return gradient magnitudes of the luminance, flat, evenly chosen."""
         from skimage.color import rgb2gray
 
-        return np.concatenate([_gradient(rgb2gray(picture)) for picture in self.pictures])
+        return _some(np.concatenate([_gradient(rgb2gray(picture)) for picture in self.pictures]))
 
     @cached_property
     def correlations(self) -> list[Tensor]:
         """Return the mean correlations of texture features at each scale."""
         each = [_correlations(picture) for picture in self.pictures]
         return [torch.cat(level).mean(0, keepdim=True) for level in zip(*each, strict=True)]
+
+
+def _some(values: Image, most: int = 100_000) -> Image:
+    return values[:: -(-len(values) // most)]
 
 
 def _correlations(picture: Image) -> list[Tensor]:
@@ -224,8 +233,7 @@ def unpaired(output: Image, source: Image, targets: PictureSet) -> dict[str, flo
     from skimage.color import rgb2gray
     from skimage.metrics import structural_similarity
 
-    wanted = np.concatenate([picture.reshape(-1, output.shape[-1]) for picture in targets.pictures])
-    colour = [wasserstein_distance(output[..., c].ravel(), wanted[:, c]) for c in range(output.shape[-1])]
+    colour = [wasserstein_distance(output[..., c].ravel(), targets.colours[:, c]) for c in range(output.shape[-1])]
     grey = rgb2gray(output)
     return {
         "style_distance": picture_style_distance(output, targets),

@@ -377,3 +377,19 @@ def test_sites_are_told_apart_until_they_are_alike(rng):
     assert 0.2 < told_apart(people, rng.normal(0, 1, (12, 5))) < 0.8
     assert differences_kept(people, 3 * people + 8) == pytest.approx(1)
     assert differences_kept(people, rng.normal(0, 1, (12, 5))) < 0.5
+
+
+def test_neural_style_takes_texture_and_keeps_edges(rng):
+    """Stripes in the style of noise: the noise's texture comes, the step in the middle stays where it is."""
+    from medstyle.evaluation.baselines import PICTURE_METHODS
+    from medstyle.evaluation.protocols import picture_style_distance
+
+    photo = np.full((64, 64, 3), 60, np.uint8)
+    photo[:, 32:] = 190
+    style = rng.integers(0, 256, (64, 64, 1)).repeat(3, 2).astype(np.uint8)
+    targets = PictureSet(style[None].astype(np.float32) / 255)
+    made = {name: PICTURE_METHODS[name](photo, style) for name in ("moments", "neural_style")}
+    apart = {name: picture_style_distance(image.astype(np.float32) / 255, targets) for name, image in made.items()}
+    assert apart["neural_style"] < 0.6 * apart["moments"]
+    columns = made["neural_style"].mean((0, 2))
+    assert columns[32:].mean() > columns[:32].mean() + 20
