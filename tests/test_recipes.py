@@ -16,6 +16,7 @@ from medstyle.evaluation.video import MEASURES
 from medstyle.imaging.modality import DOMAINS
 from medstyle.stages import acquire, denoise, evaluate, ingest, register, train
 from tests.conftest import ROOT
+from tests.evaluation.test_report import browse, needs_browser
 from tests.inference.test_steady import pan
 from tests.training.conftest import make_store
 
@@ -121,6 +122,40 @@ def test_a_clip_is_measured_beside_its_frames_by_themselves_and_can_be_played(pr
         assert set(row) == set(MEASURES)
     assert table["model"]["warping_short"] < 0.7 * table["model, frame by frame"]["warping_short"]
     assert (project / "reports/report.html").read_text().count("data:video/mp4") == 2
+
+
+PLAY = """
+<script>
+addEventListener("load", async () => {
+  const faults = [], seen = {};
+  document.addEventListener("securitypolicyviolation", event => faults.push(event.violatedDirective));
+  const shown = () => getComputedStyle(document.querySelector(".beside .after")).clipPath;
+  const slider = document.querySelector(".beside input");
+  seen.half = shown();
+  slider.value = 20;
+  slider.dispatchEvent(new Event("input", {bubbles: true}));
+  seen.more = shown();
+  seen.lengths = [];
+  for (const video of document.querySelectorAll("video")) {
+    for (let i = 0; i < 100 && !(video.duration > 0); i++) await new Promise(done => setTimeout(done, 50));
+    seen.lengths.push(video.duration);
+  }
+  seen.faults = faults;
+  const out = document.createElement("pre");
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen);
+  document.body.append(out);
+});
+</script>
+"""
+
+
+@needs_browser
+def test_before_and_after_slide_and_clips_play_in_a_browser(project, tmp_path):
+    seen = browse((project / "reports/report.html").read_text(), PLAY, tmp_path)
+    assert ("50%" in seen["half"], "20%" in seen["more"]) == (True, True)
+    assert seen["lengths"] == pytest.approx([20 / 25] * 2, abs=0.05)
+    assert seen["faults"] == []
 
 
 def test_exemplars_are_measured_one_by_one_and_differ(tmp_path):

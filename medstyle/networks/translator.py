@@ -38,10 +38,10 @@ def box_around(extent: Sequence[int], size: Sequence[int], multiple: int) -> tup
     Args:
         extent: first and last row, first and last column of the body; whole slices where it is empty.
         size: of the slice, ``(H, W)``.
-        multiple: of the generator: sides are multiples of it, as far as the slice is large enough; 0: whole slices.
+        multiple: of the generator: sides are multiples of it, as far as the slice is large enough.
     """
     top, bottom, left, right = extent
-    if multiple == 0 or bottom < top:
+    if bottom < top:
         return slice(0, size[0]), slice(0, size[1])
     sides = []
     multiple = math.lcm(multiple, BOX)

@@ -8,7 +8,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from itertools import combinations, takewhile
+from itertools import combinations, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -86,8 +86,8 @@ class Params:
     """Videos in `truth/`, of a model of pictures: share of the frame before, as of `medstyle translate --steady`."""
     uncertainty: int = 6
     """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
-    clip_s: float = 3.0
-    """Of each of these videos only the start is measured and shown, s."""
+    clip_frames: int = 60
+    """Of each of these videos only so many frames are measured and shown."""
     segmenter: int = 300
     """Training steps of the segmenter that looks for the structures of `truth/<subject>/labels.nii.gz` in real and
     synthetic images; 0: none."""
@@ -614,7 +614,7 @@ def _videos(
     for path in sorted(path for path in truth.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
 
         def source(path: Path = path) -> Iterator[Frame]:
-            return takewhile(lambda frame: frame.time < params.clip_s, read_frames(path))
+            return islice(read_frames(path), params.clip_frames)
 
         def classical(source: Callable[[], Iterator[Frame]] = source) -> Iterator[Frame]:
             for frame in source():

@@ -117,8 +117,7 @@ class Feed:
         depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
         volumetric: whether the network is 3-D.
         augmentation: random changes.
-        multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be; 0
-            leaves images whole.
+        multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be.
         rank, world: this process and how many there are; the batch is divided among them.
     """
 

@@ -217,20 +217,19 @@ def fit(
         channels = networks.colours * (1 + len(contrasts)) * architecture.neighbours, networks.colours
         recipe = kind(networks, objective, channels, len(domains))
     recipe.check(size)
-    # boxes of many sizes would be compiled many times
-    multiple = 0 if settings.compile else networks.generator.multiple
     players = Players(recipe, settings, device, world)
     if settings.compile and device.type == "cuda":
-        networks.generator.compile()
+        networks.generator.compile(dynamic=True)  # boxes have many sizes
         if recipe.discriminator is not None:
-            recipe.discriminator.compile()
+            recipe.discriminator.compile(dynamic=True)
 
     def feed_of(split: str, **changes: Any) -> Feed:
         arguments: dict[str, Any] = {
             "contrasts": contrasts, "paired": kind.paired, "everywhere": kind.directions == "all",
             "batch": settings.batch, "seed": settings.seed, "foreground": settings.foreground,
             "depth": settings.depth if volumetric else architecture.neighbours, "volumetric": volumetric,
-            "augmentation": augmentation, "multiple": multiple, "rank": world.rank, "world": world.size,
+            "augmentation": augmentation, "multiple": networks.generator.multiple,
+            "rank": world.rank, "world": world.size,
         }  # fmt: skip
         return Feed(store, domains, split=split, **{**arguments, **changes})
 

@@ -51,19 +51,26 @@ const set = (id, value, kind) => {
 """
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_the_viewer_turns_slices_and_asks_no_network(run, tmp_path):
-    page = (run.root / "reports/report.html").read_text()
-    (tmp_path / "page.html").write_text(page.replace("<script>", ACT + "<script>", 1))
+needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+
+
+def browse(page, script, folder):
+    """Open a page with a script in it, in a browser; returns what the script wrote into ``#seen``."""
+    (folder / "page.html").write_text(page.replace("</head>", f"{script}</head>", 1))
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
-        (tmp_path / "page.html").as_uri(),
+        f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
+        (folder / "page.html").as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
-    seen = json.loads(found.group(1))
+    return json.loads(found.group(1))
+
+
+@needs_browser
+def test_the_viewer_turns_slices_and_asks_no_network(run, tmp_path):
+    seen = browse((run.root / "reports/report.html").read_text(), ACT, tmp_path)
     assert seen["faults"] == []
     assert seen["requests"] == []
     assert list(seen["first"]) == ["source", "synthetic", "real", "error", "uncertainty"]

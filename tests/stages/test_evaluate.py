@@ -78,7 +78,9 @@ def test_the_page_is_self_contained(run):
 
 
 def test_an_unknown_protocol_is_named():
-    with pytest.raises(UserError, match="none of plain, synthrad2025, selfrdb, paired_pictures, unpaired, unpaired_scans"):
+    with pytest.raises(
+        UserError, match="none of plain, synthrad2025, selfrdb, paired_pictures, unpaired, unpaired_scans"
+    ):
         Params(protocol="fid")
 
 
