@@ -205,7 +205,7 @@ def crowd(call: Callable[[], object], clients: int, seconds: float) -> tuple[lis
     """Call from several threads at once; returns durations and calls per second."""
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
-        times = list(itertools.chain(*pool.map(lambda _: timed(call, seconds), range(clients))))
+        times = list(itertools.chain(*pool.map(lambda _: timed([call], seconds)[0], range(clients))))
     return times, len(times) / (time.perf_counter() - start)
 
 
