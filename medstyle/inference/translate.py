@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from medstyle.inference.ood import Verdict, judge, oddities
 from medstyle.inference.statistics import Statistics
 from medstyle.inference.steady import Shot
 from medstyle.inference.uncertainty import spread
-from medstyle.inference.windows import Render, blend, windows
+from medstyle.inference.windows import Render, blend
 from medstyle.networks.translator import Translator, box_around, extent_of
 from medstyle.params import parse
 from medstyle.transforms.finish import enlarge, sharpen
@@ -35,8 +36,6 @@ CHUNK = {
 WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
 WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
-
-GATHERED = 16  # windows of a large picture from which its statistics are taken
 
 Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
 Reference = Image | Sequence[tuple[float, Image]]  # whose style is taken; of several, the mean by these weights
@@ -351,8 +350,9 @@ def synthesise(
         rows, columns = box_around(extent, size, translator.multiple)
         alike[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
     for (height, width), places in alike.items():
-        window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if height * width > WHOLE else [height, width]
-        step = max(1, CHUNK[translator.device.type] // (height * width))
+        large = height * width > WHOLE
+        window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
+        step = 1 if large else max(1, CHUNK[translator.device.type] // (height * width))
         for chunk in (places[start : start + step] for start in range(0, len(places), step)):
             x = torch.stack([_with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
             parts = [image.new_empty((len(chunk), image.shape[1], height, width)) for image in outs]
@@ -364,17 +364,16 @@ def synthesise(
 
 
 def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence[int], parts: Sequence[Tensor]) -> None:
-    """Render slices in windows that share the statistics of a sample of them: one style over the whole picture."""
-    places = windows(x.shape[2:], window)
-    if len(places) == 1:
+    """Render slices in windows that share the statistics of the whole, made smaller: one style everywhere."""
+    scale = (WHOLE / (x.shape[2] * x.shape[3])) ** 0.5
+    if scale >= 1:
         blend(render, x, window, parts)
         return
     statistics = Statistics(one.generator for one in translator.members)
     with statistics.gather():
-        for place in places[:: -(-len(places) // GATHERED)]:
-            render(x[(slice(None), slice(None), *place)])
+        render(F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True))
     with statistics.share():
-        blend(render, x, window, parts)
+        blend(render, x, window, parts, overlap=0.25)  # they differ near their edges alone
 
 
 def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:

@@ -39,12 +39,7 @@ def shares(length: int, size: int, overlap: float = OVERLAP) -> list[tuple[slice
     return [(place, weight / total[place]) for place in places]
 
 
-def windows(shape: Sequence[int], size: Sequence[int]) -> list[tuple[slice, ...]]:
-    """List the places of the windows of ``size`` in an image of ``shape``, as :func:`blend` visits them."""
-    return list(product(*([where for where, _ in shares(n, s)] for n, s in zip(shape, size, strict=True))))
-
-
-def blend(render: Render, x: Tensor, size: Sequence[int], outs: Sequence[Tensor]) -> None:
+def blend(render: Render, x: Tensor, size: Sequence[int], outs: Sequence[Tensor], overlap: float = OVERLAP) -> None:
     """Render ``x`` ``(N, C, ...)`` in windows of ``size`` and blend them in float32.
 
     Args:
@@ -52,10 +47,11 @@ def blend(render: Render, x: Tensor, size: Sequence[int], outs: Sequence[Tensor]
         x: content; it may be a view.
         size: of the windows, one number per spatial axis; a longer one than the axis is cut.
         outs: ``(N, K, ...)`` images that are filled; they may be views.
+        overlap: least share of a window that its neighbour renders too.
     """
     for out in outs:
         out.zero_()
-    for window in product(*(shares(n, s) for n, s in zip(x.shape[2:], size, strict=True))):
+    for window in product(*(shares(n, s, overlap) for n, s in zip(x.shape[2:], size, strict=True))):
         place = (slice(None), slice(None), *(where for where, _ in window))
         for out, image in zip(outs, render(x[place]), strict=True):
             part = image

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import zoom
 from torch import nn
 
 from medstyle.inference import translate
@@ -60,11 +61,11 @@ def test_memory_follows_slowly():
 def test_a_large_picture_in_windows_looks_as_in_one_piece(monkeypatch):
     """Dark at the left, bright at the right: windows of their own statistics would even that out."""
     rng = np.random.default_rng(0)
-    coarse = rng.random((12, 12, 3)).repeat(16, 0).repeat(16, 1) * np.linspace(0.2, 1, 192)[:, None]
+    coarse = zoom(rng.random((12, 12, 3)), (16, 16, 1), order=1) * np.linspace(0.2, 1, 192)[:, None]
     pixels = np.rint(255 * coarse).astype(np.uint8)
     translator = make_translator(("photo", "painting"), size=[64, 64])
     whole = translate.translate_picture(pixels, translator).image.astype(float)
-    monkeypatch.setattr(translate, "WHOLE", 1000)
+    monkeypatch.setattr(translate, "WHOLE", 16000)
     monkeypatch.setattr(translate, "WINDOW", 64)
     shared = translate.translate_picture(pixels, translator).image
     monkeypatch.setattr(translate, "Statistics", lambda networks: Statistics([]))
