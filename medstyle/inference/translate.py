@@ -35,6 +35,7 @@ CHUNK = {
 }  # pixels at once; more than a CPU's cache holds is slower (docs/benchmarks.md)
 WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
 WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
+SHARED = 0.25  # overlap of windows that share statistics: they differ near their edges alone
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
 
 Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
@@ -371,9 +372,10 @@ def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence
         return
     statistics = Statistics(one.generator for one in translator.members)
     with statistics.gather():
-        render(F.interpolate(x, scale_factor=scale, mode="bilinear", antialias=True))
+        small = [max(min(n, 64), round(n * scale)) for n in x.shape[2:]]
+        render(F.interpolate(x, small, mode="bilinear", antialias=True))
     with statistics.share():
-        blend(render, x, window, parts, overlap=0.25)  # they differ near their edges alone
+        blend(render, x, window, parts, SHARED)
 
 
 def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:

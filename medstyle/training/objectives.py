@@ -73,7 +73,7 @@ class Objective:
     def __post_init__(self) -> None:
         if self.kind not in RECIPES:
             raise UserError(f"objective.kind: {self.kind!r} is none of {', '.join(RECIPES)}")
-        known = EVERY | RECIPES[self.kind].weights
+        known = RECIPES[self.kind].weights | EVERY
         if unknown := sorted(set(self.weights) - set(known)):
             raise UserError(f"objective.weights: {self.kind} has no term {unknown[0]!r}; it has {', '.join(known)}")
         if self.adversarial not in ADVERSARIAL:
@@ -158,6 +158,7 @@ class Recipe(ABC):
         conditional: whether the discriminator sees the source beside the image.
         directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every pair of the domains.
         several_contrasts: whether further images of the subject may enter beside the source.
+        dimensions: for which it is made.
     """
 
     weights: ClassVar[dict[str, float]] = {}
@@ -165,6 +166,7 @@ class Recipe(ABC):
     conditional: ClassVar[bool] = False
     directions: ClassVar[str] = "one"
     several_contrasts: ClassVar[bool] = False
+    dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         """Build the players.
@@ -177,6 +179,8 @@ class Recipe(ABC):
         """
         self.networks, self.settings = networks, settings
         self.weights_now = {**EVERY, **self.weights, **settings.weights}
+        if networks.dimensions not in self.dimensions:
+            raise UserError(f"network.dimensions: {settings.kind} is for {self.dimensions[0]}")
         if self.weights_now["temporal"] and networks.dimensions == 3:
             raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
         self.see, self.channels = channels
@@ -567,14 +571,12 @@ class Exemplar(MultiDomain):
         "adversarial": 0.2, "r1": 0.02, "texture": 5.0, "own": 2.0, "style": 1.0, "contrastive": 1.0,
     }  # fmt: skip
     directions = "one"
+    dimensions = (2,)
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)
-        if "reference" not in networks.style.sources or networks.dimensions == 3:
-            raise UserError(
-                "network.style: exemplar takes styles from pictures; set it to [reference], dimensions to 2"
-            )
-        self.texture = Texture(self.channels)
+        if "reference" not in networks.style.sources:
+            raise UserError("network.style: exemplar takes styles from pictures; add reference")
 
     def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
         terms = super()._generate(batch, played, wanted)

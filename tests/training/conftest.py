@@ -26,6 +26,7 @@ NEEDS = {
     "unpaired_contrastive": {},
     "unpaired_cycle": {},
     "multi_domain": {"domains": ["mr_flair"], "architecture": {"style": ("domain", "latent", "reference")}},
+    "exemplar": {"architecture": {"style": ("domain", "reference")}},
     "harmonization": {"domains": ["mr_flair"], "architecture": {"residual": True}},
 }
 MAPS = {"mr_t1": lambda x: x, "mr_t2": lambda x: -x, "mr_flair": lambda x: 2 * np.abs(x) - 1}

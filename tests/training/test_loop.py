@@ -23,7 +23,7 @@ from tests.conftest import ROOT
 from tests.training.conftest import NEEDS, make_store, train
 from tests.training.processes import fork
 
-DIMENSIONS = [(kind, dims) for kind in RECIPES for dims in (2, 3)]
+DIMENSIONS = [(kind, dims) for kind, recipe in RECIPES.items() for dims in recipe.dimensions]
 
 
 def weights(members):
@@ -41,6 +41,8 @@ class Killed(Exception):
 @pytest.mark.parametrize(("kind", "dims"), DIMENSIONS)
 def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
     settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "keep": "best", "steps": 6, "validate_every": 2}
+    if dims == 2:
+        settings["objective"] = {"weights": {"temporal": 1.0}}
     straight, curve = train(store, tmp_path / "a", kind, **settings)
     resumed = []
 
@@ -162,6 +164,10 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", "unpaired_contrastive", architecture={"generator": "unet"})
     with pytest.raises(UserError, match="set it to true"):
         train(store, tmp_path / "a", "harmonization", architecture={"residual": False})
+    with pytest.raises(UserError, match="exemplar is for 2"):
+        train(store, tmp_path / "a", "exemplar", architecture={"dimensions": 3})
+    with pytest.raises(UserError, match=r"weights\.temporal: is for two dimensions"):
+        train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
 

@@ -3,7 +3,7 @@ import torch
 
 from medstyle.networks.registrar import Registrar
 from medstyle.networks.translator import Architecture, Networks
-from medstyle.training.objectives import RECIPES, Objective, fade, ramp
+from medstyle.training.objectives import EVERY, RECIPES, Objective, fade, ramp
 from tests.training.conftest import NEEDS, train
 
 
@@ -17,13 +17,14 @@ def test_schedules_at_known_points():
 @pytest.mark.parametrize("kind", RECIPES)
 def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
     """Each term of a recipe appears in the curves with its default weight, and not with the weight 0."""
-    weights = {name: value or 1.0 for name, value in RECIPES[kind].weights.items() if name != "perceptual"}
+    every = RECIPES[kind].weights | EVERY
+    weights = {name: value or 1.0 for name, value in every.items() if name != "perceptual"}
     objective = {"weights": weights}
     _, curve = train(store, tmp_path / "all", kind, steps=8, log_every=1, objective=objective)
     seen = {name.rpartition("/")[2] for row in curve for name in row}
     missing = set(weights) - seen - {"r1"}
-    # harmonization has styles of domains only: nothing to find again, nothing to vary
-    assert missing <= ({"style", "diversity"} if kind == "harmonization" else set())
+    # without styles of references there is nothing to find again, without those of latents nothing to vary
+    assert missing <= {"harmonization": {"style", "diversity"}, "exemplar": {"diversity"}}.get(kind, set())
     optional = [name for name in weights if name not in ("adversarial", "r1", "l1", "spread", "smooth")]
     off = {"weights": {**weights, **dict.fromkeys(optional, 0.0)}}
     _, curve = train(store, tmp_path / "few", kind, steps=2, log_every=1, objective=off)
@@ -68,7 +69,9 @@ def test_styles_are_those_of_their_domains(store, tmp_path):
 
 @pytest.mark.parametrize("kind", [kind for kind in NEEDS if "domains" not in NEEDS[kind]])
 def test_the_critic_sees_the_source_only_where_pairs_are_aligned(kind):
-    networks = Networks(Architecture(widths=(4, 6), bottleneck_blocks=1), ["mr_t1", "mr_t2"])
-    recipe = RECIPES[kind](networks, Objective(kind=kind, discriminator_width=4), (1, 1), 2)
+    architecture = Architecture(widths=(4, 6), bottleneck_blocks=1, **NEEDS[kind].get("architecture", {}))
+    recipe = RECIPES[kind](
+        Networks(architecture, ["mr_t1", "mr_t2"]), Objective(kind=kind, discriminator_width=4), (1, 1), 2
+    )
     first = recipe.discriminator.scales[0].initial_conv.conv
     assert first.weight.shape[1] == (2 if kind == "paired" else 1)
