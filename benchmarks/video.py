@@ -26,7 +26,7 @@ from quality import ROOT, SHARED
 from medstyle.evaluation.baselines import PICTURE_METHODS
 from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.video import MEASURES, measure_clip
-from medstyle.imaging.picture import from_unit
+from medstyle.imaging.picture import from_unit, write_picture
 from medstyle.imaging.store import SliceStore
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference.files import translate_path
@@ -35,7 +35,8 @@ from medstyle.networks.translator import Translator
 
 STEADY = 0.8  # as `medstyle translate` has it
 CLASSICAL = ("histogram_matching", "whitening_colouring")
-SIZES = {"480p": (854, 480), "1080p": (1920, 1080), "4K": (3840, 2160)}
+PICTURE = "a picture of 24 megapixels"
+SIZES = {"480p": (854, 480), "1080p": (1920, 1080), "4K": (3840, 2160), PICTURE: (6000, 4000)}
 
 
 def main() -> None:
@@ -114,13 +115,18 @@ def speed(clip: Path, model: Path, frames: int, threads: int) -> None:
     print("| size | frames/s | peak MiB |\n|---|---|---|")
     for name, size in SIZES.items():
         with tempfile.TemporaryDirectory() as folder:
-            large = Path(folder) / "in.mp4"
-            with VideoWriter(large, clip, sound=False) as writer:
-                for number, frame in enumerate(source(clip, frames)):
-                    writer.write(Frame(np.asarray(Image.fromarray(frame.pixels).resize(size)), Fraction(number, 25)))
+            film = name != PICTURE
+            large = Path(folder) / ("in.mp4" if film else "in.jpg")
+            shown = (np.asarray(Image.fromarray(frame.pixels).resize(size)) for frame in source(clip, frames))
+            if film:
+                with VideoWriter(large, clip, sound=False) as writer:
+                    for number, pixels in enumerate(shown):
+                        writer.write(Frame(pixels, Fraction(number, 25)))
+            else:
+                write_picture(large, next(shown))
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                seconds, peak = pool.apply(_translate, (large, Path(folder) / "out.mp4", model, threads))
-        print(f"| {name} | {frames / seconds:.2f} | {peak:.0f} |", flush=True)
+                seconds, peak = pool.apply(_translate, (large, large.with_stem("out"), model, threads))
+        print(f"| {name} | {(frames if film else 1) / seconds:.3f} | {peak:.0f} |", flush=True)
 
 
 def _translate(path: Path, out: Path, model: Path, threads: int) -> tuple[float, float]:

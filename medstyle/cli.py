@@ -243,6 +243,9 @@ def translate(
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them as they are, 1 is the whole style.")] = 1.0,
     keep_colour: Annotated[bool, typer.Option(help="Pictures: keep their colours, take the lightness.")] = False,
+    size: Annotated[
+        int | None, typer.Option(help="Pictures: shorter side at which they are painted; smaller is a broader brush.")
+    ] = None,
     mask: Annotated[
         Path | None, typer.Option(help="Pictures: a picture, white where the style goes, black where nothing changes.")
     ] = None,
@@ -267,7 +270,7 @@ def translate(
     weights = weight or [1.0] * len(style or [])
     if len(weights) != len(style or []):
         raise UserError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
-    look = Look(strength, keep_colour, sharpen, upscale, read_mask(mask) if mask else None, steady)
+    look = Look(strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, steady)
     if method is not None:
         _classical(source, out, style or [], method, look)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -63,6 +64,8 @@ class Look:
     Attributes:
         strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
         keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
+        size: shorter side, pixels, at which the picture is painted; the change is enlarged and added to the picture, so
+            that strokes become larger and details stay. None: its own size.
         mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
         steady: frames of a video: share of what the frame before showed, where it is found again; see :class:`Shot`.
         sharpen: in [0, 1], how strongly edges are raised.
@@ -73,6 +76,7 @@ class Look:
     keep_colour: bool = False
     sharpen: float = 0.0
     upscale: int = 1
+    size: int | None = None
     mask: NDArray[np.float32] | None = field(default=None, compare=False)
     steady: float = 0.0
 
@@ -83,6 +87,8 @@ class Look:
             raise UserError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
         if not 1 <= self.upscale <= 4:
             raise UserError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
+        if self.size is not None and self.size < 32:
+            raise UserError(f"size: must be at least 32 pixels, got {self.size}")
 
     @property
     def whole(self) -> bool:
@@ -295,9 +301,19 @@ def translate_frames(
     for pixels in frames:
         slices = picture_slices(over_white(pixels), domain, settings)
         with shot.frame(over_white(pixels)) as join:
-            made = synthesise(translator, slices, target, style=style)
+            made = _painted(translator, slices, target, style, look.size)
         image = look.applied(pixels, join(slices_picture(made, target, pixels.dtype)))
         yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
+
+
+def _painted(translator: Translator, x: Tensor, target: str, style: list[Tensor], size: int | None) -> Tensor:
+    """Render a picture ``(1, C, H, W)`` at a shorter side of ``size``, and add the change, enlarged, to the picture."""
+    scale = (size or math.inf) / min(x.shape[2:])
+    if scale >= 1:
+        return synthesise(translator, x, target, style=style)
+    small = F.interpolate(x, [round(n * scale) for n in x.shape[2:]], mode="bilinear", antialias=True)
+    change = synthesise(translator, small, target, style=style) - small
+    return (x + F.interpolate(change, x.shape[2:], mode="bicubic")).clamp(-1, 1)
 
 
 @torch.inference_mode()

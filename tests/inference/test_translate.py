@@ -310,6 +310,28 @@ def test_a_look_is_mixed_from_nothing_to_all(rng):
         Look(1.5)
 
 
+def test_a_picture_is_painted_at_a_size_and_keeps_its_details(rng):
+    """What the network changes is enlarged; what it leaves is there in every detail."""
+    from medstyle.inference.translate import Look
+
+    fine = rng.integers(60, 160, (90, 120, 3)).astype(np.uint8)
+    brighter = make_translator(("photo", "painting"), generator=Plain(lambda x: x + 0.2))
+    made = translate_picture(fine, brighter, look=Look(size=32)).image
+    np.testing.assert_allclose(made, fine + 0.2 * 127.5, atol=1)
+    striped = make_translator(
+        ("photo", "painting"), generator=Plain(lambda x: x + 0.2 * (-1) ** torch.arange(x.shape[3]))
+    )
+    columns = {
+        size: translate_picture(np.full_like(fine, 100), striped, look=Look(size=size)).image.mean((0, 2)).astype(float)
+        for size in (None, 45)
+    }
+    period = {size: np.abs(np.fft.rfft(values - values.mean())).argmax() for size, values in columns.items()}
+    assert period[None] == 60, "stripes of a pixel"
+    assert period[45] == 30, "of two pixels, where it is painted at half the size"
+    with pytest.raises(UserError, match="size: must be at least 32"):
+        Look(size=8)
+
+
 LOOKS = [{}, {"strength": 0.7}, {"keep_colour": True}, {"steady": 0.8}, {"mask": np.full((2, 2), 0.5, np.float32)}]
 
 
