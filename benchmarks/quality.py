@@ -155,7 +155,7 @@ def table(name: str, runs: list[Path]) -> None:
     """Print a job's result in Markdown."""
     metrics = [json.loads((run / "reports/metrics.json").read_text()) for run in runs]
     reference = metrics[0]["reference"]
-    headline = [m for m in metrics[0]["measures"] if m in metrics[0]["headline"] or m == "structure"]
+    headline = [m for m in metrics[0]["measures"] if m in (*metrics[0]["headline"], "style_distance", "structure")]
     scores: dict[str, dict[str, dict[str, list[float]]]] = defaultdict(lambda: defaultdict(lambda: defaultdict(list)))
     for run in runs:
         for row in csv.DictReader((run / "reports/subjects.csv").read_text().splitlines()):

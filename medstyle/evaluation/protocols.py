@@ -299,7 +299,7 @@ PROTOCOLS: dict[str, Protocol] = {
         False,
         "scaled",
         {"style_distance": "lower", "colour_distance": "lower", "texture_distance": "lower", "structure": "higher"},
-        ("style_distance", "texture_distance"),
+        ("texture_distance",),  # a histogram takes the colours, and with them most of the style distance
         unpaired,
     ),
     "unpaired_scans": Protocol(
