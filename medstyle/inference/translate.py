@@ -78,7 +78,7 @@ class Look:
     upscale: int = 1
     size: int | None = None
     mask: NDArray[np.float32] | None = field(default=None, compare=False)
-    steady: float = 0.0
+    steady: float = 0.8
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -93,7 +93,7 @@ class Look:
     @property
     def whole(self) -> bool:
         """Tell whether the output is the network's as it is."""
-        return replace(self, steady=0.0) == FULL and self.mask is None
+        return replace(self, steady=FULL.steady) == FULL and self.mask is None
 
     def applied(self, source: Pixels, made: Pixels) -> Pixels:
         """Mix and finish RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
@@ -290,8 +290,8 @@ def translate_frames(
 ) -> Iterator[Translation]:
     """Render pictures one after the other in one style, as :func:`translate_picture` does each.
 
-    With ``look.steady`` they are the frames of a video; ``shot`` goes on with one that was begun before. ``style``, of
-    :func:`style_of`, stands for reference and seed.
+    They are the frames of a video unless ``look.steady`` is 0; ``shot`` goes on with one that was begun before.
+    ``style``, of :func:`style_of`, stands for reference and seed.
     """
     target, domain = target or translator.config.target, domain or translator.config.source
     translator.index(domain)
