@@ -244,8 +244,8 @@ def _alone(client: Any) -> Iterator[None]:
         try:
             client.create_registered_model(LOCK)
             break
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        except MlflowException as error:  # the second, where it was given back while MLflow looked at it
+            if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                 raise
         with suppress(MlflowException):  # it was given back in between
             now = client.get_registered_model(LOCK).creation_timestamp
