@@ -141,10 +141,7 @@ addEventListener("load", async () => {
     seen.lengths.push(video.duration);
   }
   seen.faults = faults;
-  const out = document.createElement("pre");
-  out.id = "seen";
-  out.textContent = JSON.stringify(seen);
-  document.body.append(out);
+  tell(seen);
 });
 </script>
 """

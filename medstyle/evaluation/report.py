@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.imaging.picture import from_unit
 from medstyle.imaging.video import Frame, VideoWriter
 
 
@@ -79,30 +80,34 @@ def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
 
     Slices with a side above ``most_px`` are shrunk.
     """
-    import io
-
     from PIL import Image
 
     scale = min(1.0, most_px / max(images.shape[1:]))
     height, width = (max(1, round(n * scale)) for n in images.shape[1:])
     levels = np.rint(255 * np.clip(images, 0, 1)).astype(np.uint8)
     small = [np.asarray(Image.fromarray(one).resize((width, height), Image.Resampling.BOX)) for one in levels]
-    file = io.BytesIO()
-    Image.fromarray(np.concatenate(small)).save(file, "WEBP", quality=90)
-    data = f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return {"data": data, "width": width, "height": height, "count": len(small)}
+    return {
+        "data": _webp(Image.fromarray(np.concatenate(small)), 90),
+        "width": width,
+        "height": height,
+        "count": len(small),
+    }
 
 
 def picture_data(picture: NDArray, most_px: int = 512) -> str:
     """Return a picture ``(H, W, 3)`` in [0, 1] for the page: WebP, at most so many pixels a side."""
-    import io
-
     from PIL import Image
 
-    image = Image.fromarray(np.rint(255 * np.clip(picture, 0, 1)).astype(np.uint8))
+    image = Image.fromarray(from_unit(picture, np.uint8))
     image.thumbnail((most_px, most_px))
+    return _webp(image, 85)
+
+
+def _webp(image: Any, quality: int) -> str:
+    import io
+
     file = io.BytesIO()
-    image.save(file, "WEBP", quality=85)
+    image.save(file, "WEBP", quality=quality)
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

@@ -37,7 +37,8 @@ class Statistics:
         """Take the mean over all images that are rendered meanwhile; each is normalised by itself."""
         seen = [0] * len(self.layers)
 
-        def note(number: int, own: Tensor) -> None:
+        def note(number: int, x: Tensor) -> None:
+            own = _moments(x)
             seen[number] += 1
             self.held[number] = own if seen[number] == 1 else self.held[number].lerp(own, 1 / seen[number])
 
@@ -48,8 +49,11 @@ class Statistics:
     def share(self, memory: float = 1.0) -> Iterator[None]:
         """Normalise by what is held, of which each image first replaces the share ``1 - memory`` by its own."""
 
-        def note(number: int, own: Tensor) -> None:
-            self.held[number] = own.lerp(self.held[number], memory) if number in self.held else own
+        def note(number: int, x: Tensor) -> None:
+            if number not in self.held:
+                self.held[number] = _moments(x)
+            elif memory < 1:  # else nothing of its own counts, and need not be computed
+                self.held[number] = _moments(x).lerp(self.held[number], memory)
 
         with self._hooked(note, apply=True):
             yield
@@ -63,8 +67,7 @@ class Statistics:
                     layer: nn.Module, inputs: tuple[Tensor], output: Tensor, number: int = number
                 ) -> Tensor | None:
                     x = inputs[0].float()
-                    axes = [0, *range(2, x.ndim)]
-                    note(number, torch.stack([x.mean(axes), x.square().mean(axes)]))
+                    note(number, x)
                     return self._normalised(number, layer, x).to(output.dtype) if apply else None
 
                 handle = layer.register_forward_hook(hook)
@@ -78,3 +81,9 @@ class Statistics:
             weight, bias = (one.view_as(mean) for one in (layer.weight, layer.bias))  # type: ignore[operator]
             y = y * weight + bias
         return y
+
+
+def _moments(x: Tensor) -> Tensor:
+    """Return the mean and the mean square of each channel of ``(N, C, ...)``, ``(2, C)``."""
+    axes = [0, *range(2, x.ndim)]
+    return torch.stack([x.mean(axes), x.square().mean(axes)])

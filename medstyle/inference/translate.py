@@ -299,8 +299,9 @@ def translate_frames(
     shot = shot or Shot(translator, look.steady)
     settings = parse(Preparation, translator.config.preparation, "translator preparation")
     for pixels in frames:
-        slices = picture_slices(over_white(pixels), domain, settings)
-        with shot.frame(over_white(pixels)) as join:
+        opaque = over_white(pixels)
+        slices = picture_slices(opaque, domain, settings)
+        with shot.frame(opaque) as join:
             made = _painted(translator, slices, target, style, look.size)
         image = look.applied(pixels, join(slices_picture(made, target, pixels.dtype)))
         yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))

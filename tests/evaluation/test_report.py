@@ -42,21 +42,29 @@ const set = (id, value, kind) => {
   seen.number = document.getElementById("number").value;
   seen.requests = performance.getEntriesByType("resource").map(e => e.name).filter(n => !n.startsWith("data:"));
   seen.faults = faults;
-  const out = document.createElement("pre");
-  out.id = "seen";
-  out.textContent = JSON.stringify(seen);
-  document.body.append(out);
+  tell(seen);
 })();
 </script>
 """
 
 
+TELL = """
+<script>
+const tell = seen => {
+  const out = document.createElement("pre");
+  out.id = "seen";
+  out.textContent = JSON.stringify(seen);
+  document.body.append(out);
+};
+</script>
+"""
+
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 
 
 def browse(page, script, folder):
-    """Open a page with a script in it, in a browser; returns what the script wrote into ``#seen``."""
-    (folder / "page.html").write_text(page.replace("</head>", f"{script}</head>", 1))
+    """Open a page with a script in it, in a browser; returns what the script tells with ``tell(seen)``."""
+    (folder / "page.html").write_text(page.replace("</head>", f"{TELL}{script}</head>", 1))
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
         f"--user-data-dir={folder / 'profile'}", "--virtual-time-budget=20000", "--dump-dom",
