@@ -1,22 +1,33 @@
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, TINY, write_params
+from medstyle.cli import main
+from tests.conftest import TINY, write_params
 
-ENV = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "NO_COLOR": "1"}
 
+@pytest.fixture
+def medstyle(monkeypatch, capfd):
+    """Call the command line in this process: another one would import for seconds before it does anything."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
 
-def medstyle(*arguments, cwd):
-    command = [sys.executable, "-c", "from medstyle.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=ENV, capture_output=True, text=True, check=False)
+    def call(*arguments, cwd):
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["medstyle", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return subprocess.CompletedProcess(sys.argv, end.value.code, *capfd.readouterr())
+
+    return call
 
 
 def commands():
@@ -26,13 +37,13 @@ def commands():
 
 
 @pytest.mark.parametrize("name", commands())
-def test_every_command_has_help(name, tmp_path):
+def test_every_command_has_help(medstyle, name, tmp_path):
     done = medstyle(name, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert len(done.stdout.split("Usage:")[1].splitlines()) > 3
 
 
-def test_two_models_are_compared_on_the_same_subjects(run, tmp_path):
+def test_two_models_are_compared_on_the_same_subjects(medstyle, run, tmp_path):
     from medstyle.evaluation.protocols import PROTOCOLS
     from tests.inference.conftest import make_translator
 
@@ -48,7 +59,7 @@ def test_two_models_are_compared_on_the_same_subjects(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in run.root.rglob("*")} == before
 
 
-def test_a_classical_method_needs_no_model(tmp_path):
+def test_a_classical_method_needs_no_model(medstyle, tmp_path):
     import numpy as np
 
     from medstyle.imaging.picture import read_picture, write_picture
@@ -90,7 +101,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(medstyle, name, tmp_path):
     arguments, message = BAD[name]
     (tmp_path / "raw").mkdir()
     if name != "no params file":
@@ -104,7 +115,7 @@ def test_bad_input_is_one_line_and_exit_code_2(name, tmp_path):
     assert message in last
 
 
-def test_inspect_names_domains_as_ingest_does(tmp_path):
+def test_inspect_names_domains_as_ingest_does(medstyle, tmp_path):
     """By the path below the source, and by labels."""
     from PIL import Image
 
@@ -119,7 +130,7 @@ def test_inspect_names_domains_as_ingest_does(tmp_path):
     assert [one["domain"] for one in json.loads(done.stdout)["volumes"]] == ["painting", "photo", None]
 
 
-def test_inspect_prints_the_contract(run):
+def test_inspect_prints_the_contract(medstyle, run):
     done = medstyle("inspect", run.study, "--json", cwd=run.root)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -135,7 +146,7 @@ def test_inspect_prints_the_contract(run):
     assert "16 files used, 0 not" in table
 
 
-def test_translate_prints_what_it_made(run, tmp_path):
+def test_translate_prints_what_it_made(medstyle, run, tmp_path):
     arguments = ["translate", run.study, tmp_path / "out", "--model", run.translator]
     done = medstyle(*arguments, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -148,11 +159,13 @@ def test_translate_prints_what_it_made(run, tmp_path):
 
 
 def test_messages_hold_no_patient_names(run, tmp_path):
-    done = medstyle("inspect", run.study, cwd=tmp_path)
+    command = [Path(sys.executable).with_name("medstyle"), "inspect", run.study]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "mr_t1" in done.stdout
     assert not re.search(r"Phantom\^", done.stdout + done.stderr)
 
 
-def test_export_writes_one_file_for_other_runtimes(run, tmp_path):
+def test_export_writes_one_file_for_other_runtimes(medstyle, run, tmp_path):
     done = medstyle("export", run.translator, "model.ts", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "multiples of 4" in done.stdout
@@ -162,7 +175,7 @@ def test_export_writes_one_file_for_other_runtimes(run, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_divides_each_batch_among_processes(run, tmp_path):
+def test_train_divides_each_batch_among_processes(medstyle, run, tmp_path):
     shutil.copytree(run.root / "data/slices", tmp_path / "data/slices")
     write_params(tmp_path, {"train": {**TINY["train"], "training": {**TINY["train"]["training"], "processes": 2}}})
     done = medstyle("train", cwd=tmp_path)
@@ -174,7 +187,7 @@ def test_train_divides_each_batch_among_processes(run, tmp_path):
         torch.testing.assert_close(two[name], value, atol=1e-3, rtol=1e-2)
 
 
-def test_an_unexpected_error_shows_where_but_not_what(run, tmp_path):
+def test_an_unexpected_error_shows_where_but_not_what(medstyle, run, tmp_path):
     """Its text may quote a header or, as here, a path."""
     folder = tmp_path / "in/DOE_JOHN"
     folder.mkdir(parents=True)
