@@ -25,6 +25,15 @@ VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 VOLUME_VOXELS = 1 << 31
 ORIENTATION_TOLERANCE_MM = 0.5
 
+# flags of an image that is sound and yet may not be what it seems -> code and reason
+DOUBTS = {
+    "SYNTHETIC": ("E_SYNTHETIC", "a model made it, so it shows what that model knew"),
+    "INCOMPLETE": (
+        "E_INCOMPLETE",
+        "images of this series are damaged, or missing beside its other volumes",
+    ),
+}
+
 Kind = Literal["volume", "4d", "image", "video", "refused"]
 Source = Literal["dicom", "volume", "picture", "video"]
 
@@ -50,6 +59,7 @@ class Item:
         shape: ``(D, H, W)``; D counts the frames of a video (0 where unknown).
         affine: ``(4, 4)`` LPS, mm; None where the geometry is unknown.
         attributes: what domain rules may match. Free text from headers: never print or store it.
+        flags: as in :class:`medstyle.imaging.dicom.scan.Series`.
         series: the DICOM series behind it.
     """
 
@@ -61,7 +71,14 @@ class Item:
     shape: tuple[int, int, int] = (0, 0, 0)
     affine: NDArray[np.float64] | None = None
     attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    flags: frozenset[str] = frozenset()
     series: Series | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, series: Series) -> Item:
+        """Wrap a DICOM series."""
+        s = series
+        return cls("dicom", s.kind, s.code, s.reason, s.files, s.shape, s.affine, s.attributes, s.flags, s)
 
     @property
     def key(self) -> str:
@@ -80,6 +97,21 @@ class Item:
     def usable(self) -> bool:
         """True where it may be loaded without a person's word."""
         return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+
+    def doubts(self) -> list[Refusal]:
+        """Return why it may not be used for training: its own code, then what its flags say."""
+        own = [] if self.usable else [Refusal(self.code, self.reason)]
+        return own + [
+            Refusal(code, f"{reason}; restore the original, or say ingest.allow: [{code}]")
+            for flag, (code, reason) in DOUBTS.items()
+            if flag in self.flags
+        ]
+
+    def at(self, time_point: int) -> Item:
+        """Return one time point of a ``4d`` series; :class:`Refusal` if it has not that many."""
+        if self.series is None:
+            raise Refusal(self.code, self.reason)
+        return Item.of(self.series.volume(time_point))
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -145,7 +177,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
         "domain": name,
         "kind": item.kind,
         "code": code,
-        "reason": reason,
+        "reason": "; ".join(filter(None, (reason, ", ".join(sorted(item.flags))))),
         "shape": list(item.shape),
         "spacing_mm": item.spacing_mm and list(item.spacing_mm),
         "affine": None if item.affine is None else item.affine.tolist(),
@@ -181,9 +213,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
         files.append(File(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
     files += [File(f.path, f.verdict, f.code, f.reason) for f in found.files]
-    items += [
-        Item("dicom", s.kind, s.code, s.reason, s.files, s.shape, s.affine, s.attributes, s) for s in found.series
-    ]
+    items += [Item.of(series) for series in found.series]
     return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
 
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from medstyle.errors import UserError
 
 SPLITS = ("train", "validation", "test")
+SESSION = "_ses-"  # between the key of a person and that of a session
 
 
 class Row(NamedTuple):
@@ -105,6 +106,11 @@ def near_duplicates(images: NDArray[np.float32], limit: float, chunk: int = 1024
         for i, j in np.argwhere(images[start : start + chunk] @ images.T > limit):
             if start + i < j:
                 yield int(start + i), int(j)
+
+
+def person_of(subject: str) -> str:
+    """Return the key of the person whose session a subject is: a person stays on one side of a split."""
+    return subject.partition(SESSION)[0]
 
 
 def split_subjects(subjects: Sequence[str], shares: tuple[float, float], seed: int) -> dict[str, str]:

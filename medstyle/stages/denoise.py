@@ -22,7 +22,7 @@ from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture
-from medstyle.imaging.store import Row, near_duplicates, split_subjects, write_rows
+from medstyle.imaging.store import Row, near_duplicates, person_of, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.params import params
 from medstyle.transforms.prepare import Preparation, frame_picture, picture_slices, prepare
@@ -201,23 +201,26 @@ def _move(block: _Block, landmarks: tuple[float, ...]) -> _Block:
 
 
 def _split(subjects: Mapping[str, Mapping[str, Any]], params: Params) -> dict[str, str]:
-    """Split subjects; where every subject has one domain only (unpaired pictures), each domain is split alike."""
-    held = [name if name in subjects else subject_key(name) for name in params.test_subjects]
-    if absent := [str(number) for number, key in enumerate(held, 1) if key not in subjects]:
+    """Split by person; where everyone has one domain only (unpaired pictures), each domain is split alike."""
+    people: dict[str, set[str]] = defaultdict(set)
+    for subject, images in subjects.items():
+        people[person_of(subject)].update(images)
+    held = [person_of(name) if person_of(name) in people else subject_key(name) for name in params.test_subjects]
+    if absent := [str(number) for number, key in enumerate(held, 1) if key not in people]:
         raise UserError(
             f"denoise.test_subjects: no subject fits number {', '.join(absent)} of the list; take keys from "
             "data/scans/manifest.json; for names MEDSTYLE_SECRET must be what it was at ingest"
         )
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for subject, images in subjects.items():
-        kinds[tuple(sorted(images))].append(subject)
+    for person, domains in people.items():
+        kinds[tuple(sorted(domains))].append(person)
     single = all(len(kind) == 1 for kind in kinds)
-    groups = list(kinds.values()) if single else [list(subjects)]
+    groups = list(kinds.values()) if single else [list(people)]
     shares = (params.validation, 0.0 if held else params.test)
     splits = dict.fromkeys(held, "test")
     for group in groups:
         splits.update(split_subjects([key for key in group if key not in held], shares, params.seed))
-    return dict(sorted(splits.items()))
+    return {subject: splits[person_of(subject)] for subject in sorted(subjects)}
 
 
 def thumbnail(stored: torch.Tensor) -> NDArray[np.float32]:

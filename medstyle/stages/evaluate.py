@@ -50,7 +50,7 @@ from medstyle.imaging.inventory import VIDEO_SUFFIXES
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import from_unit, read_picture, to_unit
 from medstyle.imaging.progress import track
-from medstyle.imaging.store import SliceStore
+from medstyle.imaging.store import SliceStore, person_of
 from medstyle.imaging.video import Frame, read_frames
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.translate import Look, prepare_source, translate_frames, translate_picture, translate_prepared
@@ -127,7 +127,9 @@ def run(
     if protocol.unit == "HU" and DOMAINS[config.target].unit != "HU":
         raise UserError(f"evaluate.protocol: {params.protocol} measures CT numbers; {config.target} has none")
     needed = {config.source, *config.contrasts, *([config.target] if protocol.paired else [])}
-    subjects = [s for s in store.subjects("test") if needed <= store.domains_of(s)]
+    complete = [s for s in store.subjects("test") if needed <= store.domains_of(s)]
+    # the person is the unit of every statistic: of several sessions the first
+    subjects = list({person_of(subject): subject for subject in reversed(complete)}.values())[::-1]
     if not subjects:
         remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
         raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")

@@ -19,18 +19,20 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
-from medstyle.imaging.inventory import Inventory, Item, inventory
+from medstyle.imaging.inventory import DOUBTS, Inventory, Item, inventory
 from medstyle.imaging.labels import Labels, read_labels
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture, thumbnail, write_picture
 from medstyle.imaging.rules import Rule, domain_of
-from medstyle.imaging.store import near_duplicates
+from medstyle.imaging.sessions import BIDS_SUBJECT, sessions
+from medstyle.imaging.store import near_duplicates, person_of
 from medstyle.imaging.volume import Volume, read_volume, write_volume
 from medstyle.params import params
 from medstyle.transforms.degrade import Degradation
 
 TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
+OVERRULED = {"E_BURNED_IN", *(code for code, _ in DOUBTS.values())}
 
 
 @params
@@ -42,7 +44,8 @@ class Params:
     rules: tuple[Rule, ...] = ()
     """First rule that matches names the domain; what matches none is reported and left out."""
     subject: str | None = None
-    """Regular expression that finds the subject in a file's path; default: PatientID, folder, or the picture itself."""
+    """Regular expression that finds the person in a file's path; default: PatientID, what the path calls `sub-...`
+    (BIDS), the folder, or the picture itself. Studies of one person that hold the same domains are sessions."""
     labels: str | None = None
     """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
     column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
@@ -51,6 +54,11 @@ class Params:
     """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
     tilt: Literal["straighten", "refuse"] = "straighten"
     """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
+    time_point: int | None = None
+    """DICOM series of several images at each position (4-D): refuse, or take this time point; the first is 0."""
+    allow: tuple[str, ...] = ()
+    """Codes that a person has looked into and overrules, among `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`; the
+    manifest and the log say where that was needed."""
     min_pixels: int = 1
     """Pictures whose shorter side has fewer pixels are refused."""
     duplicates: Literal["refuse", "keep"] = "refuse"
@@ -65,6 +73,8 @@ class Params:
     def __post_init__(self) -> None:
         if not self.rules:
             raise UserError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
+        if unknown := sorted(set(self.allow) - OVERRULED):
+            raise UserError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
         try:
             re.compile(self.subject or "")
         except re.error as error:
@@ -88,13 +98,20 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     scratch = out.with_name(f".part-{out.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    places: dict[_Place, list[Item]] = {}
+    people: dict[str, list[tuple[str, Item]]] = defaultdict(list)
     refused: list[dict[str, object]] = []
     for item in found.volumes:
         try:
-            places.setdefault(_place(item, params, source, labels), []).append(item)
+            person, domain = _place(item, params, source, labels)
+            people[person].append((domain, item))
         except Refusal as refusal:
             refused.append(_refused(item, refusal))
+    places = {
+        _Place(subject, domain): items
+        for person, images in people.items()
+        for subject, session in sessions(person, images).items()
+        for domain, items in session.items()
+    }
     work = partial(_take, params=params, out=scratch)
     taken: list[_Taken] = []
     for one, left in each(work, list(places.items()), "ingest", params.workers):
@@ -122,10 +139,12 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     shutil.rmtree(out, ignore_errors=True)
     scratch.replace(out)
     _write_report(report, found, manifest, refused, source, labels)
-    subjects = len({entry["subject"] for entry in manifest})
+    subjects = len({person_of(str(entry["subject"])) for entry in manifest})
     listed = {labels.name(item.path.relative_to(source).as_posix()) for item in found.volumes}
     if absent := len(labels.rows.keys() - listed):
         log(f"ingest.labels: {absent} of {len(labels.rows)} images that it lists are not in {source}")
+    if overruled := Counter(code for entry in manifest for code in entry.get("allowed", ())):  # type: ignore[attr-defined]
+        log("ingest.allow overruled " + ", ".join(f"{n} x {code}" for code, n in sorted(overruled.items())))
     log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
 
 
@@ -172,11 +191,12 @@ def _check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> Non
         raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
 
 
-def _place(item: Item, params: Params, source: Path, labels: Labels) -> _Place:
-    """Tell from the header, the path and the labels alone what an item is."""
+def _place(item: Item, params: Params, source: Path, labels: Labels) -> tuple[str, str]:
+    """Tell person and domain of an item from the header, the path and the labels alone."""
     attributes = attributes_of(item, source, labels)
-    if not item.usable and not (item.code == "E_GAP" and params.gaps == "interpolate"):
-        raise Refusal(item.code, item.reason)
+    for refusal in item.doubts():
+        if refusal.code not in _overruled(item, params):
+            raise refusal
     domain = domain_of(attributes, params.rules)
     if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
         raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
@@ -190,10 +210,19 @@ def _place(item: Item, params: Params, source: Path, labels: Labels) -> _Place:
         raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    return _Place(subject_key(_subject(item, params, attributes["path"])), domain)
+    return subject_key(_subject(item, params, attributes["path"])), domain
 
 
-def _take(work: tuple[_Place, list[Item]], params: Params, out: Path) -> tuple[list[_Taken], list[dict[str, object]]]:
+def _overruled(item: Item, params: Params) -> set[str]:
+    """Return the codes that do not keep this item out."""
+    policies = {"E_GAP": params.gaps == "interpolate", "E_4D": params.time_point is not None}
+    dicom = item.series is not None
+    return {*params.allow, *(code for code, chosen in policies.items() if chosen and dicom)}
+
+
+def _take(
+    work: tuple[_Place, Sequence[Item]], params: Params, out: Path
+) -> tuple[list[_Taken], list[dict[str, object]]]:
     """Write the first item for a place that can be read; returns it, and what was refused."""
     place, items = work
     taken: list[_Taken] = []
@@ -201,7 +230,7 @@ def _take(work: tuple[_Place, list[Item]], params: Params, out: Path) -> tuple[l
     for item in items:
         try:
             if taken:
-                reason = f"another image of this subject is already {place.domain}; make the rules narrower"
+                reason = f"another image of this session is already {place.domain}; make the rules narrower"
                 raise Refusal("E_DUPLICATE_DOMAIN", reason)
             taken.append(_write(item, place, params, out))
         except Refusal as refusal:
@@ -274,9 +303,15 @@ def _load(item: Item, domain: str, params: Params) -> tuple[Volume, dict[str, ob
     """Read a scan, and say what a policy changed in it and in which space its positions are."""
     notes: dict[str, object] = {}
     if item.series is not None and item.code == "E_GAP":
-        volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain)
+        volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain, allow=params.allow)
+    elif item.code == "E_4D" and params.time_point is not None:
+        volume, notes["time_point"] = item.at(params.time_point).load(domain, allow=params.allow), params.time_point
     else:
-        volume = item.load(domain)
+        volume = item.load(domain, allow=params.allow)
+    if item.flags:
+        notes["flags"] = sorted(item.flags)
+    if allowed := sorted({doubt.code for doubt in item.doubts()} & set(params.allow)):
+        notes["allowed"] = allowed
     if volume.is_sheared and params.tilt == "straighten":
         volume, notes["straightened"] = straighten(volume), True
     if item.series is not None and item.series.frame_of_reference_uid:
@@ -294,7 +329,8 @@ def _subject(item: Item, params: Params, path: str) -> str:
         if not item.series.patient_id:
             raise Refusal("E_SUBJECT", "PatientID is empty; set ingest.subject to find the subject in the path")
         return item.series.patient_id
-    return path if item.source == "picture" else str(Path(path).parent)
+    bids = BIDS_SUBJECT.search(path)
+    return path if item.source == "picture" else bids.group(1) if bids else str(Path(path).parent)
 
 
 def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path, labels: Labels) -> None:

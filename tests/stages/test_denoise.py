@@ -67,6 +67,25 @@ def test_named_subjects_are_the_test_split(run, tmp_path):
     assert {row.subject for row in store.rows("mr_t1", "test")} == set(store.subjects("test"))
 
 
+def test_sessions_of_one_person_stay_together(run, tmp_path):
+    """Whatever the seed; and a person who is named takes every session along."""
+    shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    path = tmp_path / "scans/manifest.json"
+    document = json.loads(path.read_text())
+    one, two, *_ = sorted({item["subject"] for item in document["items"]})
+    for item in document["items"]:
+        for session, subject in enumerate((one, two)):
+            if item["subject"] == subject:
+                item["subject"] = f"{one}_ses-{session}"
+    path.write_text(json.dumps(document))
+    for seed in range(6):
+        denoise(Params((48, 40), test=0.5, validation=0, seed=seed), tmp_path / "scans", tmp_path / "slices")
+        splits = SliceStore.open(tmp_path / "slices").index["subjects"]
+        assert splits[f"{one}_ses-0"] == splits[f"{one}_ses-1"]
+    denoise(Params((48, 40), validation=0, test_subjects=(one,)), tmp_path / "scans", tmp_path / "slices")
+    assert SliceStore.open(tmp_path / "slices").subjects("test") == [f"{one}_ses-0", f"{one}_ses-1"]
+
+
 def test_a_named_subject_that_is_absent_is_an_error(run, tmp_path):
     settings = Params(test_subjects=("PHANTOM-0001", "Somebody"))
     with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject fits number 2 of") as caught:

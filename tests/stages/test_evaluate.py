@@ -1,10 +1,14 @@
 import csv
 import json
+import shutil
 
 import pytest
 
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
+from medstyle.imaging.store import SliceStore
+from medstyle.stages.denoise import Params as Denoise
+from medstyle.stages.denoise import run as denoise
 from medstyle.stages.evaluate import Params
 from medstyle.stages.evaluate import run as evaluate
 from tests.inference.conftest import make_translator
@@ -66,6 +70,22 @@ def test_unseen_subjects_only(run):
 
     rows = csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines())
     assert {row["subject"] for row in rows} == set(SliceStore.open(run.root / "data/slices").subjects("test"))
+
+
+def test_the_person_is_the_unit(run, tmp_path):
+    """Of two sessions of one person one is measured: they are no two independent subjects."""
+    shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    path = tmp_path / "scans/manifest.json"
+    one, two, *_ = sorted({item["subject"] for item in json.loads(path.read_text())["items"]})
+    sessions = path.read_text()
+    for number, subject in enumerate((one, two)):
+        sessions = sessions.replace(f'"subject": "{subject}"', f'"subject": "{one}_ses-{number}"')
+    path.write_text(sessions)
+    denoise(Denoise((48, 40), validation=0, test_subjects=(one,)), tmp_path / "scans", tmp_path / "slices")
+    assert len(SliceStore.open(tmp_path / "slices").subjects("test")) == 2
+    folders = tmp_path / "scans", tmp_path / "slices", run.translator, tmp_path / "truth", tmp_path
+    evaluate(Params(protocol="unpaired_scans", figures=1), *folders)
+    assert json.loads((tmp_path / "metrics.json").read_text())["subjects"] == 1
 
 
 def test_the_page_is_self_contained(run):

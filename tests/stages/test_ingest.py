@@ -13,6 +13,7 @@ from medstyle.imaging.dicom.acquired import uid, write_series
 from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.inventory import inventory
 from medstyle.imaging.rules import Rule
+from medstyle.imaging.store import person_of
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
 from tests.conftest import ROOT, TINY, affine
@@ -75,6 +76,80 @@ def test_a_gap_is_filled_where_params_say_so(run, tmp_path):
     kept = [z for z in range(8) if z != 3]
     np.testing.assert_allclose(made.voxels[kept], whole.voxels[kept], atol=1e-3)
     np.testing.assert_allclose(made.voxels[3], (whole.voxels[2] + whole.voxels[4]) / 2, rtol=1e-5)
+
+
+def test_what_a_model_made_is_no_training_data(run, tmp_path):
+    """Unless a person says so, and then the manifest tells."""
+    from medstyle.imaging.dicom.write import ModelIdentity, write_derived
+
+    shutil.copytree(run.study / "01_mr_t1", tmp_path / "raw/t1")
+    (item,) = inventory([tmp_path / "raw/t1"]).volumes
+    made = item.load("mr_t1")
+    model = ModelIdentity("m", "1", "0" * 64, {})
+    write_derived(made.with_voxels(made.voxels, "mr_t2"), item.series, tmp_path / "raw/out", model)
+    rules = (Rule("mr_t2", {"SeriesDescription": "*SYNTHETIC*"}), *RULES)
+    lines = []
+    ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "r.json", lines.append)
+    assert [one["domain"] for one in manifest(tmp_path / "scans")] == ["mr_t1"]
+    (refused,) = json.loads((tmp_path / "r.json").read_text())["refused"]
+    assert refused["code"] == "E_SYNTHETIC"
+    allowing = Params(str(tmp_path / "raw"), rules, allow=("E_SYNTHETIC",))
+    ingest(allowing, tmp_path / "scans", tmp_path / "r.json", lines.append)
+    original, synthetic = manifest(tmp_path / "scans")
+    assert "flags" not in original
+    assert (synthetic["flags"], synthetic["allowed"]) == (["DERIVED", "SYNTHETIC"], ["E_SYNTHETIC"])
+    assert any("overruled 1 x E_SYNTHETIC" in line for line in lines)
+    with pytest.raises(UserError, match="'E_GAP' is none of E_BURNED_IN, E_INCOMPLETE, E_SYNTHETIC"):
+        Params(str(tmp_path / "raw"), rules, allow=("E_GAP",))
+
+
+def test_a_series_that_lost_a_slice_at_its_end_is_no_whole_volume(run, tmp_path):
+    shutil.copytree(run.study, tmp_path / "raw/a")
+    *_, last = sorted((tmp_path / "raw/a/01_mr_t1").iterdir(), key=lambda path: dcmread(path).InstanceNumber)
+    last.write_bytes(last.read_bytes()[:-400])
+    ingest(Params(str(tmp_path / "raw"), RULES), tmp_path / "out", tmp_path / "r.json")
+    assert [one["domain"] for one in manifest(tmp_path / "out")] == ["mr_t2"]
+    allowing = Params(str(tmp_path / "raw"), RULES, allow=("E_INCOMPLETE",))
+    ingest(allowing, tmp_path / "out", tmp_path / "r.json")
+    assert [one["shape"][0] for one in manifest(tmp_path / "out")] == [7, 8]
+
+
+def test_a_time_point_is_taken_where_params_say_so(tmp_path, rng):
+    voxels = rng.integers(0, 999, (2, 5, 12, 16)).astype(np.float32)
+    for time in (0, 1):
+        attributes = {"PatientID": "P", "StudyInstanceUID": "2.25.1", "SeriesInstanceUID": f"2.25.{time + 2}"}
+        volume = Volume(voxels[time], affine((1, 1, 2), (0, 0, 0)), "mr_t1")
+        write_series(tmp_path / "raw", volume, attributes, range(5 * time, 5 * time + 5))
+    for path in (tmp_path / "raw").iterdir():  # both times in one series
+        dataset = dcmread(path)
+        dataset.TemporalPositionIdentifier = int(dataset.SeriesInstanceUID[-1]) - 1
+        dataset.SeriesInstanceUID = "2.25.9"
+        dataset.save_as(path)
+    rules = (Rule("mr_t1", {"Modality": "MR"}),)
+    with pytest.raises(UserError, match="E_4D"):
+        ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "out", tmp_path / "r.json")
+    ingest(Params(str(tmp_path / "raw"), rules, time_point=1), tmp_path / "out", tmp_path / "r.json")
+    (item,) = manifest(tmp_path / "out")
+    assert item["time_point"] == 1
+    np.testing.assert_allclose(read_volume(tmp_path / "out" / item["path"], "mr_t1").voxels, voxels[1])
+    with pytest.raises(UserError, match="E_4D"):
+        ingest(Params(str(tmp_path / "raw"), rules, time_point=2), tmp_path / "out", tmp_path / "r.json")
+
+
+def test_bids_names_say_who_and_when(tmp_path, rng):
+    """`ses-1` and `ses-2` of one person: two sessions, one person, whatever the folders below are called."""
+    for session in ("ses-1", "ses-2"):
+        for name in ("T1w", "T2w"):
+            path = tmp_path / f"raw/sub-01/{session}/anat/sub-01_{session}_{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            volume = Volume(rng.normal(100, 9, (4, 8, 8)).astype(np.float32), affine((1, 1, 2), (0, 0, 0)), "mr_t1")
+            write_volume(path, volume)
+    rules = (Rule("mr_t1", {"path": "*_T1w.nii.gz"}), Rule("mr_t2", {"path": "*_T2w.nii.gz"}))
+    ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "out", tmp_path / "r.json")
+    items = manifest(tmp_path / "out")
+    assert len(items) == 4
+    assert len({item["subject"] for item in items}) == 2
+    assert {person_of(item["subject"]) for item in items} == {subject_key("sub-01")}
 
 
 def test_a_tilted_scan_is_straightened_or_refused(tmp_path, rng):
