@@ -258,6 +258,9 @@ def translate(
         str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
     ] = None,
     force: Annotated[bool, typer.Option(help="Translate even what is unlike the training images.")] = False,
+    allow: Annotated[
+        list[str] | None, typer.Option(help="Code of images that you have looked at and let through: E_BURNED_IN.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Translate a scan, picture or video: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture, video -> video.
@@ -286,6 +289,7 @@ def translate(
         uncertainty=uncertainty,
         look=look,
         force=force,
+        allow=allow or (),
     )
     if json_:
         print(json.dumps(results, indent=1))

@@ -102,7 +102,7 @@ class Item:
         """Return why it may not be used for training: its own code, then what its flags say."""
         own = [] if self.usable else [Refusal(self.code, self.reason)]
         return own + [
-            Refusal(code, f"{reason}; restore the original, or say ingest.allow: [{code}]")
+            Refusal(code, f"{reason}; restore the original, or allow {code}")
             for flag, (code, reason) in DOUBTS.items()
             if flag in self.flags
         ]

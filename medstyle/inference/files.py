@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def translate_path(
     uncertainty: bool = False,
     look: Look = FULL,
     force: bool = False,
+    allow: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Translate every image of the source domain below ``source``; answers with a row of facts for each.
 
@@ -72,6 +73,7 @@ def translate_path(
         seed, uncertainty: see :func:`translate_volume`.
         look: how much of the style a picture or video gets.
         force: translate even what is unlike the training images.
+        allow: codes of images that a person has looked at and overrides, such as ``E_BURNED_IN``.
 
     Raises:
         UserError: nothing below ``source`` fits the translator, a contrast is missing, or an output exists.
@@ -80,10 +82,10 @@ def translate_path(
     config = translator.config
     for name in filter(None, (target, source_domain)):
         translator.index(name)
-    items = _usable(source)
+    items = _usable(source, allow)
     target, wanted = target or config.target, source_domain or config.source
     root = source if source.is_dir() else source.parent
-    around = _usable(root) if config.contrasts and source.is_file() else items
+    around = _usable(root, allow) if config.contrasts and source.is_file() else items
     domains = {o.key: domain_in(o, o.path.relative_to(root).as_posix(), translator) for o in (*items, *around)}
     if source_domain is not None and wanted not in {domains[o.key] for o in items}:  # a person's word
         domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
@@ -92,6 +94,9 @@ def translate_path(
     chosen = [item for item in items if domains[item.key] == wanted]
     if not chosen:
         why = f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
+        for item in inventory([source]).volumes:  # there may be one that cannot be used
+            if domain_in(item, item.path.relative_to(root).as_posix(), translator) == wanted:
+                why = f"{_name(item)}: {item.code}: {item.reason}"
         raise UserError(f"{source}: nothing to translate: {why}")
     several = [(1.0, reference)] if isinstance(reference, Path) else reference or []
     style = [(weight, read_reference(path, translator, target)) for weight, path in several] or None
@@ -102,12 +107,13 @@ def translate_path(
             rows.append(_film(item, place, translator, wanted, target, style, seed, look, force))
             continue
         contrasts = [_beside(item, name, around, domains) for name in config.contrasts]
-        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty, look)
+        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty, look, allow)
         if result.ood.verdict == "refuse" and not force:
             raise _unlike(item, result.ood.score)
         written = _write(item, place, result, translator, wanted)
         shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
-        rows.append(_row(item, written, target, shape, result.ood, result.warnings, translator))
+        notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in item.doubts())]
+        rows.append(_row(item, written, target, shape, result.ood, notes, translator))
     return rows
 
 
@@ -181,12 +187,12 @@ def read_mask(path: Path) -> NDArray[np.float32]:
     return to_unit(read_picture(path)).mean(axis=2)
 
 
-def _usable(path: Path) -> list[Item]:
+def _usable(path: Path, allow: Collection[str] = ()) -> list[Item]:
     """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
     if not path.exists():
         raise UserError(f"{path}: no such file or folder")
     found = inventory([path])
-    usable = [item for item in found.volumes if item.usable]
+    usable = [item for item in found.volumes if item.usable or (item.kind != "refused" and item.code in allow)]
     if not usable:
         causes = sorted({f"{one.code}: {one.reason}" for one in found.volumes or found.files}) or ["it holds no file"]
         raise UserError(f"{path}: nothing that can be used: {causes[0]}")
@@ -223,6 +229,7 @@ def _translate(
     seed: int | None,
     uncertainty: bool,
     look: Look,
+    allow: Collection[str],
 ) -> Translation:
     if (item.source == "picture") != (DOMAINS[domain].dicom is None):
         raise UserError(f"{_name(item)}: a {item.source} is no input for {domain} -> {target}")
@@ -238,9 +245,9 @@ def _translate(
         raise Refusal(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
         )
-    volumes = [other.load(name) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
+    volumes = [other.load(name, allow=allow) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
     return translate_volume(
-        item.load(domain),
+        item.load(domain, allow=allow),
         translator,
         target,
         contrasts=volumes,

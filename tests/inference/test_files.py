@@ -231,6 +231,34 @@ def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
     assert result["ood_verdict"] == "refuse"
 
 
+def change(folder, **elements):
+    import pydicom
+
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        for keyword, value in elements.items():
+            setattr(dataset, keyword, value)
+        dataset.save_as(path)
+
+
+def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
+    """The error is that of the scan which was meant, not that nothing fits; what is let through warns."""
+    change(study / "mr_t1", ConversionType="WSD", ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
+    change(study / "mr_t1", BurnedInAnnotation=None)
+    with pytest.raises(UserError, match="nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
+        translate_path(study, tmp_path / "out", translator)
+    [result] = translate_path(study, tmp_path / "out", translator, allow=["E_BURNED_IN"])
+    assert any("may carry patient data" in warning for warning in result["warnings"])
+
+
+def test_an_incomplete_scan_is_translated_with_a_warning(study, translator, tmp_path):
+    last = sorted((study / "mr_t1").iterdir())[-1]
+    last.write_bytes(last.read_bytes()[:-400])
+    [result] = translate_path(study, tmp_path / "out", translator)
+    assert result["shape"][0] == 9
+    assert any("damaged, or missing" in warning for warning in result["warnings"])
+
+
 def test_messages_name_no_file_that_was_found(nifti, triple, tmp_path):
     """A person's own words may be repeated; what lies below them may be named after a patient."""
     folder = tmp_path / "in/DOE_JOHN"
