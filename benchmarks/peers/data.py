@@ -74,7 +74,8 @@ class Feed:
         body = [np.array([row.foreground for row in store.rows(domain, "train")]) for domain in (source, target)]
         pairs = store.pairs(source, target, "train")
         if paired:
-            draws = [pairs[body[0][pairs[:, 0]] >= FOREGROUND]]
+            # of both: where the target's field of view has ended it shows air, which teaches a network to paint air
+            draws = [pairs[(body[0][pairs[:, 0]] >= FOREGROUND) & (body[1][pairs[:, 1]] >= FOREGROUND)]]
         else:
             draws = [np.flatnonzero(share >= FOREGROUND)[:, None] for share in body]
         self.draws = [self._endless(rows) for rows in draws]

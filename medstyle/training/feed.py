@@ -183,7 +183,8 @@ class Feed:
         places = images.usable[subject]
         place = int(places[nth(len(places), turn // len(subjects), self.seed, "slice", subject, a, b)])
         lots = torch.rand(2, generator=seeded(self.seed, k, "meeting")).tolist()
-        if self.paired or (len(self.ways) > 1 and lots[0] < MATCHED and self._matches(subject, a, b)):
+        matched = len(self.ways) > 1 and lots[0] < MATCHED and self._matches(subject, a, b)
+        if self.paired or (matched and place in self.images[b].usable[subject]):
             return Example(a, b, subject, place, subject, place)
         others = self.images[b]
         other = others.subjects[nth(len(others.subjects), turn, self.seed, "target", a, b)]

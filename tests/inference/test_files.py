@@ -245,7 +245,7 @@ def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
     """The error is that of the scan which was meant, not that nothing fits; what is let through warns."""
     change(study / "mr_t1", ConversionType="WSD", ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
     change(study / "mr_t1", BurnedInAnnotation=None)
-    with pytest.raises(UserError, match="nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
+    with pytest.raises(UserError, match=r"nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
         translate_path(study, tmp_path / "out", translator)
     [result] = translate_path(study, tmp_path / "out", translator, allow=["E_BURNED_IN"])
     assert any("may carry patient data" in warning for warning in result["warnings"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.peers.data import Feed as References
 from medstyle.errors import UserError
 from medstyle.imaging.store import SliceStore
 from medstyle.training.feed import Feed, nth, seeded
@@ -110,6 +111,11 @@ def test_a_target_whose_field_of_view_ends_earlier_is_not_trained_on_air(store):
     rows = [[*row[:3], 0.0 if row[1] < 3 else 1.0] for row in store.index["rows"]["train"]["mr_t2"]]
     store.index["rows"]["train"]["mr_t2"] = rows
     assert {feed(store).example(k).place for k in range(60)} == {3, 4, 5}
+    every = feed(store, paired=False, everywhere=True)
+    targets = [e.target_place for e in map(every.example, range(120)) if e.target == "mr_t2"]
+    assert set(targets) == {3, 4, 5}
+    peers = References(store, "mr_t1", "mr_t2", paired=True)
+    assert {store.rows("mr_t2", "train")[next(peers.draws[0])[1]].slice for _ in range(60)} == {3, 4, 5}
 
 
 def test_domains_without_common_slices_stop_with_their_cause(store):
