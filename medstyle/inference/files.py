@@ -245,7 +245,8 @@ def _translate(
         raise Refusal(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
         )
-    volumes = [other.load(name, allow=allow) for other, name in zip(contrasts, translator.config.contrasts, strict=True)]
+    names = translator.config.contrasts
+    volumes = [other.load(name, allow=allow) for other, name in zip(contrasts, names, strict=True)]
     return translate_volume(
         item.load(domain, allow=allow),
         translator,
