@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -34,6 +35,12 @@ def main() -> None:
         app()
     except UserError as error:
         print(f"medstyle: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            print(outline(error), end="", file=sys.stderr)
+            sys.exit(1)
+        print("medstyle: the disk is full; make room and run the same command again", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("medstyle: interrupted", file=sys.stderr)

@@ -79,20 +79,32 @@ def _squares(logits: Tensor, real: bool) -> Tensor:
 class Pix2Pix(Method):
     """Isola 2017: ``BCE + 100 L1``, the discriminator sees the source and its loss is halved.
 
-    Another ``generator`` may be trained by the same objective; it keeps its own initial weights.
+    Another ``generator`` may be trained by the same objective; it keeps its own initial weights. Without the
+    ``adversarial`` term it is the paper's baseline of L1 alone.
     """
 
     paired = True
 
-    def __init__(self, seed: int = 0, width: int = 64, generator: Callable[[], nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        seed: int = 0,
+        width: int = 64,
+        generator: Callable[[], nn.Module] | None = None,
+        adversarial: bool = True,
+    ) -> None:
         super().__init__()
         torch.manual_seed(seed)
+        self.adversarial = adversarial
         self.generator = generator() if generator is not None else gaussian_(UNet(width=width))
         self.discriminator = gaussian_(PatchGAN(2, width, instance=False))
         self.of_g, self.of_d = self._adam(self.generator), self._adam(self.discriminator)
 
     def _step(self, x: Tensor, y: Tensor) -> Losses:
         fake = self.generator(x)
+        if not self.adversarial:
+            l1 = F.l1_loss(fake, y)
+            _update(self.of_g, 100 * l1)
+            return {"l1": l1.detach()}
         _freeze([self.discriminator], False)
         real = _cross_entropy(self.discriminator(torch.cat([x, y], 1)), True)
         made = _cross_entropy(self.discriminator(torch.cat([x, fake.detach()], 1)), False)
@@ -220,6 +232,7 @@ class CUT(Method):
 
 METHODS: dict[str, Callable[..., Method]] = {
     "pix2pix": Pix2Pix,
+    "pix2pix_l1": lambda seed=0, width=64: Pix2Pix(seed, width, adversarial=False),
     "cyclegan": CycleGAN,
     "cut": CUT,
     "fastcut": lambda seed=0, width=64: CUT(seed, width, fast=True),

@@ -12,7 +12,7 @@ class UNet(nn.Module):
 
     Encoder C64-C128-C256-C512-..., decoder CD512-CD512-CD512-...-C128-C64 (Isola 2017, appendix 6.1.1): batch
     normalisation but in the first layer and at the one pixel, where with batch 1 it would erase everything (the
-    paper's errata); dropout 0.5 in the three innermost decoder blocks.
+    paper's errata); dropout 0.5 in the two decoder blocks after the innermost, as the authors' code has it at 128.
 
     Args:
         channels: of input and of output.
@@ -37,7 +37,7 @@ class UNet(nn.Module):
                 nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False),
                 nn.BatchNorm2d(after),
             ]
-            self.up.append(nn.Sequential(*block, *([nn.Dropout(0.5)] if i < 3 else [])))
+            self.up.append(nn.Sequential(*block, *([nn.Dropout(0.5)] if 0 < i < 3 else [])))
         self.up.append(
             nn.Sequential(nn.ReLU(inplace=True), nn.ConvTranspose2d(2 * width, channels, 4, 2, 1), nn.Tanh())
         )

@@ -103,7 +103,9 @@ def textbook_step(
     average = copy.deepcopy(networks)
     optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}
     if compiled:
-        networks.compile()
+        networks.generator.compile(dynamic=True)
+        if recipe.discriminator is not None:
+            recipe.discriminator.compile(dynamic=True)
     index = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def step(number: int) -> None:

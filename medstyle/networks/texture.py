@@ -48,9 +48,10 @@ class Texture(nn.Module):
 def correlations(maps: list[Tensor]) -> list[Tensor]:
     """Return the correlations of the features at each scale, ``(N, K, K)`` with a constant as one of the ``K``."""
     found = []
-    for level in maps:
-        flat = F.pad(level.float().flatten(2), (0, 0, 0, 1), value=1.0)  # the constant: means count as well
-        found.append(flat @ flat.transpose(1, 2) / flat.shape[2])
+    with torch.autocast(maps[0].device.type, enabled=False):
+        for level in maps:
+            flat = F.pad(level.float().flatten(2), (0, 0, 0, 1), value=1.0)  # the constant: means count as well
+            found.append(flat @ flat.transpose(1, 2) / flat.shape[2])
     return found
 
 

@@ -73,7 +73,9 @@ def run(
     what it needs for that lies in ``states``.
     """
     store = SliceStore.open(slices)
-    scratch = states / run_key(asdict(params), _fingerprint(slices), _code())
+    features = Path(params.objective.features or "")
+    frozen = _fingerprint(features) if params.objective.features and features.is_dir() else {}
+    scratch = states / run_key(asdict(params), _fingerprint(slices), frozen, _code())
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0 and not scratch.exists() and states.exists() and any(states.iterdir()):
         print(
@@ -170,26 +172,28 @@ def reference_statistics(store: SliceStore, domain: str) -> dict[str, dict[str, 
     return reference
 
 
-def _fingerprint(slices: Path) -> dict[str, str]:
-    """Hash every file of the store."""
+def _fingerprint(folder: Path) -> dict[str, str]:
+    """Hash every file of a folder."""
     found = {}
-    for path in sorted(p for p in slices.rglob("*") if p.is_file()):
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
-            found[path.relative_to(slices).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
 
 
 def _code() -> str:
-    """Hash the modules that decide the result, so that a state of other code is not resumed."""
+    """Hash what computes the result, ours and the libraries, so that a state of other code is not resumed."""
     from importlib.metadata import version
 
     package = Path(__file__).parents[1]
     files = [
         *(package / "networks").glob("*.py"),
         *(package / "training").glob("*.py"),
-        package / "transforms/augment.py",
+        *(package / name for name in ("transforms/augment.py", "imaging/modality.py", "imaging/store.py", "params.py")),
+        Path(__file__),
     ]
-    digest = hashlib.sha256(version("medstyle").encode())
+    libraries = ("medstyle", "torch", "monai", "numpy")
+    digest = hashlib.sha256(" ".join(map(version, libraries)).encode())
     for file in sorted(files):
         digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -39,6 +39,7 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a short write into a RuntimeError
+        scratch.unlink(missing_ok=True)  # what was written takes the room that is missing
         cause = error.strerror if isinstance(error, OSError) else "the disk takes no more"
         raise UserError(
             f"{folder}: the state after step {step} cannot be written ({cause}); make room and run the same command "

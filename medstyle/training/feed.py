@@ -52,6 +52,7 @@ class Images:
     """The slices of one domain and split, by subject.
 
     Attributes:
+        domain: its name.
         array: ``(N, C, H, W)``, mapped.
         rows: subject -> rows of the array in spatial order.
         usable: subject -> places in ``rows`` with enough body.
@@ -59,7 +60,7 @@ class Images:
     """
 
     def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
-        self.array = store.array(domain, split)
+        self.domain, self.array = domain, store.array(domain, split)
         listed = store.rows(domain, split)
         self.position = np.array([row.position for row in listed])
         self.slices = [row.slice for row in listed]
@@ -89,8 +90,16 @@ class Images:
         return rows[np.clip(np.arange(place - depth // 2, place - depth // 2 + depth), 0, len(rows) - 1)]
 
     def block(self, subject: str, place: int, depth: int) -> NDArray[np.float32]:
-        """Read ``(depth, C, H, W)`` around a place; beyond the ends the last slice stands again."""
-        return np.asarray(self.array[self._around(subject, place, depth)], np.float32)
+        """Read ``(depth, C, H, W)`` around a place; beyond the ends the last slice stands again.
+
+        Raises:
+            UserError: a value is not finite.
+        """
+        block = np.asarray(self.array[self._around(subject, place, depth)], np.float32)
+        if not np.isfinite(block).all():
+            where = f"{self.domain} of subject {subject}, at slice {self.slices[self.rows[subject][place]]}"
+            raise UserError(f"{where}: holds values that are not finite; take it out or repair it")
+        return block
 
 
 class Example(NamedTuple):
@@ -143,7 +152,7 @@ class Feed:
         self.domains, self.contrasts, self.paired = list(domains), list(contrasts), paired
         self.batch, self.seed, self.depth, self.volumetric = batch, seed, depth, volumetric
         self.augmentation, self.rank, self.world = augmentation, rank, world
-        self.images = {name: Images(store, name, split, foreground) for name in {*domains, *contrasts}}
+        self.images = {name: Images(store, name, split, foreground) for name in dict.fromkeys((*domains, *contrasts))}
         self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
         needed = [*contrasts, *([domains[1]] if paired else [])]
         if paired:  # the field of view of the target may end before the source's

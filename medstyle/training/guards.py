@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -15,7 +16,9 @@ from medstyle.training.feed import Feed, Images
 
 CHECKED = 64  # subjects looked at before training
 WARM_UP = 200  # steps before outputs are expected to be images
+LEAST = 4  # subjects that a check needs
 Curve = Sequence[dict[str, float]]
+Slices = Mapping[str, NDArray[np.float32]]  # subject -> (C, H, W)
 
 
 def check_data(feed: Feed) -> None:
@@ -27,14 +30,11 @@ def check_data(feed: Feed) -> None:
     """
     middles = {name: _middles(images) for name, images in feed.images.items()}
     for name, slices in middles.items():
-        for subject, image in slices.items():
-            if not np.isfinite(image).all():
-                raise UserError(
-                    f"{name} of subject {subject}: holds values that are not finite; take it out or repair it"
-                )
         flat = [subject for subject, image in slices.items() if np.ptp(image) < 1e-2]
         if flat:
             raise UserError(f"{name} of subject {flat[0]} ({len(flat)} in all): flat image; take it out or repair it")
+    for name, other in combinations(middles, 2):
+        _check_swapped(middles[name], middles[other], name, other)
     if feed.paired:
         source, target = (middles[name] for name in feed.domains[:2])
         _check_pairs(source, target, feed.domains[0], feed.domains[1])
@@ -52,12 +52,11 @@ def _middles(images: Images) -> dict[str, NDArray[np.float32]]:
     return found
 
 
-def _check_pairs(
-    source: dict[str, NDArray[np.float32]], target: dict[str, NDArray[np.float32]], name: str, other: str
-) -> None:
-    """Compare a subject's own pair with pairs made of two subjects, and its histograms with those of the others."""
+def _check_pairs(source: Slices, target: Slices, name: str, other: str) -> None:
+    """Compare a subject's own pair with pairs made of two subjects."""
     subjects = [s for s in source if s in target]
-    if len(subjects) < 4:
+    if len(subjects) < LEAST:
+        print(f"medstyle: {len(subjects)} subjects are too few to check pairs", file=sys.stderr, flush=True)
         return
     own = {s: _information(source[s], target[s]) for s in subjects}
     mixed = {s: _information(source[s], target[o]) for s, o in zip(subjects, [*subjects[1:], subjects[0]], strict=True)}
@@ -67,7 +66,13 @@ def _check_pairs(
             f"pairs of {name} and {other} show different anatomy ({len(broken)} of {len(subjects)} subjects looked at, "
             f"{broken[0]} among them): check who is who, set denoise.registration to rigid, or train unpaired"
         )
-    histograms = {s: (_histogram(source[s]), _histogram(target[s])) for s in subjects}
+
+
+def _check_swapped(source: Slices, target: Slices, name: str, other: str) -> None:
+    """Compare the two histograms of each subject that has both domains with those of the others."""
+    histograms = {s: (_histogram(source[s]), _histogram(target[s])) for s in source if s in target}
+    if len(histograms) < LEAST:
+        return
     centre = [np.median([h[i] for h in histograms.values()], axis=0) for i in (0, 1)]
     gap = float(np.abs(centre[0] - centre[1]).sum())
     for subject, (mine, theirs) in histograms.items():
@@ -98,19 +103,24 @@ def _histogram(image: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class Guard:
-    """Watches training; what it remembers is in the curve and in ``bad``, so a resumed run watches alike."""
+    """Watches training; what it remembers is in the curve and in ``bad``, so a resumed run watches alike.
 
-    def __init__(self) -> None:
-        self.bad = 0
+    Args:
+        points: how many the curve will have; a discriminator has won after a quarter of them, 40 at most.
+    """
+
+    def __init__(self, points: int = 160) -> None:
+        self.look = min(40, max(10, points // 4))
+        self.bad: dict[str, int] = {}  # phase -> updates skipped in a row
         self.warned: set[str] = set()
 
     def finite(self, phase: str, norm: Tensor) -> bool:
         """Tell whether the gradient is usable: skip one or two bad updates, stop at the third in a row."""
         if bool(torch.isfinite(norm)):
-            self.bad = 0
+            self.bad[phase] = 0
             return True
-        self.bad += 1
-        if self.bad == 3:
+        self.bad[phase] = self.bad.get(phase, 0) + 1
+        if self.bad[phase] == 3:
             raise UserError(
                 f"training stopped: the gradient of the {phase} is not finite three times in a row; look for flat or "
                 "damaged images in reports/ingest.json, or lower training.learning_rate"
@@ -150,18 +160,24 @@ class Guard:
             return
         now = curve[-1]["step"]
         right = [row["discriminator/share_right"] for row in curve if "discriminator/share_right" in row]
-        recent = right[-40:]
-        won = len(recent) == 40 and min(recent) > 0.98
+        recent = right[-self.look :]
+        won = len(recent) == self.look and min(recent) > 0.98
         if won and not paired:
             raise UserError(
                 f"training stopped at step {now:.0f}: the discriminator tells every image apart, and nothing "
                 "else teaches the style; raise weights.r1 or lower training.discriminator_learning_rate"
             )
-        asleep = len(recent) == 40 and max(recent) < 0.52
+        asleep = len(recent) == self.look and max(recent) < 0.52
         if (won or asleep) and "critic" not in self.warned:
             self.warned.add("critic")
             what = "tells every image apart" if won else "tells nothing apart"
             print(f"medstyle: the discriminator {what}: it teaches little", file=sys.stderr, flush=True)
+        apart = [row["guard/styles_apart"] for row in curve if "guard/styles_apart" in row and row["step"] > WARM_UP]
+        if progress > 0.1 and len(apart) >= 10 and max(apart[-10:]) < 1e-3:
+            raise UserError(
+                f"training stopped at step {now:.0f}: every style gives the same image; raise the weights of style, "
+                "diversity or adversarial, and check that the domains differ"
+            )
         errors = [row["validation/of_copy"] for row in curve if "validation/of_copy" in row][-3:]
         if paired and progress > 0.1 and now > WARM_UP and len(errors) == 3 and min(errors) > 1:
             raise UserError(

@@ -84,6 +84,12 @@ class Training:
         for name, low in {**least, "patience": 0, "snapshots": 0}.items():
             if getattr(self, name) < low:
                 raise UserError(f"training.{name}: must be at least {low}, got {getattr(self, name)}")
+        high = {"ema": 0.5, "foreground": 1.0, **dict.fromkeys(("learning_rate", "discriminator_learning_rate"), 1.0)}
+        for name, most in high.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise UserError(f"training.{name}: must lie in [0, {most}], got {getattr(self, name)}")
+        if self.clip <= 0:
+            raise UserError(f"training.clip: must be positive, got {self.clip}")
         if self.batch % self.processes:
             raise UserError(f"training.batch: {self.batch} is not divisible among {self.processes} processes")
 
@@ -199,9 +205,14 @@ def fit(
     Raises:
         UserError: the data, the parameters or the course of training make no model; the message names the cause.
     """
-    world = World.join()
-    domains = [source, target, *domains]
     device = pick_device(settings.device)
+    world = World.join(device)
+    if world.size != settings.processes:
+        raise UserError(
+            f"training.processes: {settings.processes} in params, {world.size} running; set it, and let "
+            "`medstyle train` start them"
+        )
+    domains = [source, target, *domains]
     _steady(settings.threads)
     bf16 = settings.precision == "bfloat16" or (
         settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -217,6 +228,8 @@ def fit(
         channels = networks.colours * (1 + len(contrasts)) * architecture.neighbours, networks.colours
         recipe = kind(networks, objective, channels, len(domains))
     recipe.check(size)
+    if not kind.paired and (settings.patience or settings.keep == "best"):
+        raise UserError(f"training.patience, training.keep: {objective.kind} has no pairs that would tell what is best")
     players = Players(recipe, settings, device, world)
     if settings.compile and device.type == "cuda":
         networks.generator.compile(dynamic=True)  # boxes have many sizes
@@ -236,7 +249,7 @@ def fit(
     feed = feed_of("train")
     check_data(feed)
     preview = Preview(store, feed_of, domains, volumetric)
-    guard = Guard()
+    guard = Guard(settings.steps // settings.log_every)
     curve: list[dict[str, float]] = []
     best: dict[str, Any] = {}
     snapshots: list[dict[str, Tensor]] = []
@@ -266,6 +279,8 @@ def fit(
         done = step + 1
         if step % settings.log_every == 0:
             values |= guard.outputs(played["fake"], batch.target, networks.content(batch.source), step)
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                values |= recipe.heard(batch, played)
         if done in snapshot_steps:
             snapshots.append(_copy(players.average))
         if done % settings.validate_every == 0 or done == settings.steps:

@@ -76,6 +76,20 @@ class Objective:
         known = RECIPES[self.kind].weights | EVERY
         if unknown := sorted(set(self.weights) - set(known)):
             raise UserError(f"objective.weights: {self.kind} has no term {unknown[0]!r}; it has {', '.join(known)}")
+        if negative := [name for name, weight in self.weights.items() if weight < 0]:
+            raise UserError(f"objective.weights.{negative[0]}: must not be negative")
+        least = {
+            "patches": 1,
+            "discriminator_width": 1,
+            "discriminator_layers": 1,
+            "discriminator_scales": 1,
+            "detail": 0,
+        }
+        for name, low in {**least, "shift_limit": 0, "adversarial_start": 0}.items():
+            if getattr(self, name) < low:
+                raise UserError(f"objective.{name}: must be at least {low}, got {getattr(self, name)}")
+        if self.adversarial_start >= 1:
+            raise UserError("objective.adversarial_start: is a share of the steps below 1")
         if self.adversarial not in ADVERSARIAL:
             raise UserError(f"objective.adversarial: {self.adversarial!r} is none of {', '.join(ADVERSARIAL)}")
 
@@ -132,6 +146,10 @@ class Phase:
         """Return the weighted sum of the terms that count now, and all terms for the curves."""
         now = {name: w(batch.progress) if callable(w) else w for name, w in self.weights.items()}
         active = {name: weight for name, weight in now.items() if weight != 0}
+        if not active:
+            raise UserError(
+                f"objective.weights: nothing counts for the {self.name} at step {batch.step}; raise a weight"
+            )
         terms = self.terms(batch, played, frozenset(active))
         return torch.stack([weight * terms[name].float() for name, weight in active.items()]).sum(), terms
 
@@ -241,6 +259,15 @@ class Recipe(ABC):
     def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
         """Return the recipe's own terms."""
 
+    @torch.no_grad()
+    def heard(self, batch: Batch, played: Played) -> dict[str, float]:
+        """Return ``guard/styles_apart``: how far images move where each takes the style of the next."""
+        other = played["code"].roll(1, 0)
+        if torch.equal(other, played["code"]):
+            return {}
+        moved = self.networks.render(batch.source, other).float() - played["fake"].float()
+        return {"guard/styles_apart": float(moved.abs().mean())}
+
     def content(self, batch: Batch) -> Tensor:
         """Return the slice or volume of the source that is rendered, ``(N, C, ...)``."""
         return self.networks.content(batch.source)
@@ -301,7 +328,7 @@ class Paired(Recipe):
 
     def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
         super().__init__(networks, settings, channels, domains)
-        self.perceptual = _perceptual(settings.features) if self.weights_now["perceptual"] else None
+        self.perceptual = _perceptual(settings.features, networks) if self.weights_now["perceptual"] else None
         weights = self.schedule("l1", "structure", "perceptual")
         self.phases.append(Phase("generator", ("generator",), weights, self.generate))
 
@@ -620,19 +647,31 @@ RECIPES: dict[str, type[Recipe]] = {
 }
 
 
-def _perceptual(name: str | None) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the perceptual term ``(output, target) -> loss`` of the frozen features ``name``.
+def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:
+    """Build the perceptual term ``(output, target) -> loss`` of frozen features, for images as ``networks`` makes.
 
     Raises:
-        UserError: none were named, or they cannot be fetched here.
+        UserError: none were named, they cannot be fetched here, or are of images of another kind.
     """
     if name is None:
         raise UserError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
     if Path(name).is_dir():
-        encoder = Translator.load(name).members[0].generator
+        translator = Translator.load(name)
+        [other, *_], count = translator.members, 1 + len(translator.config.contrasts)
+        encoder, kind = other.generator, (other.dimensions, other.colours)
         if not isinstance(encoder, Generator):
             raise UserError(f"objective.features: {name} holds a generator that shows no features")
-        return lambda output, target: perceptual_loss(encoder.to(output.device).features, output, target)
+        if kind != (networks.dimensions, networks.colours):
+            raise UserError(f"objective.features: {name} is for images of {kind[0]} dimensions and {kind[1]} channels")
+        several = [1, count * other.neighbours, *[1] * kind[0]]  # an image is its own neighbour and contrast
+
+        def features(image: Tensor) -> list[Tensor]:
+            maps: list[Tensor] = encoder.to(image.device).features(image.repeat(several))
+            return maps
+
+        return lambda output, target: perceptual_loss(features, output, target)
+    if networks.dimensions == 3:
+        raise UserError(f"objective.features: {name!r} is for two dimensions; name a translator folder")
     from monai.losses import PerceptualLoss
 
     try:

@@ -24,13 +24,13 @@ class World:
     size: int = 1
 
     @staticmethod
-    def join() -> World:
-        """Join the processes that ``torchrun`` started; alone where it did not."""
+    def join(device: torch.device) -> World:
+        """Join the processes that ``torchrun`` started to train on ``device``; alone where it did not."""
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return World()
         if not dist.is_initialized():
-            gpu = torch.cuda.is_available()
+            gpu = device.type == "cuda"
             if gpu:
                 torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
             dist.init_process_group("nccl" if gpu else "gloo")

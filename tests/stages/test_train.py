@@ -10,6 +10,7 @@ from medstyle import params
 from medstyle.errors import UserError
 from medstyle.stages.train import Params
 from medstyle.stages.train import run as train
+from tests.conftest import TINY
 
 
 def test_outputs(run):
@@ -34,6 +35,50 @@ def test_the_same_again_is_the_same_bytes_and_curves_are_logged(run, tmp_path, m
     pictures = [v for _, values in logged for v in values.values() if isinstance(v, np.ndarray)]
     assert pictures
     assert pictures[0].dtype == np.uint8
+
+
+def _changed_store(folder):
+    path = folder / "train/mr_t1.npy"
+    np.save(path, np.load(path)[::-1])
+
+
+CHANGES = {
+    "nothing": lambda place: {},
+    "a param": lambda place: {"training": {"seed": 1}},
+    "the data": lambda place: _changed_store(place / "slices") or {},
+    "the frozen features": lambda place: (place / "features/weights.safetensors").write_bytes(b"other") and {},
+    "a library": lambda place: {},
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_interrupted_run_goes_on_only_if_nothing_changed(name, run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run.root / "data/slices", tmp_path / "slices")
+    shutil.copytree(run.translator, tmp_path / "features")
+    base = {**TINY["train"], "objective": {**TINY["train"]["objective"], "features": "features"}}
+    base["training"] = {**base["training"], "checkpoint_s": 0}
+
+    def start(changes, stop=None):
+        merged = {key: {**base.get(key, {}), **value} for key, value in changes.items()}
+        settings = params.parse(Params, {**base, **merged}, "train")
+
+        def log(step, values):
+            if step == stop:
+                raise KeyboardInterrupt
+
+        train(settings, tmp_path / "slices", Path("out"), Path("curve.csv"), log)
+
+    with pytest.raises(KeyboardInterrupt):
+        start({}, stop=7)
+    capsys.readouterr()
+    changes = CHANGES[name](tmp_path)
+    if name == "a library":
+        monkeypatch.setattr("importlib.metadata.version", lambda package: "0")
+    start(changes)
+    said = capsys.readouterr().err
+    assert ("resumed at step" in said) == (name == "nothing")
+    assert ("starting afresh" in said) == (name != "nothing")
 
 
 def test_a_domain_that_the_store_lacks_is_named(run, tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def shuffle_subjects(domain, images):
 FAULTS = {
     "NaN in the data": (
         lambda d, x: spoil_first(d, x, np.nan),
-        "mr_t1 of subject train-0: holds values that are not finite",
+        "mr_t1 of subject train-0, at slice 3: holds values that are not finite",
     ),
     "flat images": (lambda d, x: spoil_first(d, x, 0.2), r"mr_t1 of subject train-0 .*flat image; take it out"),
     "swapped domains": (swap_first, "subject train-0: its mr_t1 looks like the others' mr_t2"),
@@ -59,12 +59,11 @@ def test_nan_that_only_training_meets_stops_it(tmp_path):
         images[[i for i in range(len(images)) if i % SLICES != SLICES // 2]] = np.nan
         return images
 
-    with pytest.raises(UserError, match="is not finite three times in a row"):
+    with pytest.raises(UserError, match=r"mr_t[12] of subject train-\d, at slice \d: holds values that are not finite"):
         train(make_store(tmp_path / "store", change), tmp_path / "a", steps=40)
 
 
-def test_pairs_that_teach_nothing_stop_on_unseen_subjects(tmp_path):
-    """Training pairs say T2 = T1; on validation subjects T2 = -T1, and copying the source is better than the output."""
+def test_pairs_that_teach_nothing_stop_on_unseen_subjects():
     guard = Guard()
     rows = [{"step": 100.0 * i, "validation/of_copy": 1.2} for i in range(1, 6)]
     guard.curve(rows[:2], True, 0.2)  # too early
@@ -120,4 +119,37 @@ def test_one_bad_gradient_is_skipped():
     assert guard.finite("x", torch.tensor(1.0))
     assert not guard.finite("x", torch.tensor(float("nan")))
     assert guard.finite("x", torch.tensor(1.0))
-    assert guard.bad == 0
+    assert guard.bad == {"x": 0}
+
+
+def test_one_player_that_is_broken_stops_it_whatever_the_others_do():
+    guard = Guard()
+    for _ in range(2):
+        assert guard.finite("critic", torch.tensor(1.0))
+        assert not guard.finite("generator", torch.tensor(float("nan")))
+    assert guard.finite("critic", torch.tensor(1.0))
+    with pytest.raises(UserError, match="gradient of the generator is not finite three times in a row"):
+        guard.finite("generator", torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize("kind", ["unpaired_contrastive", "multi_domain"])
+def test_swapped_domains_are_found_without_pairs(kind, tmp_path):
+    with pytest.raises(UserError, match="subject train-0: its mr_t1 looks like the others' mr_t2"):
+        train(make_store(tmp_path / "store", swap_first), tmp_path / "a", kind)
+
+
+def test_a_style_that_changes_nothing_stops_it():
+    guard = Guard()
+    rows = [{"step": 200.0 + 25 * i, "guard/styles_apart": 1e-4} for i in range(1, 12)]
+    guard.curve(rows, False, 0.05)  # styles begin with the same output
+    with pytest.raises(UserError, match="every style gives the same image"):
+        guard.curve(rows, False, 0.2)
+    guard.curve([*rows, {"step": 600.0, "guard/styles_apart": 0.1}], False, 0.2)
+
+
+def test_a_short_run_notices_a_discriminator_that_has_won():
+    guard = Guard(points=40)
+    rows = [{"step": 25.0 * i, "discriminator/share_right": 1.0} for i in range(10)]
+    guard.curve(rows[:9], False, 0.5)
+    with pytest.raises(UserError, match="tells every image apart"):
+        guard.curve(rows, False, 0.5)

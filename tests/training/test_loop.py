@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 
 from medstyle.errors import UserError
 from medstyle.training.checkpoint import load_state, run_key, save_state
-from medstyle.training.loop import pick_device, schedule
-from medstyle.training.objectives import RECIPES
+from medstyle.training.loop import Training, pick_device, schedule
+from medstyle.training.objectives import RECIPES, Objective
 from medstyle.transforms.augment import Augmentation
 from tests.conftest import ROOT
+from tests.inference.conftest import make_translator
 from tests.training.conftest import NEEDS, make_store, train
 from tests.training.processes import fork
 
@@ -40,7 +41,9 @@ class Killed(Exception):
 
 @pytest.mark.parametrize(("kind", "dims"), DIMENSIONS)
 def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
-    settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "keep": "best", "steps": 6, "validate_every": 2}
+    settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "steps": 6, "validate_every": 2}
+    if RECIPES[kind].paired:
+        settings["keep"] = "best"
     if dims == 2:
         settings["objective"] = {"weights": {"temporal": 1.0}}
     straight, curve = train(store, tmp_path / "a", kind, **settings)
@@ -91,11 +94,15 @@ def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
     assert straight == killed
 
 
-def test_two_processes_are_one(store, tmp_path):
+@pytest.mark.parametrize(
+    ("kinds", "steps"),
+    [(["unpaired_contrastive"], 5), pytest.param(list(RECIPES), 18, marks=pytest.mark.slow)],  # R1 comes every 16
+)
+def test_two_processes_are_one(kinds, steps, store, tmp_path):
     """A batch divided among two processes gives the weights of one process, up to the order of sums."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    for kind in ("unpaired_contrastive",):
-        settings = {"steps": 5, "batch": 4}
+    for kind in kinds:
+        settings = {"steps": steps, "batch": 4}
         program(tmp_path, kind, kind, *launcher, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
@@ -170,6 +177,30 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
+    with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
+        train(store, tmp_path / "a", processes=2)
+    with pytest.raises(UserError, match="no pairs that would tell what is best"):
+        train(store, tmp_path / "a", "unpaired_cycle", keep="best")
+    with pytest.raises(UserError, match="nothing counts for the generator at step 0"):
+        train(store, tmp_path / "a", objective={"weights": {"l1": 0, "structure": 0}, "adversarial_start": 0.5})
+
+
+BAD_SETTINGS = {
+    "training.ema": lambda: Training(ema=0.999),
+    "training.learning_rate": lambda: Training(learning_rate=-1e-3),
+    "training.clip": lambda: Training(clip=0),
+    "training.steps": lambda: Training(steps=0),
+    "objective.weights.l1": lambda: Objective(weights={"l1": -1.0}),
+    "objective.patches": lambda: Objective(patches=0),
+    "objective.discriminator_layers": lambda: Objective(discriminator_layers=-1),
+    "objective.adversarial_start": lambda: Objective(adversarial_start=2),
+}
+
+
+@pytest.mark.parametrize("name", BAD_SETTINGS)
+def test_settings_out_of_range_are_named(name):
+    with pytest.raises(UserError, match=re.escape(name)):
+        BAD_SETTINGS[name]()
 
 
 @pytest.mark.parametrize("generator", ["unet", "dynunet"])
@@ -181,9 +212,14 @@ def test_other_generators_train(generator, store, tmp_path):
 
 
 def test_perceptual_term_of_own_features(store, tmp_path, run):
-    objective = {"weights": {"perceptual": 1.0}, "features": str(run.translator)}
-    _, curve = train(store, tmp_path / "a", objective=objective)
-    assert curve[0]["generator/perceptual"] > 0
+    """An image is its own neighbour and contrast where the features were trained with several."""
+    make_translator(neighbours=3, contrasts=["mr_flair"]).save(tmp_path / "several")
+    for features in (run.translator, tmp_path / "several"):
+        objective = {"weights": {"perceptual": 1.0}, "features": str(features)}
+        _, curve = train(store, tmp_path / features.name, objective=objective)
+        assert curve[0]["generator/perceptual"] > 0
+    with pytest.raises(UserError, match="is for images of 2 dimensions and 1 channels"):
+        train(store, tmp_path / "d", objective=objective, architecture={"dimensions": 3})
     with pytest.raises(UserError, match="no translator folder, and MONAI cannot load"):
         train(store, tmp_path / "b", objective={**objective, "features": "no-such-network"})
 
