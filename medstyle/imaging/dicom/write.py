@@ -131,7 +131,7 @@ def write_derived(
                 if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
                     dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
                 _add_pixels(dataset, pixels)
-                _save(dataset, scratch / f"{k + 1:04d}.dcm")
+                save(dataset, scratch / f"{k + 1:04d}.dcm")
         scratch.rename(final)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -201,7 +201,7 @@ def _common(modality: str, model: ModelIdentity, now: datetime, details: str) ->
         "BurnedInAnnotation": "NO",
         "RecognizableVisualFeatures": "YES",
         "DerivationDescription": f"{described}. Not acquired. Not for diagnostic use.",
-        "DerivationCodeSequence": [_code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
+        "DerivationCodeSequence": [code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
         "CodingSchemeIdentificationSequence": [
             _item(CodingSchemeDesignator="99MEDSTYLE", CodingSchemeName="medstyle codes")
         ],
@@ -211,7 +211,7 @@ def _common(modality: str, model: ModelIdentity, now: datetime, details: str) ->
             SoftwareVersions=model.version[:64],
             ContributionDateTime=day + time,
             ContributionDescription="AI synthesis",
-            PurposeOfReferenceCodeSequence=[_code("109100", "DCM", "Synthesizing Equipment")],
+            PurposeOfReferenceCodeSequence=[code("109100", "DCM", "Synthesizing Equipment")],
         ),
         "_private": (f"{model.name} {model.version}"[:64], model.sha256[:64], details),
     }
@@ -227,10 +227,7 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
     for name in _EMPTY:
         if name not in dataset:
             setattr(dataset, name, None)
-    if not dataset.get("BodyPartExamined"):
-        dataset.Laterality = dataset.get("Laterality")  # type 2C: must be there, may be empty
-    elif not dataset.get("Laterality"):
-        dataset.pop("Laterality", None)  # and may not be there for an unpaired part
+    settle_laterality(dataset)
     if dataset.get("PatientIdentityRemoved") == "YES" and not any(dataset.get(name) for name in _METHOD):
         dataset.DeidentificationMethod = "not stated by the source"  # type 1C
     for name, value in common.items():
@@ -252,7 +249,7 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
     dataset.ContributingEquipmentSequence = [
         _item(
             Manufacturer=str(header.get("Manufacturer") or "UNKNOWN")[:64],
-            PurposeOfReferenceCodeSequence=[_code("109101", "DCM", "Acquisition Equipment")],
+            PurposeOfReferenceCodeSequence=[code("109101", "DCM", "Acquisition Equipment")],
         ),
         common["_equipment"],
     ]
@@ -262,12 +259,20 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
     return dataset
 
 
+def settle_laterality(dataset: Dataset) -> None:
+    """Put an empty laterality where it must be (type 2C), and take it away where it may not be empty."""
+    if not dataset.get("BodyPartExamined"):
+        dataset.Laterality = dataset.get("Laterality")
+    elif not dataset.get("Laterality"):
+        dataset.pop("Laterality", None)  # the part is not known to be one of a pair
+
+
 def _source(sop_class: str, sop_uid: str, frame: int, same_grid: bool) -> Dataset:
     item = _item(
         ReferencedSOPClassUID=sop_class,
         ReferencedSOPInstanceUID=sop_uid,
         SpatialLocationsPreserved="YES" if same_grid else "NO",
-        PurposeOfReferenceCodeSequence=[_code("121322", "DCM", "Source image for image processing operation")],
+        PurposeOfReferenceCodeSequence=[code("121322", "DCM", "Source image for image processing operation")],
     )
     if frame:
         item.ReferencedFrameNumber = frame
@@ -336,7 +341,8 @@ def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
     dataset["PixelData"].VR = "OW"
 
 
-def _save(dataset: Dataset, path: Path) -> None:
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a new file and wait until the disk has it; its pixels are not compressed."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -365,11 +371,11 @@ def _copy(target: Dataset, source: Dataset, name: str) -> None:
 
 
 def _copied_code(item: Dataset) -> Dataset:
-    code = _code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
-    if not code.CodeValue or len(code.CodeValue) > 16:  # VR SH holds 16 characters
-        code.LongCodeValue = code.CodeValue or str(item.get("LongCodeValue", ""))
-        del code.CodeValue
-    return code
+    copy = code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
+    if not copy.CodeValue or len(copy.CodeValue) > 16:  # VR SH holds 16 characters
+        copy.LongCodeValue = copy.CodeValue or str(item.get("LongCodeValue", ""))
+        del copy.CodeValue
+    return copy
 
 
 def _item(**elements: Any) -> Dataset:
@@ -379,7 +385,8 @@ def _item(**elements: Any) -> Dataset:
     return dataset
 
 
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return the item of a code sequence (PS3.3 8.8)."""
     return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 

@@ -265,14 +265,14 @@ def test_all_or_nothing(write_series: Write, tmp_path: Path, monkeypatch: pytest
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
     volume = read(source, "mr_t1")
-    save, count = write._save, iter(range(9))
+    save, count = write.save, iter(range(9))
 
     def fail(dataset: Dataset, path: Path) -> None:
         if next(count) == 2:
             raise KeyboardInterrupt
         save(dataset, path)
 
-    monkeypatch.setattr(write, "_save", fail)
+    monkeypatch.setattr(write, "save", fail)
     with pytest.raises(KeyboardInterrupt):
         write_derived(volume, source, tmp_path / "out", MODEL)
     assert list((tmp_path / "out").iterdir()) == []
