@@ -78,10 +78,7 @@ def canaries(folder: Path, domain: str = "mr_t1", *, body: bool = False) -> Path
             dataset.RescaleType = WORD
         if body:  # ordinary values of what keep_patient means to keep
             dataset.PatientSize, dataset.PatientWeight = "1.8", "80"
-        dataset.BitsStored, dataset.HighBit = 12, 11
-        pixels = np.frombuffer(dataset.PixelData, "<u2") & 0xFFF
-        pixels = pixels | np.resize(np.frombuffer(f"{WORD}".encode(), "u1"), pixels.size).astype("<u2") << 12
-        dataset.PixelData = pixels.tobytes() + f"{WORD} after the pixels ".encode()
+        dataset.PixelData += f"{WORD} after the pixels ".encode()
         dataset.save_as(path, enforce_file_format=True)
     return folder
 
@@ -152,6 +149,13 @@ def test_compressed_and_big_endian_pixels_are_decoded(
         dataset.save_as(tmp_path / "000.dcm")
     clean = deidentify(tmp_path / "000.dcm")
     np.testing.assert_array_equal(np.frombuffer(clean.PixelData, "<i2").reshape(40, 36), stored[0])
+
+
+def test_unused_bits_of_pixels_hold_nothing(write_series: Write, tmp_path: Path) -> None:
+    stored = np.full((1, 8, 8), 7, np.uint16)
+    hidden = stored | np.resize(np.frombuffer(WORD.encode(), "u1"), stored.shape).astype(np.uint16) << 8
+    write_series(tmp_path, hidden, bits=8)
+    assert deidentify(tmp_path / "000.dcm").PixelData == stored.tobytes()
 
 
 def test_uids_map_consistently_and_by_the_secret(
