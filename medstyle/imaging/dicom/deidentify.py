@@ -120,6 +120,7 @@ _TERMS = {  # what these may say: a code string can hold any 16 characters
         "VolumetricProperties": "VOLUME|SAMPLED|DISTORTED|MIXED",
         "VolumeBasedCalculationTechnique": "NONE|MAX_IP|MIN_IP|VOLUME_RENDER|SURFACE_RENDER|MPR|CURVED_MPR|MIXED",
         "PixelPresentation": "MONOCHROME|COLOR|MIXED|TRUE_COLOR",
+        "Units": "BQML|CNTS|NONE|CPS|PROPCNTS|PROPCPS|GML|CM2ML|PCNT|UMOLMIN/ML|ML/MIN/G|1CM|UMOLML|MLMINML|STDDEV",
     }.items()
 }
 _NEUTRAL = {  # stands for any other term where one must be
@@ -132,6 +133,7 @@ _NEUTRAL = {  # stands for any other term where one must be
     "ModalityLUTType": "US",
     "AcquisitionContrast": "UNKNOWN",
 }
+_NUMERIC, _TABLES = words("DS IS US SS UL SL FD FL AT"), words("OW OB US")  # value representations
 _SEX = {"PatientSex": frozenset("MFO")}
 _BODY = words("PatientSize PatientWeight")
 _DEVICE = words("Manufacturer ManufacturerModelName SoftwareVersions")
@@ -271,19 +273,22 @@ def _filtered(dataset: Dataset, options: Options) -> Dataset:
 
 
 def _kept(element: DataElement, name: str, terms: Mapping[str, frozenset[str]], options: Options) -> DataElement:
-    values = element.value if isinstance(element.value, MultiValue) else [element.value]
-    values = [value for value in values if value not in (None, "")]
+    values = list(element.value) if isinstance(element.value, MultiValue) else [element.value]
+    values = [value or "" for value in values]
     if name in _SEQUENCES:
         return DataElement(element.tag, "SQ", [_filtered(item, options) for item in element.value])
     if name in _UIDS:
-        return DataElement(element.tag, "UI", [_mapped_uid(str(value)) for value in values])
+        return DataElement(element.tag, "UI", [_mapped_uid(str(value)) for value in values if value])
     if name in terms:
-        texts = [text if (text := str(value).strip()) in terms[name] else _NEUTRAL.get(name, "") for value in values]
-        return DataElement(element.tag, dictionary_VR(element.tag), [text for text in texts if text])
+        neutral = _NEUTRAL.get(name)
+        texts = [text if (text := str(value).strip()) in terms[name] | {""} else neutral for value in values]
+        return DataElement(element.tag, dictionary_VR(element.tag), [text for text in texts if text is not None])
     if name == "StackID":  # tells stacks apart
         return DataElement(element.tag, "SH", short_key("stack", str(element.value)))
+    if element.VR not in (_TABLES if name.endswith("Data") else _NUMERIC):
+        raise ValueError  # a file may call anything a text
     if element.VR in ("DS", "IS"):
-        for value in values:
+        for value in filter(None, values):
             float(value)  # raises where a word takes the place of a number
     return element
 

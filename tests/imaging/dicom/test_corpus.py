@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,7 @@ import pydicom
 import pytest
 
 from medstyle.errors import Refusal
+from medstyle.imaging.dicom.deidentify import deidentify_folder
 from medstyle.imaging.dicom.elements import words
 from medstyle.imaging.dicom.read import read_colour, read_image, read_series, read_stored
 from medstyle.imaging.dicom.scan import Scan, Series, find_files, scan
@@ -331,6 +333,25 @@ def test_whatever_is_usable_can_be_read(case: str, scans: Scans) -> None:
         elif series.kind != "refused" and series.code not in ("", "E_BURNED_IN"):
             with pytest.raises(Refusal, match=series.code):
                 read_series(series, "mr_t1")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_deidentified_copy_is_read_alike(
+    case: str, scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for mosaics, whose private header is gone, and what was made of a film or a screen (ConversionType)."""
+
+    def content(found: Scan) -> Counter[tuple[object, ...]]:
+        series = [s for s in found.series if s.usable and s.kind in ("volume", "image") and "MOSAIC" not in s.flags]
+        series = [s for s in series if not converted.issuperset(s.files)]
+        return Counter((s.kind, s.shape, str(s.affine), read(s).tobytes()) for s in series)
+
+    monkeypatch.setenv("MEDSTYLE_SECRET", "of this test")
+    converted = set()
+    for number, path in enumerate(CASES[case].paths):
+        verdicts = deidentify_folder(path, tmp_path / f"{number}")
+        converted |= {verdict.path for verdict in verdicts if verdict.code == "E_BURNED_IN"}
+    assert content(scans[case]) <= content(scan([tmp_path]))
 
 
 def test_no_patient_data_in_what_may_be_printed(scans: Scans) -> None:

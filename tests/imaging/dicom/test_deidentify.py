@@ -212,6 +212,12 @@ def test_words_in_place_of_numbers_are_dropped(write_series: Write, tmp_path: Pa
     path = write_series(tmp_path, np.zeros((1, 4, 4), np.uint16), SliceThickness="22.222222") / "000.dcm"
     path.write_bytes(path.read_bytes().replace(b"22.222222", WORD[:4].encode() + b"WORDS"))
     assert "SliceThickness" not in deidentify(path)
+    named = write_series(
+        tmp_path / "text",
+        np.zeros((1, 4, 4), np.uint16),
+        change=lambda _, dataset: dataset.add_new("SliceThickness", "LO", WORD),  # which an explicit file may say
+    )
+    assert "SliceThickness" not in deidentify(named / "000.dcm")
 
 
 def test_a_file_is_written_whole_or_not_at_all_and_never_twice(write_series: Write, tmp_path: Path) -> None:
