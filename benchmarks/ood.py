@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from peers.data import BRAIN, CACHE, DOMAINS, store_of
 
-from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.keys import subject_key
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.phantom import SITES, PhantomParams, acquire, draw_subject
 from medstyle.imaging.store import Row, SliceStore

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -124,6 +124,43 @@ def _domain_by_params() -> Any:
     params = load(Params, "ingest")
     source, labels = Path(params.source), labels_of(params)
     return lambda item: domain_of(attributes_of(item, source, labels), params.rules)
+
+
+@app.command()
+def deidentify(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM file, or folder in any arrangement.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder; names below it are keyed hashes.")],
+    dates: Annotated[
+        Literal["remove", "shift"], typer.Option(help="Shift: by a number of days that is a patient's own.")
+    ] = "remove",
+    keep_patient: Annotated[bool, typer.Option("--keep-patient", help="Keep sex, age, size and weight.")] = False,
+    keep_device: Annotated[bool, typer.Option("--keep-device", help="Keep make, model and software.")] = False,
+    keep_private: Annotated[
+        list[str] | None, typer.Option(help="GROUP,ELEMENT,CREATOR of a private element known to be safe; repeatable.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Copy DICOM images without what tells who the patient is; exit code 2 if one is refused. Needs MEDSTYLE_SECRET.
+
+    Example: medstyle deidentify data/mine data/research --keep-private "2005,xx0E,Philips MR Imaging DD 001"
+    """
+    from medstyle.imaging.dicom.deidentify import Options, deidentify_folder, private_element
+
+    private = tuple(map(private_element, keep_private or []))
+    verdicts = deidentify_folder(source, out, Options(dates == "shift", keep_patient, keep_device, private))
+    if json_:
+        rows = [{"path": str(v.path), "verdict": v.verdict, "code": v.code, "reason": v.reason} for v in verdicts]
+        print(json.dumps(rows, indent=1))
+    else:
+        for verdict in verdicts:
+            if verdict.verdict != "used":
+                print(f"{verdict.verdict}: {verdict.path}: {verdict.code}: {verdict.reason}")
+    count = {name: sum(v.verdict == name for v in verdicts) for name in ("used", "skipped", "refused")}
+    said = f"{count['used']} files written to {out}, {count['skipped']} skipped, {count['refused']} refused"
+    if count["refused"] or not verdicts:
+        raise UserError(said)
+    if not json_:
+        print(said)
 
 
 @app.command()

@@ -47,7 +47,12 @@ IDENTITY = set(words(
     "ReferringPhysicianName StudyID AccessionNumber StudyDescription FrameOfReferenceUID PositionReferenceIndicator "
     "AcquisitionDate AcquisitionTime"
 ))  # fmt: skip
-SHOWS_PATHS = {"inspect", "inspect --json", "translate a NIfTI file"}  # a person must learn which file is meant
+SHOWS_PATHS = {
+    "inspect",
+    "inspect --json",
+    "translate a NIfTI file",
+    "deidentify broken",
+}  # a person must learn which file is meant
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +132,8 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     write_params(project.folder, {**LONGER, "ingest": {"source": "data/mine", "rules": RULES}, "train": TINY["train"]})
     say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit")
     say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json")
+    for name, code in (("studies", 0), ("unfit", 0), ("broken", 2)):
+        say(f"deidentify {name}", f"medstyle deidentify data/mine/{name} {made / 'clean'}", code)
     say("repro", "dvc repro register")
     say("add", "git add -A")
     say("commit", "git -c user.name=test -c user.email=test@localhost commit -qm run")
@@ -380,6 +387,12 @@ def test_nothing_that_is_kept_holds_a_canary(ran: Ran) -> None:
     assert search(ran.temporary) == []
     pictures = ran.made / "pictures"
     assert search(pictures, pictures / "data/mine") == []
+
+
+def test_deidentified_copies_hold_no_canary(ran: Ran) -> None:
+    raw = [path for kind in ("studies", "unfit") for path in (ran.project / "data/mine" / kind).rglob("*.dcm")]
+    assert len(list((ran.made / "clean").glob("sub-*/*/*.dcm"))) == len(raw)
+    assert search(ran.made / "clean") == []
 
 
 def test_dvc_knows_the_names_of_raw_files_in_the_project_alone(ran: Ran) -> None:

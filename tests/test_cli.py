@@ -83,6 +83,30 @@ def test_a_classical_method_needs_no_model(medstyle, tmp_path):
     assert np.abs(made[:, 21:] - photo[:, 21:]).mean() > 20
 
 
+def test_deidentify_copies_what_it_may_and_says_what_it_refused(medstyle, run, tmp_path, monkeypatch):
+    source = tmp_path / "in"
+    shutil.copytree(run.study, source)
+    command = ["deidentify", "in", "out", "--dates", "shift", "--keep-device"]
+    monkeypatch.delenv("MEDSTYLE_SECRET", raising=False)
+    done = medstyle(*command, cwd=tmp_path)
+    assert (done.returncode, "export MEDSTYLE_SECRET" in done.stderr) == (2, True)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setenv("MEDSTYLE_SECRET", "ours")
+    count = len(list(source.rglob("*.dcm")))
+    done = medstyle(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{count} files written to out, 0 skipped, 0 refused" in done.stdout
+    assert f"deidentify: {count}/{count}" in done.stderr
+    assert len(list((tmp_path / "out").glob("sub-*/*/*.dcm"))) == count
+    (source / "cut.dcm").write_bytes(next(source.rglob("*.dcm")).read_bytes()[:-99])
+    done = medstyle(*command, "--json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.strip().endswith(f"0 files written to out, {count} skipped, 1 refused")
+    codes = {row["path"]: row["code"] for row in json.loads(done.stdout)}
+    assert codes.pop("in/cut.dcm") == "E_TRUNCATED"
+    assert set(codes.values()) == {"E_DUPLICATE"}
+
+
 BAD = {
     "no params file": (["ingest"], "params.yaml: no such file"),
     "unknown key": (["denoise", "--params", "bad.yaml"], "denoise.colour: unknown key"),
@@ -90,6 +114,8 @@ BAD = {
     "no translator": (["translate", "raw", "out", "--model", "nowhere"], "nowhere: not a translator folder"),
     "no registered model": (["translate", "raw", "out"], "no such registered model"),
     "nothing to inspect": (["inspect", "nowhere"], "nowhere: no such file or folder"),
+    "nothing to deidentify": (["deidentify", "nowhere", "out"], "nowhere: no such file or folder"),
+    "no private element": (["deidentify", "raw", "out", "--keep-private", "2004,01"], "2004,01: no private element"),
     "existing output": (["phantom", "raw"], "raw: exists already"),
     "phantom without subjects": (["phantom", "new", "--subjects", "0"], "subjects"),
     "no champion to leave": (["rollback"], "no previous champion"),
@@ -101,8 +127,9 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line_and_exit_code_2(medstyle, name, tmp_path):
+def test_bad_input_is_one_line_and_exit_code_2(medstyle, name, tmp_path, monkeypatch):
     arguments, message = BAD[name]
+    monkeypatch.setenv("MEDSTYLE_SECRET", "ours")
     (tmp_path / "raw").mkdir()
     if name != "no params file":
         write_params(tmp_path)

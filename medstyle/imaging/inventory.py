@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
-from medstyle.imaging.dicom.deidentify import short_key
+from medstyle.imaging.keys import short_key
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
 from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, header_reader, read_volume
 

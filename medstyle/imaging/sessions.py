@@ -10,8 +10,8 @@ from itertools import combinations, islice, product
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.imaging.dicom.deidentify import short_key
 from medstyle.imaging.inventory import Item
+from medstyle.imaging.keys import short_key
 from medstyle.imaging.store import SESSION
 
 Candidates = Mapping[str, Sequence[Item]]  # domain -> items, best first

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,7 @@ def translate_path(
         result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty, look, allow)
         if result.ood.verdict == "refuse" and not force:
             raise _unlike(item, result.ood.score)
-        written = _write(item, place, result, translator, wanted)
+        written = _write(item, contrasts, place, result, translator, wanted)
         shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
         notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in item.doubts())]
         rows.append(_row(item, written, target, shape, result.ood, notes, translator))
@@ -258,7 +260,9 @@ def _translate(
     )
 
 
-def _write(item: Item, place: Path, result: Translation, translator: Translator, domain: str) -> Path:
+def _write(
+    item: Item, contrasts: Sequence[Item], place: Path, result: Translation, translator: Translator, domain: str
+) -> Path:
     """Write image and uncertainty beside each other; returns the file, or the folder of a DICOM series."""
     image, uncertainty = result.image, result.uncertainty
     if not isinstance(image, Volume):
@@ -272,14 +276,37 @@ def _write(item: Item, place: Path, result: Translation, translator: Translator,
 
         from medstyle.imaging.dicom.write import ModelIdentity, write_derived
 
-        details = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
+        config = translator.config
+        details: dict[str, Any] = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
+        details["config_sha256"] = hashlib.sha256(config.to_json().encode()).hexdigest()
+        if uncertainty is not None:
+            inside = uncertainty.voxels[uncertainty.voxels > 0]
+            details["uncertainty_mean"] = float(inside.mean()) if inside.size else 0.0
+            details["uncertainty_max"] = float(uncertainty.voxels.max())
         name = f"medstyle {DOMAINS[domain].label}->{DOMAINS[image.domain].label}"
         model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
-        written = write_derived(image, item.series, place, model, source_domain=domain)[0].parent
+        write = partial(
+            write_derived,
+            source=item.series,
+            out_dir=place,
+            model=model,
+            source_domain=domain,
+            reach=_reach(image, translator),
+            contrasts=[other.series for other in contrasts if other.series is not None],
+            registered=config.registration != "headers",
+        )
+        written = write(image)[0].parent
         if uncertainty is not None:
-            write_derived(uncertainty, item.series, place, model, kind="uncertainty", source_domain=domain)
+            write(uncertainty, kind="uncertainty")
         return written
     return place
+
+
+def _reach(volume: Volume, translator: Translator) -> int | None:
+    """Return how many slices of the source on either side of its own enter an output slice; None: all."""
+    architecture = translator.config.architecture
+    axial = np.abs(volume.direction[2]).argmax() == 2  # the network's slices always are
+    return architecture.neighbours // 2 if axial and architecture.dimensions == 2 else None
 
 
 def _place(item: Item, source: Path, out: Path) -> Path:

@@ -183,6 +183,10 @@ class TranslatorConfig:
     mirror: bool = True
     format: int = FORMAT
 
+    def to_json(self) -> str:
+        """Return the text of ``translator.json``."""
+        return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
 
 def weight_files(folder: Path) -> list[Path]:
     """List the weights in a translator folder: one file, or one for each member of an ensemble."""
@@ -216,7 +220,7 @@ class Translator:
         for number, networks in enumerate(self.members):
             weights = {name: value.detach().cpu().contiguous() for name, value in networks.state_dict().items()}
             save_file(weights, folder / (f"weights-{number:02d}.safetensors" if number else "weights.safetensors"))
-        (folder / "translator.json").write_text(json.dumps(asdict(self.config), indent=1, sort_keys=True) + "\n")
+        (folder / "translator.json").write_text(self.config.to_json())
 
     @staticmethod
     def load(folder: Path | str, device: str | torch.device = "cpu") -> Translator:

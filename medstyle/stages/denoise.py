@@ -18,7 +18,7 @@ from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.keys import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture

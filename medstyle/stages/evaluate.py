@@ -45,8 +45,8 @@ from medstyle.evaluation.safety import (
 from medstyle.evaluation.statistics import differences_kept, effect, holm, paired_test, summary, told_apart
 from medstyle.evaluation.structures import Segmenter, overlap, train_segmenter
 from medstyle.evaluation.video import MEASURES, measure_clip
-from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.inventory import VIDEO_SUFFIXES
+from medstyle.imaging.keys import subject_key
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import from_unit, read_picture, to_unit
 from medstyle.imaging.progress import track

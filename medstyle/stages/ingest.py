@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.dicom.deidentify import short_key, subject_key
 from medstyle.imaging.dicom.regular import read_with_gaps, straighten
 from medstyle.imaging.inventory import DOUBTS, Inventory, Item, inventory
+from medstyle.imaging.keys import NO_SECRET, own_secret, short_key, subject_key
 from medstyle.imaging.labels import Labels, read_labels
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.parallel import Workers, each
@@ -92,6 +92,8 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     source = Path(params.source)
     if not source.is_dir():
         raise UserError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
+    if own_secret() is None:
+        log(f"ingest: warning: {NO_SECRET}")
     labels = labels_of(params)
     found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
     _check_rules(params.rules, labels, found)

@@ -7,7 +7,7 @@ import pytest
 
 from medstyle import Volume, write_picture, write_volume
 from medstyle.errors import UserError
-from medstyle.imaging.dicom.deidentify import subject_key
+from medstyle.imaging.keys import subject_key
 from medstyle.imaging.store import SliceStore
 from medstyle.stages.denoise import Params
 from medstyle.stages.denoise import run as denoise

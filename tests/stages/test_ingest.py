@@ -10,8 +10,8 @@ from pydicom import dcmread
 from medstyle import Volume, read_picture, read_volume, write_picture, write_volume
 from medstyle.errors import UserError
 from medstyle.imaging.dicom.acquired import uid, write_series
-from medstyle.imaging.dicom.deidentify import subject_key
 from medstyle.imaging.inventory import inventory
+from medstyle.imaging.keys import subject_key
 from medstyle.imaging.rules import Rule
 from medstyle.imaging.store import person_of
 from medstyle.stages.ingest import Params
@@ -42,6 +42,17 @@ def test_nothing_that_leaves_names_a_patient(run):
         assert "PHANTOM" not in path.name
         if path.suffix == ".json":
             assert "PHANTOM" not in path.read_text()
+
+
+def test_keys_that_anyone_can_guess_are_warned_of(run, tmp_path, monkeypatch):
+    monkeypatch.delenv("MEDSTYLE_SECRET", raising=False)
+    said = []
+    for secret in ("", "ours"):
+        monkeypatch.setenv("MEDSTYLE_SECRET", secret)
+        said.append([])
+        params = Params(str(run.study), RULES)
+        ingest(params, tmp_path / f"scans{secret}", tmp_path / "ingest.json", said[-1].append)
+    assert [sum("MEDSTYLE_SECRET" in line for line in lines) for lines in said] == [1, 0]
 
 
 def test_bad_files_are_reported_and_the_rest_goes_on(run, tmp_path):

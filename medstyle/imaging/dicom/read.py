@@ -79,6 +79,22 @@ def read_stored(series: Series) -> Iterator[NDArray[Any]]:
             yield reader.stored(frame).copy()
 
 
+def read_pixels(instance: Instance) -> NDArray[Any]:
+    """Return all frames of a file as :func:`read_stored` gives them, or in RGB, ``(N, H, W)`` or ``(N, H, W, 3)``.
+
+    Call it within :func:`quiet`. The sheet of a mosaic is one frame.
+    """
+    reader, whole = _Reader(), replace(instance, tiles=1)
+    pixels = np.empty(0)
+    for k in range(whole.frames):
+        frame = Frame(whole, k, None, None, None, 1, 0, (), ())
+        one = reader.stored(frame) if whole.samples == 1 else reader.decode(frame, raw=False)
+        if k == 0:
+            pixels = np.empty((whole.frames, *one.shape), one.dtype.newbyteorder("<"))
+        pixels[k] = one
+    return pixels
+
+
 def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDArray[np.uint8]]:
     """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB; YBR is converted, a palette applied.
 
@@ -141,7 +157,7 @@ class _Reader:
 
     def colour(self, frame: Frame) -> NDArray[np.uint8]:
         """Return RGB ``(H, W, 3)``, 8 bits."""
-        pixels = self._decode(frame, raw=False)
+        pixels = self.decode(frame, raw=False)
         if frame.instance.photometric == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, self._open(frame.instance))
         if pixels.ndim == 2:
@@ -155,7 +171,7 @@ class _Reader:
         instance = frame.instance
         if instance.transfer_syntax in LITTLE and instance.samples == 1:
             return _mask(self._native(frame), instance)
-        return _mask(self._decode(frame, raw=True), instance)
+        return _mask(self.decode(frame, raw=True), instance)
 
     def _native(self, frame: Frame) -> NDArray[Any]:
         """Read little-endian pixels straight from where the header said they are."""
@@ -179,7 +195,8 @@ class _Reader:
         values = _unpacked(self.buffer, i.rows * i.columns) if packed else self.buffer.view(f"<u{i.value_bytes}")
         return values.reshape(i.rows, i.columns)
 
-    def _decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
+    def decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
+        """Return the pixels of ``frame`` as a decoder gives them, colours in RGB unless ``raw``."""
         i = frame.instance
         try:
             dataset = self._open(i)

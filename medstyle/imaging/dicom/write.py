@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import product, repeat
 from pathlib import Path
 from typing import Any, Literal
 from uuid import UUID
@@ -19,12 +21,12 @@ from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.sequence import Sequence
 from pydicom.uid import UID, ExplicitVRLittleEndian
 
 from medstyle.errors import Refusal
 from medstyle.imaging.dicom.elements import quiet, words
 from medstyle.imaging.dicom.header import Frame
+from medstyle.imaging.dicom.read import read_stored
 from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
@@ -78,12 +80,28 @@ def write_derived(
     now: datetime | None = None,
     kind: Literal["synthetic", "uncertainty"] = "synthetic",
     source_domain: str | None = None,
+    reach: int | None = 0,
+    contrasts: Sequence[Series] = (),
+    registered: bool = False,
 ) -> list[Path]:
     """Write ``volume`` as a series of MR or CT images derived from ``source``, one file for each slice.
 
     The files go to a new folder below ``out_dir``, which appears complete or not at all. On the source's grid the
     geometry is copied as it was written; on another grid it is computed from the affine. UIDs follow from the source,
-    the weights, the domain and ``kind``: the same call makes the same UIDs.
+    the weights, the domain, ``kind`` and the contrasts: the same call makes the same UIDs. A synthetic CT is padded
+    where the CT that it comes from was.
+
+    Args:
+        volume: of an MR or CT domain.
+        source: the series whose patient, study and grid the new one has.
+        out_dir: where the new folder goes.
+        model: what made ``volume``.
+        now: date and time of the new series.
+        kind: what ``volume`` is.
+        source_domain: of ``source``, for the description.
+        reach: how many slices of ``source`` on either side of its own entered each slice; None: all.
+        contrasts: series that entered beside ``source``.
+        registered: whether they were moved, so that their positions do not tell which of their slices entered.
 
     Raises:
         Refusal: ``E_EXISTS`` the folder is there already, ``E_SOPCLASS`` the domain has no DICOM modality,
@@ -99,7 +117,8 @@ def write_derived(
         raise Refusal("E_NO_GEOMETRY", "the source has no position in the patient, which MR and CT images must have")
     stored, pixel_module, facts = _quantise(volume, modality, kind)
     first = source.frames[0].instance
-    series_uid = _uid(source.series_uid, first.sop_uid, str(source.frames[0].number), model.sha256, volume.domain, kind)
+    begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
+    series_uid = _uid(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
     label = DOMAINS[source_domain].label if source_domain else source.attributes.get("Modality", "")
     arrow = f"{label}->{DOMAINS[volume.domain].label}"
     title = f"SYNTHETIC AI {arrow}" if kind == "synthetic" else f"UNCERTAINTY MAP AI {arrow}"
@@ -111,6 +130,8 @@ def write_derived(
     }
     same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
     same_grid &= first.tiles == 1  # a mosaic's elements place the sheet, not its tiles
+    entered = _Entered(volume, source, same_grid, reach, contrasts, registered)
+    padded = same_grid and kind == "synthetic" and modality == source.attributes.get("Modality") == "CT"
     final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
         raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
@@ -119,19 +140,20 @@ def write_derived(
         scratch.mkdir(parents=True)
         with quiet():
             reader = _Headers()
-            for k, pixels in enumerate(stored):
-                frames = [source.frames[k]] if same_grid else list(source.frames)
-                header, grid = reader.read(frames[0])
+            for k, (pixels, outside) in enumerate(zip(stored, _outside(source if padded else None), strict=False)):
+                header, grid = reader.read(source.frames[k if same_grid else 0])
                 if not same_grid:
                     grid = _computed_grid(volume, k)
-                dataset = _slice(header, grid, frames, common, same_grid)
+                dataset = _slice(header, grid, entered.at(k), common)
                 dataset.InstanceNumber = k + 1
                 dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if kind == "synthetic" else 9500)
                 dataset.SOPInstanceUID = _uid(series_uid, str(k))
                 if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
                     dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
+                if outside is not None:
+                    pixels[outside] = dataset.PixelPaddingValue = 0
                 _add_pixels(dataset, pixels)
-                _save(dataset, scratch / f"{k + 1:04d}.dcm")
+                save(dataset, scratch / f"{k + 1:04d}.dcm")
         scratch.rename(final)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -201,7 +223,7 @@ def _common(modality: str, model: ModelIdentity, now: datetime, details: str) ->
         "BurnedInAnnotation": "NO",
         "RecognizableVisualFeatures": "YES",
         "DerivationDescription": f"{described}. Not acquired. Not for diagnostic use.",
-        "DerivationCodeSequence": [_code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
+        "DerivationCodeSequence": [code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
         "CodingSchemeIdentificationSequence": [
             _item(CodingSchemeDesignator="99MEDSTYLE", CodingSchemeName="medstyle codes")
         ],
@@ -211,13 +233,51 @@ def _common(modality: str, model: ModelIdentity, now: datetime, details: str) ->
             SoftwareVersions=model.version[:64],
             ContributionDateTime=day + time,
             ContributionDescription="AI synthesis",
-            PurposeOfReferenceCodeSequence=[_code("109100", "DCM", "Synthesizing Equipment")],
+            PurposeOfReferenceCodeSequence=[code("109100", "DCM", "Synthesizing Equipment")],
         ),
         "_private": (f"{model.name} {model.version}"[:64], model.sha256[:64], details),
     }
 
 
-def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[str, Any], same_grid: bool) -> Dataset:
+@dataclass(frozen=True)
+class _Entered:
+    """Which slices of which series entered each slice of ``volume``; see :func:`write_derived`."""
+
+    volume: Volume
+    source: Series
+    same_grid: bool
+    reach: int | None
+    contrasts: Sequence[Series]
+    registered: bool
+
+    def at(self, k: int) -> list[tuple[Frame, bool]]:
+        """Return them for slice ``k``, its own first; true where all pixels are at the places that they had."""
+        depth = len(self.volume.voxels)
+        reach = depth if self.reach is None else self.reach
+        around = range(max(0, k - reach), min(depth, k + reach + 1))
+        own = [self.source.frames[k]] if self.same_grid else []
+        frames = [*own, *(self.source.frames[j] for j in around)] if self.same_grid else list(self.source.frames)
+        for other in self.contrasts:
+            frames += self._near(other, around)
+        return [(frame, any(_same_place(frame, one) for one in own)) for frame in frames]
+
+    def _near(self, other: Series, around: range) -> Sequence[Frame]:
+        """Return the slices of ``other`` between which those ``around`` a slice of the volume were interpolated."""
+        if self.registered or other.affine is None:
+            return other.frames
+        _, rows, columns = self.volume.voxels.shape
+        ends = product((0, columns - 1), (0, rows - 1), (around[0], around[-1]), (1,))
+        places = (np.linalg.inv(other.affine) @ self.volume.affine @ np.array([*ends]).T)[2]
+        first, last = math.floor(places.min() + 1e-3), math.ceil(places.max() - 1e-3)
+        return other.frames[max(0, first) : max(0, last + 1)]
+
+
+def _same_place(one: Frame, other: Frame) -> bool:
+    places = [(f.position, f.orientation, f.spacing, f.shape) for f in (one, other)]
+    return all(a is not None and b is not None and np.allclose(a, b, atol=1e-4) for a, b in zip(*places, strict=True))
+
+
+def _slice(header: Dataset, grid: Dataset, frames: list[tuple[Frame, bool]], common: Mapping[str, Any]) -> Dataset:
     """Build one slice without its pixels and its own identifiers."""
     dataset = Dataset()
     dataset.update(grid)
@@ -227,50 +287,56 @@ def _slice(header: Dataset, grid: Dataset, frames: list[Frame], common: Mapping[
     for name in _EMPTY:
         if name not in dataset:
             setattr(dataset, name, None)
-    if not dataset.get("BodyPartExamined"):
-        dataset.Laterality = dataset.get("Laterality")  # type 2C: must be there, may be empty
-    elif not dataset.get("Laterality"):
-        dataset.pop("Laterality", None)  # and may not be there for an unpaired part
+    settle_laterality(dataset)
     if dataset.get("PatientIdentityRemoved") == "YES" and not any(dataset.get(name) for name in _METHOD):
         dataset.DeidentificationMethod = "not stated by the source"  # type 1C
     for name, value in common.items():
         if not name.startswith("_"):
             setattr(dataset, name, value)
-    lossy = any("LOSSY" in frame.instance.flags for frame in frames)
+    lossy = any("LOSSY" in frame.instance.flags for frame, _ in frames)
     dataset.LossyImageCompression = "01" if lossy else "00"
-    references = dict.fromkeys(  # the tiles of a mosaic are one image
-        (f.instance.sop_class, f.instance.sop_uid, f.number + 1 if f.instance.frames > 1 else 0) for f in frames
-    )
-    instances = {uid: _item(ReferencedSOPClassUID=cls, ReferencedSOPInstanceUID=uid) for cls, uid, _ in references}
+    references = {  # the tiles of a mosaic are one image
+        (f.instance.sop_uid, f.number if f.instance.frames > 1 else None): (f, same_place) for f, same_place in frames
+    }
+    series: dict[str, dict[str, Dataset]] = {}
+    for frame, _ in references.values():
+        series.setdefault(frame.instance.series_uid, {})[frame.instance.sop_uid] = _reference(frame)
     dataset.ReferencedSeriesSequence = [
-        _item(
-            SeriesInstanceUID=frames[0].instance.series_uid,
-            ReferencedInstanceSequence=list(instances.values()),
-        )
+        _item(SeriesInstanceUID=uid, ReferencedInstanceSequence=list(images.values())) for uid, images in series.items()
     ]
-    dataset.SourceImageSequence = [_source(*reference, same_grid) for reference in references]
-    dataset.ContributingEquipmentSequence = [
-        _item(
-            Manufacturer=str(header.get("Manufacturer") or "UNKNOWN")[:64],
-            PurposeOfReferenceCodeSequence=[_code("109101", "DCM", "Acquisition Equipment")],
-        ),
-        common["_equipment"],
-    ]
+    dataset.SourceImageSequence = [_source(*of) for of in references.values()]
+    scanner = _item(
+        Manufacturer=str(header.get("Manufacturer") or "UNKNOWN")[:64],
+        PurposeOfReferenceCodeSequence=[code("109101", "DCM", "Acquisition Equipment")],
+    )
+    if model := str(header.get("ManufacturerModelName") or "")[:64]:
+        scanner.ManufacturerModelName = model
+    dataset.ContributingEquipmentSequence = [scanner, common["_equipment"]]
     private = dataset.private_block(0x0099, "MEDSTYLE AI 1.0", create=True)
     for element, (vr, value) in enumerate(zip(("LO", "LO", "UT"), common["_private"], strict=True), start=1):
         private.add_new(element, vr, value)
     return dataset
 
 
-def _source(sop_class: str, sop_uid: str, frame: int, same_grid: bool) -> Dataset:
-    item = _item(
-        ReferencedSOPClassUID=sop_class,
-        ReferencedSOPInstanceUID=sop_uid,
-        SpatialLocationsPreserved="YES" if same_grid else "NO",
-        PurposeOfReferenceCodeSequence=[_code("121322", "DCM", "Source image for image processing operation")],
-    )
-    if frame:
-        item.ReferencedFrameNumber = frame
+def settle_laterality(dataset: Dataset) -> None:
+    """Put an empty laterality where it must be (type 2C), and take it away where it may not be empty."""
+    if not dataset.get("BodyPartExamined"):
+        dataset.Laterality = dataset.get("Laterality")
+    elif not dataset.get("Laterality"):
+        dataset.pop("Laterality", None)  # the part is not known to be one of a pair
+
+
+def _reference(frame: Frame) -> Dataset:
+    instance = frame.instance
+    return _item(ReferencedSOPClassUID=instance.sop_class, ReferencedSOPInstanceUID=instance.sop_uid)
+
+
+def _source(frame: Frame, same_place: bool) -> Dataset:
+    item = _reference(frame)
+    item.SpatialLocationsPreserved = "YES" if same_place else "NO"
+    item.PurposeOfReferenceCodeSequence = [code("121322", "DCM", "Source image for image processing operation")]
+    if frame.instance.frames > 1:
+        item.ReferencedFrameNumber = frame.number + 1
     return item
 
 
@@ -327,16 +393,28 @@ def _same_grid(one: NDArray[np.float64], other: NDArray[np.float64], shape: tupl
     return bool(moved.max() <= POSITION_TOLERANCE_MM)
 
 
+def _outside(source: Series | None) -> Iterator[NDArray[np.bool_] | None]:
+    """Yield where each slice is padded, since nothing was measured there; None where it says nothing of it."""
+    if source is None or all(frame.instance.padding is None for frame in source.frames):
+        yield from repeat(None)
+        return
+    for frame, stored in zip(source.frames, read_stored(source), strict=True):
+        low, high = frame.instance.padding or (1, 0)  # no value lies between these
+        yield (stored >= low) & (stored <= high)
+
+
 def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
     dataset.Rows, dataset.Columns = pixels.shape
     dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = int(pixels.min()), int(pixels.max())
-    for name in ("SmallestImagePixelValue", "LargestImagePixelValue"):
-        dataset[name].VR = "US"
+    for name in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"):
+        if name in dataset:
+            dataset[name].VR = "US"
     dataset.PixelData = pixels.astype("<u2").tobytes()
     dataset["PixelData"].VR = "OW"
 
 
-def _save(dataset: Dataset, path: Path) -> None:
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a new file and wait until the disk has it; its pixels are not compressed."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -358,18 +436,18 @@ def _copy(target: Dataset, source: Dataset, name: str) -> None:
         element = source[name]
         value = element.value
         if element.VR == "SQ":
-            value = Sequence([_copied_code(item) for item in value])
+            value = [_copied_code(item) for item in value]
         elif element.VR == "PN":
             value = str(value)
         target.add_new(tag_for_keyword(name), element.VR, value)
 
 
 def _copied_code(item: Dataset) -> Dataset:
-    code = _code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
-    if not code.CodeValue or len(code.CodeValue) > 16:  # VR SH holds 16 characters
-        code.LongCodeValue = code.CodeValue or str(item.get("LongCodeValue", ""))
-        del code.CodeValue
-    return code
+    copy = code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
+    if not copy.CodeValue or len(copy.CodeValue) > 16:  # VR SH holds 16 characters
+        copy.LongCodeValue = copy.CodeValue or str(item.get("LongCodeValue", ""))
+        del copy.CodeValue
+    return copy
 
 
 def _item(**elements: Any) -> Dataset:
@@ -379,7 +457,8 @@ def _item(**elements: Any) -> Dataset:
     return dataset
 
 
-def _code(value: str, scheme: str, meaning: str) -> Dataset:
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return the item of a code sequence (PS3.3 8.8)."""
     return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
 
 

@@ -114,6 +114,43 @@ def write_series(
     return folder
 
 
+def enhanced(frames: list[dict[str, Any]], pixels: NDArray[Any]) -> Dataset:
+    """Return an enhanced MR object; each frame has its place ``z``, ``slope``, ``type`` and moment ``t``."""
+
+    def item(**elements: Any) -> Dataset:
+        dataset = Dataset()
+        for name, value in elements.items():
+            setattr(dataset, name, value)
+        return dataset
+
+    dataset = slice_header(
+        SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1",
+        **dict.fromkeys(["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"]),
+        NumberOfFrames=len(frames),
+        Rows=pixels.shape[1],
+        Columns=pixels.shape[2],
+    )
+    orientation = item(ImageOrientationPatient=["1", "0", "0", "0", "1", "0"])
+    measures = item(PixelSpacing=["2", "3"], SliceThickness="4")
+    dataset.SharedFunctionalGroupsSequence = [
+        item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])
+    ]
+    dataset.PerFrameFunctionalGroupsSequence = [
+        item(
+            PlanePositionSequence=[item(ImagePositionPatient=["0", "0", str(f["z"])])],
+            PixelValueTransformationSequence=[
+                item(RescaleSlope=str(f["slope"]), RescaleIntercept="0", RescaleType="US")
+            ],
+            MRImageFrameTypeSequence=[item(FrameType=["ORIGINAL", "PRIMARY", f["type"], "NONE"])],
+            FrameContentSequence=[item(StackID="1", TemporalPositionIndex=f["t"])],
+        )
+        for f in frames
+    ]
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    return dataset
+
+
 @pytest.fixture(name="write_series")
 def _write_series() -> Callable[..., Path]:
     return write_series

@@ -28,6 +28,7 @@ from medstyle.errors import Refusal
 from medstyle.imaging.dicom.header import Limits
 from medstyle.imaging.dicom.read import read_image, read_series
 from medstyle.imaging.dicom.scan import Series, scan
+from tests.imaging.dicom.conftest import enhanced
 
 Write = Callable[..., Path]
 NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
@@ -399,41 +400,6 @@ def test_a_plain_radiograph_has_no_geometry(write_series: Write, tmp_path: Path)
     np.testing.assert_array_equal(read_image(series, "mr_t1").affine, np.eye(4))
 
 
-def enhanced(frames: list[dict[str, Any]], pixels: np.ndarray, slice_header: Callable[..., Dataset]) -> Dataset:
-    def item(**elements: Any) -> Dataset:
-        dataset = Dataset()
-        for name, value in elements.items():
-            setattr(dataset, name, value)
-        return dataset
-
-    dataset = slice_header(
-        SOPClassUID="1.2.840.10008.5.1.4.1.1.4.1",
-        **dict.fromkeys(["ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "SliceThickness"]),
-        NumberOfFrames=len(frames),
-        Rows=pixels.shape[1],
-        Columns=pixels.shape[2],
-    )
-    orientation = item(ImageOrientationPatient=["1", "0", "0", "0", "1", "0"])
-    measures = item(PixelSpacing=["2", "3"], SliceThickness="4")
-    dataset.SharedFunctionalGroupsSequence = [
-        item(PlaneOrientationSequence=[orientation], PixelMeasuresSequence=[measures])
-    ]
-    dataset.PerFrameFunctionalGroupsSequence = [
-        item(
-            PlanePositionSequence=[item(ImagePositionPatient=["0", "0", str(f["z"])])],
-            PixelValueTransformationSequence=[
-                item(RescaleSlope=str(f["slope"]), RescaleIntercept="0", RescaleType="US")
-            ],
-            MRImageFrameTypeSequence=[item(FrameType=["ORIGINAL", "PRIMARY", f["type"], "NONE"])],
-            FrameContentSequence=[item(StackID="1", TemporalPositionIndex=f["t"])],
-        )
-        for f in frames
-    ]
-    dataset.PixelData = pixels.astype("<u2").tobytes()
-    dataset["PixelData"].VR = "OW"
-    return dataset
-
-
 def test_enhanced_frames_have_their_own_place_scale_and_type(
     slice_header: Callable[..., Dataset], save: Write, tmp_path: Path
 ) -> None:
@@ -446,7 +412,7 @@ def test_enhanced_frames_have_their_own_place_scale_and_type(
     ]
     pixels = stored_values(rng, (6, 4, 5))
     order = rng.permutation(6)
-    save(enhanced([frames[k] for k in order], pixels[order], slice_header), tmp_path / "e.dcm")
+    save(enhanced([frames[k] for k in order], pixels[order]), tmp_path / "e.dcm")
     found = scan([tmp_path])
     assert [(s.kind, s.shape) for s in found.series] == [("volume", (3, 4, 5))] * 2
     for series in found.series:
@@ -460,7 +426,7 @@ def test_enhanced_frames_have_their_own_place_scale_and_type(
 def test_enhanced_time_points_are_volumes(slice_header: Callable[..., Dataset], save: Write, tmp_path: Path) -> None:
     frames = [{"z": 4 * z, "slope": 1, "type": "T1", "t": t} for t in (1, 2) for z in range(3)]
     pixels = stored_values(np.random.default_rng(0), (6, 4, 5))
-    save(enhanced(frames, pixels, slice_header), tmp_path / "e.dcm")
+    save(enhanced(frames, pixels), tmp_path / "e.dcm")
     series = only(tmp_path)
     assert (series.kind, series.volumes) == ("4d", 2)
     np.testing.assert_array_equal(read_series(series.volume(1), "mr_t1").voxels, pixels[3:])
@@ -471,7 +437,7 @@ def test_an_enhanced_object_that_kept_the_word_is_no_mosaic(
 ) -> None:
     """Newer scanners write the slices of a mosaic as frames and leave MOSAIC in ImageType."""
     frames = [{"z": 4 * z, "slope": 1, "type": "T1", "t": 1} for z in range(3)]
-    dataset = enhanced(frames, stored_values(np.random.default_rng(0), (3, 4, 5)), slice_header)
+    dataset = enhanced(frames, stored_values(np.random.default_rng(0), (3, 4, 5)))
     dataset.ImageType = ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]
     save(dataset, tmp_path / "e.dcm")
     series = only(tmp_path)

@@ -235,6 +235,79 @@ def test_another_grid_is_computed(write_series: Write, tmp_path: Path, shared: P
     check(tmp_path / "in", tmp_path / "out", shared)
 
 
+def sources(path: Path) -> dict[str, str]:
+    """Return the last part of each source image's UID and whether pixels stayed in place; every one has its series."""
+    dataset = pydicom.dcmread(path)
+    listed = [
+        i.ReferencedSOPInstanceUID for s in dataset.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence
+    ]
+    found = {i.ReferencedSOPInstanceUID: i.SpatialLocationsPreserved for i in dataset.SourceImageSequence}
+    assert sorted(listed) == sorted(found)
+    return {uid.removeprefix("2.25."): kept for uid, kept in found.items()}
+
+
+def test_every_slice_that_entered_is_a_source(write_series: Write, tmp_path: Path, shared: Path) -> None:
+    """Neighbours, and of further series those between whose slices the output lies."""
+
+    def beside(name: str, number: int, affine: np.ndarray, depth: int) -> Series:
+        def change(k: int, dataset: Dataset) -> None:
+            dataset.SOPInstanceUID = f"2.25.{number}{k}"
+
+        folder = tmp_path / "in" / name
+        write_series(folder, brain(depth), affine, SeriesInstanceUID=f"2.25.{number}", change=change)
+        return only(folder)
+
+    upright = np.diag([1, 1.2, 3.6, 1])
+    source = beside("source", 1, upright, 4)
+    same = beside("same", 2, upright, 4)
+    thin = beside("thin", 3, upright @ np.diag([1, 1, 0.4, 1]), 12)  # slices 2.5 times as dense
+    volume = read(source, "mr_t1").with_voxels(brain(seed=1), "mr_t2")
+
+    def written(out: str, **how: object) -> list[dict[str, str]]:
+        return [sources(path) for path in write_derived(volume, source, tmp_path / "out" / out, MODEL, now=NOW, **how)]
+
+    assert written("alone")[2] == {"12": "YES"}
+    near = written("near", reach=1)
+    assert near[0] == {"10": "YES", "11": "NO"}
+    assert near[2] == {"12": "YES", "11": "NO", "13": "NO"}
+    assert written("all", reach=None)[2] == {"12": "YES", "10": "NO", "11": "NO", "13": "NO"}
+    assert written("contrasts", contrasts=[same, thin])[1] == {"11": "YES", "21": "YES", "32": "NO", "33": "NO"}
+    moved = written("moved", contrasts=[same], registered=True)[1]
+    assert moved == {"11": "YES", "21": "YES", "20": "NO", "22": "NO", "23": "NO"}
+    series = [pydicom.dcmread(path).SeriesInstanceUID for path in (tmp_path / "out").rglob("0001.dcm")]
+    assert len(set(series)) == 3  # it depends on what entered: nothing else, two series, one
+    check(tmp_path / "in", tmp_path / "out" / "contrasts", shared)
+
+
+def test_a_ct_from_ct_is_padded_where_its_source_is(write_series: Write, tmp_path: Path, shared: Path) -> None:
+    stored = brain().astype(np.int16)
+    stored[:, :3] = -2000
+
+    def change(_: int, dataset: Dataset) -> None:
+        dataset.add_new("PixelPaddingValue", "US", 63536)  # -2000, as some scanners write it
+
+    elements = {"RescaleIntercept": "-1024", "RescaleSlope": "1"}
+    write_series(tmp_path / "in", stored, modality="CT", change=change, **elements)
+    source = only(tmp_path / "in")
+    volume = read(source, "ct").with_voxels(np.full(source.shape, 50, np.float32), "ct")
+    for path in write_derived(volume, source, tmp_path / "out", MODEL, now=NOW):
+        dataset = pydicom.dcmread(path)
+        assert dataset.PixelPaddingValue == 0
+        np.testing.assert_array_equal(dataset.pixel_array == 0, stored[0] == -2000)
+    np.testing.assert_array_equal(read(only(tmp_path / "out"), "ct").voxels, np.where(stored == -2000, -1024, 50))
+    check(tmp_path / "in", tmp_path / "out", shared)
+    for path in write_derived(volume.with_voxels(volume.voxels, "mr_t1"), source, tmp_path / "mr", MODEL, now=NOW):
+        assert "PixelPaddingValue" not in pydicom.dcmread(path)
+
+
+def test_the_scanner_is_named_with_its_model(write_series: Write, tmp_path: Path) -> None:
+    write_series(tmp_path / "in", brain(1), ManufacturerModelName="Tesla 3")
+    source = only(tmp_path / "in")
+    (path,) = write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL)
+    scanner, _ = pydicom.dcmread(path).ContributingEquipmentSequence
+    assert (scanner.Manufacturer, scanner.ManufacturerModelName) == ("ACME", "Tesla 3")
+
+
 def test_a_small_range_is_spread_and_recorded(write_series: Write, tmp_path: Path) -> None:
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
@@ -265,14 +338,14 @@ def test_all_or_nothing(write_series: Write, tmp_path: Path, monkeypatch: pytest
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
     volume = read(source, "mr_t1")
-    save, count = write._save, iter(range(9))
+    save, count = write.save, iter(range(9))
 
     def fail(dataset: Dataset, path: Path) -> None:
         if next(count) == 2:
             raise KeyboardInterrupt
         save(dataset, path)
 
-    monkeypatch.setattr(write, "_save", fail)
+    monkeypatch.setattr(write, "save", fail)
     with pytest.raises(KeyboardInterrupt):
         write_derived(volume, source, tmp_path / "out", MODEL)
     assert list((tmp_path / "out").iterdir()) == []
