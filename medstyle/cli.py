@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -30,6 +31,8 @@ DEFAULT_MODEL = "models:/medstyle@champion"
 
 def main() -> None:
     """Run the command line; bad input ends in one clear line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may be named by bytes that are no text
     try:
         app()
     except UserError as error:

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -158,11 +159,20 @@ def test_translate_prints_what_it_made(medstyle, run, tmp_path):
     assert "exists already" in again.stderr
 
 
-def test_messages_hold_no_patient_names(run, tmp_path):
+def test_messages_hold_no_patient_names(run):
     command = [Path(sys.executable).with_name("medstyle"), "inspect", run.study]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=run.root, capture_output=True, text=True, check=True)
     assert "mr_t1" in done.stdout
     assert not re.search(r"Phantom\^", done.stdout + done.stderr)
+
+
+def test_inspect_names_a_file_whose_name_is_no_text(tmp_path):
+    (tmp_path / os.fsdecode(b"M\xfcller.nii")).write_bytes(b"x")
+    command = [Path(sys.executable).with_name("medstyle"), "inspect", tmp_path]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=strict, check=False)
+    assert done.returncode in (0, 3), done.stderr
+    assert "M\\udcfcller.nii: E_DECODE" in done.stdout.replace("\n", "")
 
 
 def test_export_writes_one_file_for_other_runtimes(medstyle, run, tmp_path):
