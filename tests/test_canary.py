@@ -125,8 +125,8 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     mine = project.folder / "data/mine"
     fill(mine, project.folder / "data/raw", slice_file)
     write_params(project.folder, {**LONGER, "ingest": {"source": "data/mine", "rules": RULES}, "train": TINY["train"]})
-    say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit")
-    say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json")
+    say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit", 3)
+    say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json", 3)
     say("repro", "dvc repro register")
     say("add", "git add -A")
     say("commit", "git -c user.name=test -c user.email=test@localhost commit -qm run")

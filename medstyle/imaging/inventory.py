@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.dicom.deidentify import short_key
+from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, read_volume
 from medstyle.imaging.volume_header import read_volume_header
@@ -77,7 +78,7 @@ class Item:
     @property
     def usable(self) -> bool:
         """True where it may be loaded without a person's word."""
-        return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+        return self.kind != "refused" and self.code in USABLE
 
     @property
     def spacing_mm(self) -> tuple[float, float, float] | None:
@@ -119,13 +120,26 @@ class Inventory:
         """Return the contract of ``medstyle inspect --json``. Paths are given as they were found.
 
         ``domain`` names an item's domain; the rules belong to its caller. ``values`` reads the voxels of usable
-        items for their range, which takes time.
+        items for their range, which takes time; what cannot be read is then refused, with its files.
         """
+        rows = [_row(item, domain, values) for item in self.volumes]
+        fine = {
+            path for item, row in zip(self.volumes, rows, strict=True) if row["code"] in USABLE for path in item.files
+        }
+        refused = {
+            path: (row["code"], row["reason"])
+            for item, row in zip(self.volumes, rows, strict=True)
+            if item.usable and row["code"] not in USABLE
+            for path in item.files
+            if path not in fine
+        }
+        files = [
+            File(f.path, "refused", *refused[f.path]) if f.path in refused and f.verdict == "used" else f
+            for f in self.files
+        ]
         return {
-            "files": [
-                {"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in self.files
-            ],
-            "volumes": [_row(item, domain, values) for item in self.volumes],
+            "files": [{"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in files],
+            "volumes": rows,
         }
 
 
@@ -134,7 +148,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     code, reason, value_range = item.code, item.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
-            voxels = item.load(name or "mr_t1", allow=() if name else ("E_DOMAIN",)).voxels
+            voxels = item.load(name or _like(item), allow=() if name else ("E_DOMAIN",)).voxels
             value_range = [float(voxels.min()), float(voxels.max())]
         except Refusal as refusal:
             code, reason = refusal.code, refusal.reason
@@ -150,6 +164,12 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
         "value_range": value_range,
         "files": [str(path) for path in item.files],
     }
+
+
+def _like(item: Item) -> str:
+    """Return a domain of the item's modality, which says what air is: padding becomes that."""
+    modality = item.attributes.get("Modality", "")
+    return next((name for name, domain in DOMAINS.items() if domain.dicom == modality), "mr_t1")
 
 
 def inventory(paths: Iterable[Path]) -> Inventory:

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.dicom.elements import Skip, quiet
 from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
 
@@ -69,7 +69,7 @@ class Series:
     @property
     def usable(self) -> bool:
         """True where it may be read without a person's word."""
-        return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+        return self.kind != "refused" and self.code in USABLE
 
     @property
     def attributes(self) -> Mapping[str, str]:
@@ -223,7 +223,8 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
     first = group[0].instance
     placed = [f for f in group if f.position and f.orientation]
     if first.frames > 1 and first.sop_class not in TOMOGRAPHIC:
-        yield _series("video", group, (len(group), first.rows, first.columns), None)
+        verdict = ("E_SOPCLASS", "a cine: its frames have no positions and make no volume; read_colour reads them")
+        yield _series("video", group, (len(group), first.rows, first.columns), None, verdict)
     elif "MOSAIC" in first.flags and first.tiles == 1:
         reason = (
             "a mosaic (slices tiled in one picture) whose private header does not say where they lie; "
