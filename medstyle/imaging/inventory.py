@@ -15,6 +15,7 @@ from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.dicom.deidentify import short_key
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
+from medstyle.imaging.progress import LINE_EVERY_S, track
 from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, read_volume
 from medstyle.imaging.volume_header import read_volume_header
 
@@ -182,7 +183,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     dicom: list[Path] = []
     files: list[File] = []
     items: list[Item] = []
-    for path in dict.fromkeys(find_files(paths)):
+    for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
         name = path.name.lower()
         source, reader = next(((s, read) for suffixes, s, read in _READERS if name.endswith(suffixes)), _DICOM)
         if reader is None or not path.is_file():

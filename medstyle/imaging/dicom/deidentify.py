@@ -88,11 +88,14 @@ def deidentify(dataset: Dataset, secret: str | None = None, options: Options = O
     """
     from pydicom.dataset import Dataset, FileMetaDataset
 
-    from medstyle.imaging.dicom.header import SECONDARY, ULTRASOUND
+    from medstyle.imaging.dicom.header import may_show_text
 
-    burned = str(dataset.get("BurnedInAnnotation", "")).upper()
-    screen = str(dataset.get("SOPClassUID", "")) in SECONDARY | ULTRASOUND
-    if burned == "YES" or (burned != "NO" and (screen or "ConversionType" in dataset)):
+    burned, sop_class, conversion = (
+        str(dataset.get(name) or "").strip().upper() for name in ("BurnedInAnnotation", "SOPClassUID", "ConversionType")
+    )
+    image_type = dataset.get("ImageType") or ""
+    kinds = {str(kind).strip().upper() for kind in ([image_type] if isinstance(image_type, str) else image_type)}
+    if may_show_text(burned, sop_class, kinds, conversion):
         raise Refusal("E_BURNED_IN", "the pixels may show patient data: look, remove it, set BurnedInAnnotation to NO")
     patient_id = str(dataset.get("PatientID", ""))
     keep = [_KEEP, _PATIENT * options.keep_patient, _DEVICE * options.keep_device]

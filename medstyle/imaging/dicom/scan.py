@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.dicom.elements import Skip, quiet
 from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
+from medstyle.imaging.progress import LINE_EVERY_S, track
 
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing
@@ -143,7 +144,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
     notes: dict[str, set[str]] = defaultdict(set)  # series UID -> flags
     conflicts: set[tuple[str, ...]] = set()
     with quiet():
-        for path in find_files(paths):
+        for path in track(find_files(paths), "headers", patience_s=LINE_EVERY_S):
             if path in verdicts:
                 continue
             try:
@@ -316,7 +317,7 @@ def _time_series(
     counts: NDArray[np.intp],
     limits: Limits,
 ) -> Series:
-    """Several images at each position: the n-th of each, by time, make volume n. Unequal counts are a conflict."""
+    """Several images at each position: the n-th of each, by time, make volume n; unequal counts or times conflict."""
     depth, volumes = len(starts), int(counts.max())
     if counts.min() != volumes:
         reason = f"between {counts.min()} and {volumes} images at each of {depth} positions; keep one at each"
@@ -325,6 +326,9 @@ def _time_series(
         sorted((frames[k] for k in order[start : start + volumes]), key=lambda frame: frame.time) for start in starts
     ]
     ordered = [place[k] for k in range(volumes) for place in places]
+    if not _same_times(places):
+        reason = f"{volumes} images at each of {depth} positions, but not of the same times; export each time point"
+        return _refused(ordered, "E_DUP_CONFLICT", reason)
     first = _stack(ordered[:depth], limits)
     if first.kind == "refused":
         return replace(first, frames=tuple(ordered))
@@ -332,6 +336,17 @@ def _time_series(
     reason = f"{what}; choose one volume, or export the time points as separate series"
     one = _series("4d", ordered, first.shape, first.affine, ("E_4D", reason))
     return replace(one, volumes=volumes)
+
+
+def _same_times(places: Sequence[Sequence[Frame]]) -> bool:
+    """Tell whether all positions have the same temporal positions or, where none is known, acquisition numbers.
+
+    Slices may be acquired in turns, each with numbers of its own: numbers conflict only where some are shared.
+    """
+    temporal, acquired = ([[frame.labels[k] for frame in place] for place in places] for k in (0, 1))
+    if any(label >= 0 for place in temporal for label in place):
+        return all(place == temporal[0] for place in temporal)
+    return all(sorted(place) == sorted(acquired[0]) or not {*place} & {*acquired[0]} for place in acquired)
 
 
 def _affine(frames: Sequence[Frame], step: NDArray[np.float64]) -> NDArray[np.float64]:

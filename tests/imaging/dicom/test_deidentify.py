@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
 from medstyle.errors import Refusal
 from medstyle.imaging.dicom.deidentify import Options, deidentify, subject_key
+from medstyle.imaging.dicom.scan import scan
 
 
 def canary(slice_header: Callable[..., Dataset], **elements: object) -> Dataset:
@@ -90,16 +94,33 @@ def test_dates_move_together(slice_header: Callable[..., Dataset]) -> None:
     assert deidentify(slice_header(), "s").StudyDate in (None, "")
 
 
+@pytest.mark.parametrize("word", ["YES", "NO", None])
 @pytest.mark.parametrize(
     "elements",
-    [{"BurnedInAnnotation": "YES"}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}, {"ConversionType": "WSD"}],
+    [
+        {},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"},
+        {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.6.1"},
+        {"ConversionType": "WSD"},
+        {"ConversionType": ""},
+        {"ImageType": ["DERIVED", "SECONDARY", "SCREEN SAVE"]},
+        {"ImageType": "SCREEN SAVE"},
+    ],
     ids=str,
 )
 def test_pixels_that_may_show_the_patient_are_refused(
-    elements: dict[str, str], slice_header: Callable[..., Dataset]
+    elements: dict[str, Any], word: str | None, slice_header: Callable[..., Dataset], write_series: Any, tmp_path: Path
 ) -> None:
+    """A scan and the removal of names follow one rule."""
+    shown = word == "YES" or (word is None and any(elements.values()))
+    header = slice_header(**elements, BurnedInAnnotation=word)
+    folder = write_series(tmp_path, np.ones((2, 4, 5), np.uint16), **elements, BurnedInAnnotation=word)
+    assert {file.code for file in scan([folder]).files} == ({"E_BURNED_IN"} if shown else {""})
+    if not shown:
+        deidentify(header, "s")
+        return
     with pytest.raises(Refusal, match="E_BURNED_IN"):
-        deidentify(slice_header(**elements), "s")
+        deidentify(header, "s")
 
 
 def test_subject_keys(monkeypatch: pytest.MonkeyPatch) -> None:

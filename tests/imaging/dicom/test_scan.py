@@ -223,6 +223,42 @@ def test_time_points_make_volumes(write_series: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "code"),
+    [
+        ([[1, 2, 3], [1, 2, 3]], "E_4D"),
+        ([[3, 1, 2], [1, 2, 3]], "E_4D"),
+        ([[1, 1, 1, 2, 2], [2, 2, 2, 3, 3]], "E_DUP_CONFLICT"),
+        ([[1, 1, 2], [1, 2, 2]], "E_DUP_CONFLICT"),
+    ],
+)
+@pytest.mark.parametrize("keyword", ["TemporalPositionIdentifier", "AcquisitionNumber"])
+def test_images_of_other_times_make_no_volume(
+    keyword: str, labels: list[list[int]], code: str, write_series: Write, tmp_path: Path
+) -> None:
+    write_times(tmp_path, keyword, labels, write_series)
+    assert only(tmp_path).code == code
+
+
+def test_slices_acquired_in_turns_are_volumes(write_series: Write, tmp_path: Path) -> None:
+    """Their acquisition numbers are never the same; a temporal position is."""
+    write_times(tmp_path / "a", "AcquisitionNumber", [[1, 3, 5], [2, 4, 6]], write_series)
+    write_times(tmp_path / "b", "TemporalPositionIdentifier", [[1, 3, 5], [2, 4, 6]], write_series)
+    assert [only(tmp_path / name).code for name in "ab"] == ["E_4D", "E_DUP_CONFLICT"]
+
+
+def write_times(folder: Path, keyword: str, labels: list[list[int]], write_series: Write) -> None:
+    """Write images at two positions, with a label each."""
+    for n, pair in enumerate(zip(*labels, strict=True)):
+
+        def change(k: int, dataset: Dataset, n: int = n, pair: tuple[int, ...] = pair) -> None:
+            dataset.SOPInstanceUID = f"2.25.1{n}{k}"
+            dataset.InstanceNumber = 10 * n + k
+            setattr(dataset, keyword, pair[k])
+
+        write_series(folder / str(n), np.full((2, 4, 5), n, np.uint16), change=change)
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
         ({"EchoTime": "10"}, {"EchoTime": "90"}),
