@@ -16,8 +16,8 @@ from medstyle.imaging.dicom.deidentify import short_key
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
 from medstyle.imaging.progress import LINE_EVERY_S, track
-from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, read_volume
-from medstyle.imaging.volume_header import read_volume_header
+from medstyle.imaging.volume import Volume, read_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series

@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
-from medstyle.imaging.volume_header import SHEAR_TOLERANCE, NiftiHeader, VolumeHeader, itk_name, read_volume_header
+from medstyle.imaging.volume_header import (
+    SHEAR_TOLERANCE,
+    NiftiHeader,
+    VolumeHeader,
+    itk_name,
+    read_volume_header,
+)
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
-
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
 
 
 @dataclass(frozen=True, eq=False)

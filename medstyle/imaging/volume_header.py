@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import struct
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,14 @@ if TYPE_CHECKING:
 
 SHEAR_TOLERANCE = 1e-3  # largest dot product of two unit axes that still counts as orthogonal (0.06 degrees)
 ORIENTATION_TOLERANCE_MM = 0.5
-NIFTI_SUFFIXES = (".nii", ".nii.gz")
+_READS = {  # ITK would go by the content, and read what was not checked
+    ".nii": "NiftiImageIO",
+    ".nii.gz": "NiftiImageIO",
+    ".nrrd": "NrrdImageIO",
+    ".mha": "MetaImageIO",
+    ".mhd": "MetaImageIO",
+}
+VOLUME_SUFFIXES = tuple(_READS)
 _HEADER_BYTES = 1 << 20  # of text: more is no header
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # of xyzt_units: metres, micrometres; all else is millimetres
 # each group: any of its names
@@ -29,6 +37,8 @@ _META_KEYS = (
     ("TransformMatrix", "Rotation", "Orientation"),
     ("Offset", "Position", "Origin"),
 )
+# a line that no reader takes for two, or for another: nothing but printable ASCII before the value, no NUL or CR in it
+_META_LINE = re.compile(r"[ \t]*([ -9;<>-~]*?)[ \t]*[=:]([^\0\r]*)")
 # the spaces that ITK turns into LPS
 _NRRD_SPACE = re.compile(r"(right-anterior|left-anterior|left-posterior)-superior(-time)?|(ra|la|lp)st?", re.IGNORECASE)
 
@@ -98,25 +108,28 @@ def read_volume_header(path: Path) -> VolumeHeader:
     """Read the header of a volume file through SimpleITK, which is also what will read the voxels.
 
     Raises:
-        Refusal: ``E_DECODE`` unreadable; ``E_DETACHED`` voxels in files that are not the header's own;
-            ``E_NO_GEOMETRY``, ``E_ZERO_SPACING``, ``E_MIXED_ORIENTATION``, ``E_TILT_NEEDS_RESAMPLE``.
+        Refusal: ``E_DECODE`` unreadable, or of no suffix that is known; ``E_DETACHED`` voxels in files that are not
+            the header's own; ``E_NO_GEOMETRY``, ``E_ZERO_SPACING``, ``E_MIXED_ORIENTATION``, ``E_TILT_NEEDS_RESAMPLE``.
     """
     import SimpleITK as sitk
 
-    name = itk_name(path)
+    name, lower = itk_name(path), path.name.lower()
+    if not lower.endswith(VOLUME_SUFFIXES):
+        raise Refusal("E_DECODE", f"a volume file ends with one of {', '.join(VOLUME_SUFFIXES)}; rename it")
     nifti, forms = None, []
-    if path.name.lower().endswith(NIFTI_SUFFIXES):
+    if lower.endswith((".nii", ".nii.gz")):
         nifti = _nifti(path)
         forms = _nifti_forms(nifti)
     else:
         _check_text(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings quote the path, which may name a patient
     reader = sitk.ImageFileReader()
+    reader.SetImageIO(next(reads for suffix, reads in _READS.items() if lower.endswith(suffix)))
     reader.SetFileName(name)
     try:
         reader.ReadImageInformation()
     except RuntimeError:
-        raise Refusal("E_DECODE", "not a readable volume file; it may be damaged or cut short") from None
+        raise _unreadable() from None
     n = reader.GetDimension()
     if n < 3:
         raise Refusal("E_NO_GEOMETRY", f"has {n} axes, so its planes have no place in the patient; write three")
@@ -153,12 +166,17 @@ def _check_axes(affine: NDArray[np.float64]) -> None:
         raise Refusal("E_TILT_NEEDS_RESAMPLE", reason)
 
 
-def _nifti(path: Path) -> NiftiHeader:
+def _start(path: Path, count: int) -> bytes:
+    """Return the first ``count`` bytes of a file, unpacked; fewer where there are fewer."""
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-            data = file.read(348)
-    except (OSError, EOFError):
-        data = b""
+            return file.read(count)
+    except (OSError, EOFError, zlib.error):
+        raise _unreadable() from None
+
+
+def _nifti(path: Path) -> NiftiHeader:
+    data = _start(path, 348)
     if data[4:8] == b"n+2\0":
         raise Refusal("E_DECODE", "is a NIfTI-2 file, which SimpleITK does not read; convert it to NIfTI-1")
     order = {b"\x5c\x01\0\0": "<", b"\0\0\x01\x5c": ">"}.get(data[:4])
@@ -202,9 +220,8 @@ def _nifti_forms(header: NiftiHeader) -> list[NDArray[np.float64]]:
 
 def _check_text(path: Path) -> None:
     """Refuse an NRRD or MetaImage header that leaves out the grid, or whose voxels lie in files not its own."""
-    with path.open("rb") as file:
-        text = file.read(_HEADER_BYTES).decode("latin-1")
-    if text.startswith("NRRD"):
+    text = _start(path, _HEADER_BYTES).decode("latin-1").replace("\r\n", "\n")
+    if path.suffix.lower() == ".nrrd":
         said = _nrrd_fields(text)
         _check_own(path, said.get("datafile", "LOCAL"))
         _check_nrrd(said)
@@ -222,29 +239,31 @@ def _meta_fields(text: str) -> dict[str, str]:
     """Return the fields of a MetaImage header, which ends with the name of the data."""
     fields: dict[str, str] = {}
     for line in text.split("\n"):
-        key, separator, value = re.match(r"\s*([^=:]*)([=:]?)(.*)", line, re.DOTALL).groups()  # type: ignore[union-attr]
-        fields[key.strip()] = value.strip()
-        if not separator:
+        match = _META_LINE.fullmatch(line)
+        if match is None:
             break
-        if key.strip() == "ElementDataFile":
+        fields[match[1]] = match[2].strip()
+        if match[1] == "ElementDataFile":
             return fields
-    raise _cut_short()
+    raise _unreadable()
 
 
-def _cut_short() -> Refusal:
-    return Refusal("E_DECODE", "not a readable volume file; its header is damaged or cut short")
+def _unreadable() -> Refusal:
+    return Refusal("E_DECODE", "not a readable volume file; it may be damaged or cut short")
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:
     """Return the fields of an NRRD header, by lower-case names without spaces; it ends with an empty line."""
     fields: dict[str, str] = {}
-    head, *voxels = re.split(r"\r?\n\r?\n", text, maxsplit=1)
+    head, *voxels = text.split("\n\n", maxsplit=1)
+    if not head.startswith("NRRD") or re.search("[\0\r]", head):
+        raise _unreadable()
     for line in head.split("\n")[1:]:
         key, _, value = line.partition(":")
         if not (key.startswith("#") or value.startswith("=")):  # a comment, a note
             fields[key.lower().replace(" ", "")] = value.strip()
     if not voxels and "datafile" not in fields:
-        raise _cut_short()
+        raise _unreadable()
     return fields
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from medstyle.errors import Refusal
 from medstyle.imaging.inventory import inventory
-from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, read_volume, write_volume
+from medstyle.imaging.volume import Volume, read_volume, write_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -153,6 +154,20 @@ def judge(path: Path, code: str, says: str = "") -> None:
             read("mr_t1")
 
 
+def test_a_file_is_read_as_what_its_suffix_says(tmp_path: Path) -> None:
+    """Lines that both readers of text headers take: one must not check what the other reads."""
+    lines = ["NRRD: 4", "ObjectType = Image", "NDims = 3", "DimSize: 5 4 3", "ElementSpacing: 1 1 1", "space: RAS"]
+    lines += ["space directions: (1,0,0) (0,1,0) (0,0,1)", "space origin: (0,0,0)", "data file: x.raw"]
+    lines += ["ElementType = MET_UCHAR", "ElementDataFile = /etc/passwd", ""]
+    (tmp_path / "x.raw").write_bytes(bytes(60))
+    for name in ("x.mha", "x.mhd", "x.nrrd"):
+        (tmp_path / name).write_text("\n".join(lines))
+    assert {item.code for item in inventory([tmp_path]).volumes} == {"E_DETACHED", "E_DECODE"}
+    for name in ("absent.nii.gz", "absent.mha", "x.raw"):
+        with pytest.raises(Refusal, match="E_DECODE"):
+            read_volume(tmp_path / name, "mr_t1")
+
+
 def test_a_nifti_2_file_is_called_that(tmp_path: Path) -> None:
     nibabel = pytest.importorskip("nibabel")
     nibabel.save(nibabel.Nifti2Image(np.ones((4, 5, 6), np.float32), np.eye(4)), tmp_path / "x.nii.gz")
@@ -187,6 +202,7 @@ SPACE, ORIGIN = "space: RAS", "space origin: (1,2,3)"
         ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: x%d.raw 1 3 1 2"]),
         ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: LIST"]),
         ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: absent.raw"]),
+        ("E_DECODE", [SPACE, VECTORS, ORIGIN, "note:=x\rdata file: /dev/null"]),
     ],
 )
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -237,6 +253,9 @@ SPACING, OWN = "ElementSpacing = 1 2 3", "ElementDataFile = LOCAL"
         ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = x%d.raw 1 4 1"]),
         ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = absent.raw"]),
         ("E_DECODE", [MATRIX, OFFSET, SPACING, "x", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "ElementDataFile\0 = /dev/null", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "ElementDataFile\xa0 = LOCAL", "ElementDataFile = /dev/null"]),
         ("E_DECODE", [MATRIX, OFFSET, SPACING]),
     ],
 )

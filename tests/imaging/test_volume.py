@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from medstyle import Refusal, Volume, read_volume, write_volume
-from medstyle.imaging.volume import VOLUME_SUFFIXES
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from tests.conftest import affine
 
 
