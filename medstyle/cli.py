@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import io
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medstyle.errors import UserError, outline
+from medstyle.errors import USABLE, UserError, outline
 
 app = typer.Typer(
     help="From a folder of scans or pictures to a trained, measured, registered and served style-transfer model.",
@@ -26,11 +27,14 @@ app = typer.Typer(
 ParamsFile = Annotated[Path, typer.Option("--params", help="File whose section of the stage's name is read.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
 Model = Annotated[str, typer.Option("--model", help="Translator folder, or a model such as models:/medstyle@champion.")]
+REFUSED = 3  # exit code of `inspect`
 DEFAULT_MODEL = "models:/medstyle@champion"
 
 
 def main() -> None:
     """Run the command line; bad input ends in one clear line and exit code 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may be named by bytes that are no text
     try:
         app()
     except UserError as error:
@@ -86,6 +90,9 @@ def phantom(
 def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders.")], json_: Json = False) -> None:
     """Show what would be used and what refused, and why. Writes nothing.
 
+    Exit code 0: nothing was refused; 3: something was; 2: bad arguments. With --json voxels are read too, so that
+    more may be refused.
+
     Example: medstyle inspect data/raw --json
     """
     from medstyle.imaging.inventory import inventory
@@ -94,9 +101,11 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
     document = inventory(paths).to_json(_domain_by_params(), values=json_)
+    judged = [file["verdict"] != "refused" for file in document["files"]]
+    judged += [row["code"] in USABLE for row in document["volumes"]]
     if json_:
         print(json.dumps(document, indent=1))
-        return
+        raise typer.Exit(0 if all(judged) else REFUSED)
     from rich.table import Table
 
     table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
@@ -111,6 +120,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     for file in unused:
         console.print(f"{file['verdict']}: {file['path']}: {file['code']}: {file['reason']}", markup=False)
     console.print(f"{len(document['files']) - len(unused)} files used, {len(unused)} not")
+    raise typer.Exit(0 if all(judged) else REFUSED)
 
 
 def _domain_by_params() -> Any:

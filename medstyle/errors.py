@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+USABLE = ("", "E_TILT_NEEDS_RESAMPLE")  # codes of an image that may be read without a person's word
 _NEAR_PATIENTS = tuple(Path(__file__).parent / name for name in ("imaging", "inference"))
 
 

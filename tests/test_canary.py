@@ -130,8 +130,8 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     mine = project.folder / "data/mine"
     fill(mine, project.folder / "data/raw", slice_file)
     write_params(project.folder, {**LONGER, "ingest": {"source": "data/mine", "rules": RULES}, "train": TINY["train"]})
-    say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit")
-    say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json")
+    say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit", 3)
+    say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json", 3)
     for name, code in (("studies", 0), ("unfit", 0), ("broken", 2)):
         say(f"deidentify {name}", f"medstyle deidentify data/mine/{name} {made / 'clean'}", code)
     say("repro", "dvc repro register")

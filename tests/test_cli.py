@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -173,6 +174,29 @@ def test_inspect_prints_the_contract(medstyle, run):
     assert "16 files used, 0 not" in table
 
 
+def test_inspect_tells_by_its_exit_code_that_something_was_refused(medstyle, tmp_path):
+    """By the header alone, or by the voxels, which only --json reads."""
+    import numpy as np
+
+    from medstyle import Volume, write_volume
+
+    write_volume(tmp_path / "t1.nii", Volume(np.ones((4, 5, 6), np.float32), np.eye(4), "mr_t1"))
+    (tmp_path / "notes.txt").write_text("skipped is not refused")
+    assert medstyle("inspect", ".", cwd=tmp_path).returncode == 0
+    (tmp_path / "t1.nii").write_bytes((tmp_path / "t1.nii").read_bytes()[:-8])
+    assert medstyle("inspect", ".", cwd=tmp_path).returncode == 0
+    done = medstyle("inspect", ".", "--json", cwd=tmp_path)
+    document = json.loads(done.stdout)
+    assert (done.returncode, [row["code"] for row in document["volumes"]]) == (3, ["E_TRUNCATED"])
+    assert [(f["verdict"], f["code"]) for f in document["files"]] == [
+        ("skipped", "E_NOT_DICOM"),
+        ("refused", "E_TRUNCATED"),
+    ]
+    (tmp_path / "t1.nii").write_text("nothing")
+    for flags in ([], ["--json"]):
+        assert medstyle("inspect", ".", *flags, cwd=tmp_path).returncode == 3
+
+
 def test_translate_prints_what_it_made(medstyle, run, tmp_path):
     arguments = ["translate", run.study, tmp_path / "out", "--model", run.translator]
     done = medstyle(*arguments, "--json", cwd=tmp_path)
@@ -185,11 +209,20 @@ def test_translate_prints_what_it_made(medstyle, run, tmp_path):
     assert "exists already" in again.stderr
 
 
-def test_messages_hold_no_patient_names(run, tmp_path):
+def test_messages_hold_no_patient_names(run):
     command = [Path(sys.executable).with_name("medstyle"), "inspect", run.study]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "16 files used, 0 not" in done.stdout
+    done = subprocess.run(command, cwd=run.root, capture_output=True, text=True, check=True)
+    assert "mr_t1" in done.stdout
     assert not re.search(r"Phantom\^", done.stdout + done.stderr)
+
+
+def test_inspect_names_a_file_whose_name_is_no_text(tmp_path):
+    (tmp_path / os.fsdecode(b"M\xfcller.nii")).write_bytes(b"x")
+    command = [Path(sys.executable).with_name("medstyle"), "inspect", tmp_path]
+    strict = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=strict, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "M\\udcfcller.nii: E_DECODE" in done.stdout.replace("\n", "")
 
 
 def test_export_writes_one_file_for_other_runtimes(medstyle, run, tmp_path):

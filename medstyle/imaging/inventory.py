@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import struct
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +11,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.keys import short_key
+from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
-from medstyle.imaging.volume import SHEAR_TOLERANCE, VOLUME_SUFFIXES, Volume, header_reader, read_volume
+from medstyle.imaging.progress import LINE_EVERY_S, track
+from medstyle.imaging.volume import Volume, read_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
 
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 VOLUME_VOXELS = 1 << 31
-ORIENTATION_TOLERANCE_MM = 0.5
 
 # flags of an image that is sound and yet may not be what it seems -> code and reason
 DOUBTS = {
@@ -96,7 +96,7 @@ class Item:
     @property
     def usable(self) -> bool:
         """True where it may be loaded without a person's word."""
-        return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+        return self.kind != "refused" and self.code in USABLE
 
     def doubts(self) -> list[Refusal]:
         """Return why it may not be used for training: its own code, then what its flags say."""
@@ -153,13 +153,26 @@ class Inventory:
         """Return the contract of ``medstyle inspect --json``. Paths are given as they were found.
 
         ``domain`` names an item's domain; the rules belong to its caller. ``values`` reads the voxels of usable
-        items for their range, which takes time.
+        items for their range, which takes time; what cannot be read is then refused, with its files.
         """
+        rows = [_row(item, domain, values) for item in self.volumes]
+        fine = {
+            path for item, row in zip(self.volumes, rows, strict=True) if row["code"] in USABLE for path in item.files
+        }
+        refused = {
+            path: (row["code"], row["reason"])
+            for item, row in zip(self.volumes, rows, strict=True)
+            if item.usable and row["code"] not in USABLE
+            for path in item.files
+            if path not in fine
+        }
+        files = [
+            File(f.path, "refused", *refused[f.path]) if f.path in refused and f.verdict == "used" else f
+            for f in self.files
+        ]
         return {
-            "files": [
-                {"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in self.files
-            ],
-            "volumes": [_row(item, domain, values) for item in self.volumes],
+            "files": [{"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in files],
+            "volumes": rows,
         }
 
 
@@ -168,7 +181,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     code, reason, value_range = item.code, item.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
-            voxels = item.load(name or "mr_t1", allow=() if name else ("E_DOMAIN",)).voxels
+            voxels = item.load(name or _like(item), allow=() if name else ("E_DOMAIN",)).voxels
             value_range = [float(voxels.min()), float(voxels.max())]
         except Refusal as refusal:
             code, reason = refusal.code, refusal.reason
@@ -186,6 +199,12 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     }
 
 
+def _like(item: Item) -> str:
+    """Return a domain of the item's modality, which says what air is: padding becomes that."""
+    modality = item.attributes.get("Modality", "")
+    return next((name for name, domain in DOMAINS.items() if domain.dicom == modality), "mr_t1")
+
+
 def inventory(paths: Iterable[Path]) -> Inventory:
     """Judge every file below ``paths`` by its header: DICOM by content, everything else by its suffix.
 
@@ -196,7 +215,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     dicom: list[Path] = []
     files: list[File] = []
     items: list[Item] = []
-    for path in dict.fromkeys(find_files(paths)):
+    for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
         name = path.name.lower()
         source, reader = next(((s, read) for suffixes, s, read in _READERS if name.endswith(suffixes)), _DICOM)
         if reader is None or not path.is_file():
@@ -218,62 +237,15 @@ def inventory(paths: Iterable[Path]) -> Inventory:
 
 
 def _volume(path: Path) -> Item:
-    """Check a volume file's header through SimpleITK, which is also what will read it."""
-    reader = header_reader(path)
-    try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise Refusal("E_DECODE", "not a readable volume file; it may be damaged or cut short") from None
-    size = [*reader.GetSize(), 1, 1][: max(3, reader.GetDimension())]
-    spacing, direction = np.array(reader.GetSpacing()), np.array(reader.GetDirection())
-    n = reader.GetDimension()
-    shape = (size[2], size[1], size[0])
-    if any(extent > 1 for extent in size[3:]) or n < 3:
-        return Item("volume", "4d", "E_4D", f"has size {tuple(size)}; split it into volumes", (path,), shape)
-    if reader.GetNumberOfComponents() != 1:
-        raise Refusal("E_COLOR", f"has {reader.GetNumberOfComponents()} values at each voxel; one is expected")
-    if np.prod(size, dtype=object) > VOLUME_VOXELS:
-        raise Refusal("E_TOO_LARGE", f"claims {tuple(size)} voxels; the limit is {VOLUME_VOXELS}")
-    axes = direction.reshape(n, n)[:3, :3]
-    if not (np.isfinite(spacing).all() and (spacing[:3] > 0).all()):
-        raise Refusal("E_ZERO_SPACING", "the voxel spacing is not positive; write the file again with its spacing")
-    if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
-        raise Refusal("E_TILT_NEEDS_RESAMPLE", "the axes are not orthogonal; resample it to a regular grid first")
-    if (apart := _orientations_apart(path, shape)) > ORIENTATION_TOLERANCE_MM:
-        reason = f"the two orientations of the header (qform, sform) lie {apart:.2f} mm apart; keep the right one"
-        raise Refusal("E_MIXED_ORIENTATION", reason)
-    affine = np.eye(4)
-    affine[:3, :3] = axes * spacing[:3]
-    affine[:3, 3] = reader.GetOrigin()[:3]
-    return Item("volume", "volume", "", "", (path,), shape, affine, {"Name": path.name})
-
-
-def _orientations_apart(path: Path, shape: tuple[int, int, int]) -> float:
-    """Return by how many mm at most qform and sform of a NIfTI-1 file place a corner differently, 0 if one rules."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return 0.0
-    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
-        header = file.read(348)
-    order = {b"\x5c\x01\0\0": "<", b"\0\0\x01\x5c": ">"}.get(header[:4])
-    if len(header) < 348 or order is None:
-        return 0.0  # NIfTI-2, which SimpleITK judges by itself
-    qform_code, sform_code = struct.unpack_from(f"{order}2h", header, 252)
-    if qform_code <= 0 or sform_code <= 0:
-        return 0.0
-    b, c, d, *offset = struct.unpack_from(f"{order}6f", header, 256)
-    handedness, *spacing = struct.unpack_from(f"{order}4f", header, 76)
-    a = max(0.0, 1 - b * b - c * c - d * d) ** 0.5
-    rotation = np.array(
-        [
-            [a * a + b * b - c * c - d * d, 2 * (b * c - a * d), 2 * (b * d + a * c)],
-            [2 * (b * c + a * d), a * a + c * c - b * b - d * d, 2 * (c * d - a * b)],
-            [2 * (b * d - a * c), 2 * (c * d + a * b), a * a + d * d - b * b - c * c],
-        ]
-    )
-    qform = np.column_stack([rotation * spacing * [1, 1, -1 if handedness < 0 else 1], offset])
-    sform = np.array(struct.unpack_from(f"{order}12f", header, 280)).reshape(3, 4)
-    corners = np.array([[i, j, k, 1] for i in (0, shape[2]) for j in (0, shape[1]) for k in (0, shape[0])]).T
-    return float(np.abs((qform - sform) @ corners).max())
+    """Check a volume file's header."""
+    header = read_volume_header(path)
+    if header.volumes != 1:
+        return Item("volume", "4d", "E_4D", f"has size {header.size}; split it into volumes", (path,), header.shape)
+    if header.channels != 1:
+        raise Refusal("E_COLOR", f"has {header.channels} values at each voxel; one is expected")
+    if np.prod(header.size, dtype=object) > VOLUME_VOXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {header.size} voxels; the limit is {VOLUME_VOXELS}")
+    return Item("volume", "volume", "", "", (path,), header.shape, header.affine, {"Name": path.name})
 
 
 def _picture(path: Path) -> Item:

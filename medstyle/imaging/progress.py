@@ -11,17 +11,28 @@ T = TypeVar("T")
 LINE_EVERY_S = 10.0
 
 
-def track(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """Yield ``items`` and report on stderr; ``total`` may be left out where ``items`` has a length."""
+def track(items: Iterable[T], description: str, total: int | None = None, *, patience_s: float = 0.0) -> Iterator[T]:
+    """Yield ``items`` and report on stderr; ``total`` may be left out where ``items`` has a length.
+
+    A loop that ends within ``patience_s`` seconds reports nothing.
+    """
     count = total if total is not None else len(items) if isinstance(items, Sized) else None
+    start = last = time.monotonic()
+    rest, early = iter(items), 0
+    while patience_s and time.monotonic() - start < patience_s:
+        try:
+            item = next(rest)
+        except StopIteration:
+            return
+        yield item
+        early += 1
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import track as bar
 
-        yield from bar(items, description, count, console=Console(stderr=True))
+        yield from bar(rest, description, count, completed=early, console=Console(stderr=True))
         return
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    for done, item in enumerate(rest, early + 1):
         yield item
         now = time.monotonic()
         if done == count or now - last >= LINE_EVERY_S:

@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Refusal
+from medstyle.imaging.volume_header import (
+    SHEAR_TOLERANCE,
+    NiftiHeader,
+    VolumeHeader,
+    itk_name,
+    read_volume_header,
+)
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
-
-VOLUME_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
-SHEAR_TOLERANCE = 1e-3  # largest dot product of two unit axes that still counts as orthogonal (0.06 degrees)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,26 +92,6 @@ class Volume:
         image.SetDirection((u @ vt).ravel().tolist())
         return image
 
-    @staticmethod
-    def from_image(image: sitk.Image, domain: str) -> Volume:
-        """Make a volume of a 3-D scalar SimpleITK image."""
-        import SimpleITK as sitk
-
-        affine = np.eye(4)
-        affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-        affine[:3, 3] = image.GetOrigin()
-        return Volume(sitk.GetArrayFromImage(image).astype(np.float32), affine, domain)
-
-
-def header_reader(path: Path | str) -> sitk.ImageFileReader:
-    """Return a reader of a volume file that warns nobody: ITK's warnings quote the path, which may name a patient."""
-    import SimpleITK as sitk
-
-    sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    return reader
-
 
 def read_volume(path: Path | str, domain: str, name: str | None = None) -> Volume:
     """Read a NIfTI, NRRD or MetaImage file.
@@ -118,68 +102,89 @@ def read_volume(path: Path | str, domain: str, name: str | None = None) -> Volum
         name: what error messages call it; default: the file's name.
 
     Raises:
-        Refusal: ``E_DECODE`` unreadable, ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel,
-            ``E_NOT_FINITE`` NaN or infinity among the voxels (in NIfTI files ITK reads them as 0).
+        Refusal: ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel, ``E_TRUNCATED`` cut short,
+            ``E_DECODE`` unreadable, ``E_NOT_FINITE`` NaN or infinity among the voxels, and those of
+            :func:`medstyle.imaging.volume_header.read_volume_header`.
     """
     path = Path(path)
-    name = name or path.name
-    reader = header_reader(path)
     try:
-        reader.ReadImageInformation()
-    except RuntimeError:
-        raise Refusal("E_DECODE", f"{name}: not a readable volume file") from None
-    size = reader.GetSize()
-    if len([n for n in size if n > 1]) > 3 or len(size) < 3:
-        raise Refusal("E_4D", f"{name}: has size {size}; split it into three-dimensional volumes")
-    if reader.GetNumberOfComponents() != 1:
-        raise Refusal("E_COLOR", f"{name}: has {reader.GetNumberOfComponents()} channels; one is expected")
-    if path.name.lower().endswith((".nii", ".nii.gz")):
-        _check_complete(path, reader, name)
-    try:
-        image = reader.Execute()
-    except RuntimeError:
-        raise Refusal("E_DECODE", f"{name}: the voxels cannot be decoded; the file may be cut short") from None
-    if image.GetDimension() > 3:
-        image = image[(slice(None),) * 3 + (0,) * (image.GetDimension() - 3)]
-    volume = Volume.from_image(image, domain)
-    if not np.isfinite(volume.voxels).all():
-        raise Refusal("E_NOT_FINITE", f"{name}: holds NaN or infinite voxels; replace them first")
-    return volume
+        return _read(path, domain)
+    except Refusal as refusal:
+        raise Refusal(refusal.code, f"{name or path.name}: {refusal.reason}") from None
 
 
-def _check_complete(path: Path, reader: sitk.ImageFileReader, name: str) -> None:
-    """Refuse a NIfTI file that is cut short (``E_TRUNCATED``): ITK would fill the rest with zeros and say nothing."""
+def _read(path: Path, domain: str) -> Volume:
+    import SimpleITK as sitk
+
+    header = read_volume_header(path)
+    if header.volumes != 1:
+        raise Refusal("E_4D", f"has size {header.size}; split it into three-dimensional volumes")
+    if header.channels != 1:
+        raise Refusal("E_COLOR", f"has {header.channels} channels; one is expected")
+    if header.nifti is not None:
+        _check_bytes(path, header, header.nifti)
+    try:
+        image = header.reader.Execute()
+    except RuntimeError:
+        raise Refusal("E_DECODE", "the voxels cannot be decoded; the file may be cut short") from None
+    voxels = sitk.GetArrayFromImage(image).astype(np.float32).reshape(header.shape)
+    if not np.isfinite(voxels).all():
+        raise _not_finite()
+    return Volume(voxels, header.affine, domain)
+
+
+def _not_finite() -> Refusal:
+    return Refusal("E_NOT_FINITE", "holds NaN or infinite voxels; replace them first")
+
+
+def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
+    """Refuse a NIfTI file that is cut short or holds NaN: ITK would make zeros of both and say nothing."""
     import gzip
     import zlib
 
-    voxels = int(np.prod(reader.GetSize(), dtype=object)) * reader.GetNumberOfComponents()
-    need = int(float(reader.GetMetaData("vox_offset"))) + voxels * int(reader.GetMetaData("bitpix")) // 8
+    kind, bits = nifti.get("h", 70, 2)
+    real = {16: np.dtype(f"{nifti.order}f4"), 64: np.dtype(f"{nifti.order}f8")}.get(int(kind))
+    need = nifti.offset + int(np.prod(header.size, dtype=object)) * int(bits) // 8
     have = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
+    packed = path.name.lower().endswith(".gz")
+    if packed or real is not None:
         have = 0
         try:
-            with gzip.open(path) as file:
-                while have < need and (block := file.read(1 << 20)):
+            with (gzip.open if packed else open)(path, "rb") as file:
+                file.seek(nifti.offset)
+                have = file.tell()
+                while have < need and (block := file.read(min(1 << 20, need - have))):
                     have += len(block)
+                    if real is not None:
+                        numbers = np.frombuffer(block, real, len(block) // real.itemsize)
+                        if not np.isfinite(numbers).all():
+                            raise _not_finite()
         except (EOFError, OSError, zlib.error):
             pass  # what was readable until here is counted
     if have < need:
-        raise Refusal("E_TRUNCATED", f"{name}: holds {have} of {need} bytes; copy it again from its origin")
+        raise Refusal("E_TRUNCATED", f"holds {have} of {need} bytes; copy it again from its origin")
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
     """Write the voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``.
 
-    Whole numbers that fit are written with 16 bits, others as float32: what is read back is the same.
+    NRRD and MetaImage (``.mhd`` too is one file) hold it as the field ``ITK_FileNotes``. Whole numbers that fit are
+    written with 16 bits, others as float32: what is read back is the same.
+
+    Raises:
+        Refusal: ``E_TILT_NEEDS_RESAMPLE`` if sheared; ``E_DECODE`` if the path is no UTF-8.
     """
     import SimpleITK as sitk
 
     path = Path(path)
+    itk_name(path)
     image = volume.to_image(_as_int16(volume.voxels))
     if description:
         image.SetMetaData("ITK_FileNotes", description[:79])
-    scratch = path.with_name(f".part-{path.name}")
-    if path.name.lower().endswith(".nii.gz"):
+    lower = path.name.lower()
+    # MetaImage may hold its voxels whatever its suffix: one file, so that it is there or not
+    scratch = path.with_name(f".part-{path.name}{'.mha' if lower.endswith('.mhd') else ''}")
+    if lower.endswith(".nii.gz"):
         plain = scratch.with_suffix("")
         try:
             sitk.WriteImage(image, str(plain), useCompression=False)

@@ -17,7 +17,8 @@ from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, to_unit, write_picture
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.video import CODECS
-from medstyle.imaging.volume import VOLUME_SUFFIXES, Volume, write_volume
+from medstyle.imaging.volume import Volume, write_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from medstyle.inference.film import Film
 from medstyle.inference.ood import Verdict
 from medstyle.inference.translate import (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 COARSE_MM = 3.0  # the fit is judged on cells of about this size
 SHIFT_MM = 6.0  # what is misplaced by half of this fits better after a shift by it
+TURN_DEG = 6.0  # the same, of a rotation
+SEEN = 0.5  # share of the bodies that must stay within the field of view for a turn to be judged
 OVERLAP = 0.5
 COHORT, OUTLIER = 8, 5.0  # robust standard deviations below the other pairs, where there are so many
 
@@ -94,19 +97,22 @@ class Fit:
     Attributes:
         overlap: share of the smaller body that lies in the other.
         information: normalised mutual information of the two (Studholme 1999): 1 is none, 2 is all.
-        better_mm: length of the shift that would fit better, 0 where none does.
+        better_mm: length of the shift that would fit best, 0 where none is better than none.
+        better_deg: angle of the rotation that would fit best, likewise.
     """
 
     overlap: float
     information: float
-    better_mm: float
+    better_mm: float = 0.0
+    better_deg: float = 0.0
 
 
 def fit(fixed: Volume, moving: Volume) -> Fit:
-    """Judge two scans on one grid by what they tell of each other, here and a few millimetres away.
+    """Judge two scans on one grid by what they tell of each other, here and a few millimetres or degrees away.
 
-    Shifts of ``SHIFT_MM`` and twice that along each axis are tried, so anything misplaced by more than half of it is
-    seen; contrasts may be any, because nothing is compared but the mutual information of the same pair.
+    Shifts of ``SHIFT_MM`` and twice that along each axis, and turns by ``TURN_DEG`` and twice that about each axis
+    through the middle of the bodies, are tried, so anything misplaced by more than half of one is seen; contrasts may
+    be any, because nothing is compared but the mutual information of the same pair.
     """
     from skimage.measure import block_reduce
     from skimage.metrics import normalized_mutual_information
@@ -118,13 +124,17 @@ def fit(fixed: Volume, moving: Volume) -> Fit:
     smaller = min(int(body.sum()) for body in bodies)
     either = bodies[0] | bodies[1]
     if not smaller:
-        return Fit(0.0, 1.0, 0.0)
+        return Fit(0.0, 1.0)
     levels = [np.clip(image, *np.percentile(image[either], (0.5, 99.5))) for image in images]
 
     def information(one: NDArray, other: NDArray, mask: NDArray[np.bool_]) -> float:
         return float(normalized_mutual_information(one[mask], other[mask], bins=32))
 
-    gains = {0.0: 0.0}
+    gains = {(0.0, 0.0): 0.0}  # mm, degrees -> how much more they tell of each other there
+
+    def note(place: tuple[float, float], gain: float) -> None:
+        gains[place] = max(gain, gains.get(place, 0.0))
+
     for axis, step in _steps(spacing, either.shape):
         near, far = ([slice(None)] * 3 for _ in range(2))
         near[axis], far[axis] = slice(abs(step), None), slice(None, -abs(step))
@@ -132,9 +142,38 @@ def fit(fixed: Volume, moving: Volume) -> Fit:
         part, mask = levels[0][here], either[here]  # the same voxels of one image, so that the two numbers compare
         if mask.any():
             gain = information(part, levels[1][there], mask) - information(part, levels[1][here], mask)
-            gains[abs(step) * float(spacing[axis])] = max(gain, gains.get(abs(step) * float(spacing[axis]), 0.0))
+            note((abs(step) * float(spacing[axis]), 0.0), gain)
+    centre = np.argwhere(either).mean(axis=0)
+    for axis, degrees in itertools.product(range(3), (TURN_DEG, 2 * TURN_DEG)):
+        # each image by half of it, this way and that: all are interpolated alike, which changes what they tell
+        ways = [
+            [_turned(level, axis, half, centre, spacing) for level in levels] for half in (degrees / 2, -degrees / 2)
+        ]
+        mask = np.isfinite(ways).all(axis=(0, 1)) & either
+        if mask.sum() < SEEN * either.sum():
+            continue
+        for (one, same), (_, turned) in (ways, ways[::-1]):
+            note((0.0, degrees), information(one, turned, mask) - information(one, same, mask))
     overlap = int((bodies[0] & bodies[1]).sum()) / smaller
-    return Fit(overlap, information(levels[0], levels[1], either), max(gains, key=lambda distance: gains[distance]))
+    better_mm, better_deg = max(gains, key=lambda place: gains[place])
+    return Fit(overlap, information(levels[0], levels[1], either), better_mm, better_deg)
+
+
+def _turned(
+    image: NDArray[Any], axis: int, degrees: float, centre: NDArray[np.float64], spacing: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Turn ``image`` (z, y, x) about an axis through the cell ``centre``; NaN where it came from outside."""
+    from scipy.ndimage import affine_transform
+
+    a, b = (k for k in range(3) if k != axis)
+    turn = np.eye(3)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn[np.ix_([a, b], [a, b])] = [[cosine, -sine], [sine, cosine]]
+    matrix = turn * spacing / spacing[:, None]  # of indices, so that the angle is one in millimetres
+    out: NDArray[np.float32] = affine_transform(
+        image.astype(np.float32), matrix, centre - matrix @ centre, order=1, cval=np.nan
+    )
+    return out
 
 
 def _steps(spacing: NDArray[np.float64], shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -148,8 +187,8 @@ def _steps(spacing: NDArray[np.float64], shape: tuple[int, ...]) -> Iterator[tup
 def judge(fits: Sequence[Fit]) -> list[tuple[str, str]]:
     """Return a code and its reason for each pair of one cohort, ("", "") where nothing is wrong.
 
-    ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``: they would fit better elsewhere. ``E_PAIR_UNLIKE``:
-    they share far less information than the other pairs do, as scans of two people would.
+    ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``, ``E_PAIR_TURNED``: they would fit better elsewhere.
+    ``E_PAIR_UNLIKE``: they share far less information than the other pairs do, as scans of two people would.
     """
     shared = np.array([one.information for one in fits])
     centre = float(np.median(shared)) if fits else 0.0
@@ -160,6 +199,8 @@ def judge(fits: Sequence[Fit]) -> list[tuple[str, str]]:
             return "E_PAIR_APART", f"only {pair.overlap:.0%} of the smaller body lies in the other"
         if pair.better_mm:
             return "E_PAIR_SHIFTED", f"the scans fit better after a shift by {pair.better_mm:.0f} mm"
+        if pair.better_deg:
+            return "E_PAIR_TURNED", f"the scans fit better after a turn by {pair.better_deg:.0f} degrees"
         if len(fits) >= COHORT and pair.information < centre - OUTLIER * max(spread, 1e-3):
             what = f"{pair.information:.3f} of shared information, {centre:.3f} in the others"
             return "E_PAIR_UNLIKE", f"the scans look like two bodies: {what}"

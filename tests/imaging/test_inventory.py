@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,8 @@ from PIL import Image
 
 from medstyle.errors import Refusal
 from medstyle.imaging.inventory import inventory
-from medstyle.imaging.volume import Volume, write_volume
+from medstyle.imaging.volume import Volume, read_volume, write_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
@@ -90,6 +94,201 @@ def test_conflicting_nifti_orientations_are_refused(shift: float, code: str, tmp
     if code:
         with pytest.raises(Refusal, match=code):
             item.load("mr_t1")
+
+
+def nifti(path: Path, **fields: Any) -> None:
+    """Write a NIfTI-1 file whose header says what nibabel would not let it say."""
+    nibabel = pytest.importorskip("nibabel")
+    image = nibabel.Nifti1Image(np.ones((4, 5, 6), np.float32), np.diag([1.0, 2.0, 3.0, 1.0]))
+    image.set_qform(image.affine, 1)
+    header = image.header
+    for name, value in fields.items():
+        header[name] = value
+    header["vox_offset"], header["magic"] = 352, b"n+1"
+    path.write_bytes(header.binaryblock + bytes(4) + np.ones((4, 5, 6), np.float32).tobytes("F"))
+
+
+TILTED = [[1, 0.02, 0, 0], [0, 2, 0, 0], [0, 0, 3, 0]]
+ROWS = ("srow_x", "srow_y", "srow_z")
+
+
+@pytest.mark.parametrize(
+    ("code", "fields"),
+    [
+        ("", {}),
+        ("", {"qform_code": 0}),
+        ("", {"sform_code": 0}),
+        ("", {"xyzt_units": 3}),
+        ("E_NO_GEOMETRY", {"qform_code": 0, "sform_code": 0}),
+        ("E_ZERO_SPACING", {"pixdim": [1, 1, 2, 0, 0, 0, 0, 0], "qform_code": 0}),
+        ("E_ZERO_SPACING", {"pixdim": [1, 1, 2, np.nan, 0, 0, 0, 0], "sform_code": 0}),
+        ("E_ZERO_SPACING", {"srow_z": [0, 0, 0, 0], "qform_code": 0}),
+        ("E_MIXED_ORIENTATION", {"pixdim": [1, 1, 1, 1, 0, 0, 0, 0], "qform_code": 0}),
+        ("E_NO_GEOMETRY", {"quatern_b": np.nan}),
+        ("E_TILT_NEEDS_RESAMPLE", dict(zip(ROWS, TILTED, strict=True))),
+        ("E_TILT_NEEDS_RESAMPLE", {"qform_code": 0, **dict(zip(ROWS, TILTED, strict=True))}),
+        ("E_DECODE", {"vox_offset": np.nan}),
+    ],
+)
+def test_a_nifti_header_that_does_not_say_where_its_voxels_lie_is_refused(
+    code: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    nifti(tmp_path / "scan.nii", **fields)
+    if "vox_offset" in fields:
+        data = bytearray((tmp_path / "scan.nii").read_bytes())
+        data[108:112] = np.float32(fields["vox_offset"]).tobytes()
+        (tmp_path / "scan.nii").write_bytes(data)
+    judge(tmp_path / "scan.nii", code)
+
+
+def judge(path: Path, code: str, says: str = "") -> None:
+    """Check that the inventory and a direct read give ``code`` alike."""
+    (item,) = (one for one in inventory([path.parent]).volumes if one.path == path)
+    assert item.code == code, item.reason
+    assert says in item.reason
+    if not code:
+        np.testing.assert_array_equal(item.load("mr_t1").affine, read_volume(path, "mr_t1").affine)
+        return
+    for read in (item.load, lambda domain: read_volume(path, domain)):
+        with pytest.raises(Refusal, match=code):
+            read("mr_t1")
+
+
+def test_a_file_is_read_as_what_its_suffix_says(tmp_path: Path) -> None:
+    """Lines that both readers of text headers take: one must not check what the other reads."""
+    lines = ["NRRD: 4", "ObjectType = Image", "NDims = 3", "DimSize: 5 4 3", "ElementSpacing: 1 1 1", "space: RAS"]
+    lines += ["space directions: (1,0,0) (0,1,0) (0,0,1)", "space origin: (0,0,0)", "data file: x.raw"]
+    lines += ["ElementType = MET_UCHAR", "ElementDataFile = /etc/passwd", ""]
+    (tmp_path / "x.raw").write_bytes(bytes(60))
+    for name in ("x.mha", "x.mhd", "x.nrrd"):
+        (tmp_path / name).write_text("\n".join(lines))
+    assert {item.code for item in inventory([tmp_path]).volumes} == {"E_DETACHED", "E_DECODE"}
+    for name in ("absent.nii.gz", "absent.mha", "x.raw"):
+        with pytest.raises(Refusal, match="E_DECODE"):
+            read_volume(tmp_path / name, "mr_t1")
+
+
+def test_a_nifti_2_file_is_called_that(tmp_path: Path) -> None:
+    nibabel = pytest.importorskip("nibabel")
+    nibabel.save(nibabel.Nifti2Image(np.ones((4, 5, 6), np.float32), np.eye(4)), tmp_path / "x.nii.gz")
+    judge(tmp_path / "x.nii.gz", "E_DECODE", "convert it to NIfTI-1")
+
+
+VECTORS = "space directions: (1,0,0) (0,2,0) (0,0,3)"
+SPACE, ORIGIN = "space: RAS", "space origin: (1,2,3)"
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("", [SPACE, VECTORS, ORIGIN]),
+        (
+            "",
+            ["# a comment", "Space: left-Posterior-superior", VECTORS, ORIGIN, "note:=space: RAS", "data file: x.raw"],
+        ),
+        ("", [SPACE, VECTORS, ORIGIN, 'space units: "mm" "mm" "mm"']),
+        ("E_NO_GEOMETRY", []),
+        ("E_NO_GEOMETRY", ["spacings: 1 2 3"]),
+        ("E_NO_GEOMETRY", [VECTORS, ORIGIN, "space dimension: 3"]),
+        ("E_NO_GEOMETRY", ["space: scanner-xyz", VECTORS, ORIGIN]),
+        ("E_NO_GEOMETRY", [SPACE, ORIGIN]),
+        ("E_NO_GEOMETRY", [SPACE, VECTORS]),
+        ("E_NO_GEOMETRY", [SPACE, VECTORS.replace("(1,0,0)", "none"), ORIGIN]),
+        ("E_NO_GEOMETRY", [SPACE, VECTORS, ORIGIN, 'space units: "m" "m" "m"']),
+        ("E_ZERO_SPACING", [SPACE, VECTORS.replace("3", "0"), ORIGIN]),
+        ("E_TILT_NEEDS_RESAMPLE", [SPACE, VECTORS.replace("(0,2,0)", "(0.02,2,0)"), ORIGIN]),
+        ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: ../x.raw"]),
+        ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "DataFile: {folder}/x.raw"]),
+        ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: x%d.raw 1 3 1 2"]),
+        ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: LIST"]),
+        ("E_DETACHED", [SPACE, VECTORS, ORIGIN, "data file: absent.raw"]),
+        ("E_DECODE", [SPACE, VECTORS, ORIGIN, "note:=x\rdata file: /dev/null"]),
+    ],
+)
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_an_nrrd_header_says_all_and_opens_nothing_else(
+    code: str, lines: list[str], newline: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    voxels = np.ones(120, np.float32).tobytes()
+    for place in (folder, tmp_path):
+        (place / "x.raw").write_bytes(voxels)
+    head = [
+        "NRRD0005",
+        "type: float",
+        "dimension: 3",
+        "sizes: 6 5 4",
+        "endian: little",
+        "encoding: raw",
+        *lines,
+        "",
+        "",
+    ]
+    (folder / "x.nrrd").write_bytes(newline.join(head).format(folder=tmp_path).encode() + voxels)
+    judge(folder / "x.nrrd", code)
+
+
+MATRIX, OFFSET = "TransformMatrix = 1 0 0 0 1 0 0 0 1", "Offset = 1 2 3"
+SPACING, OWN = "ElementSpacing = 1 2 3", "ElementDataFile = LOCAL"
+
+
+@pytest.mark.parametrize(
+    ("code", "lines"),
+    [
+        ("", [MATRIX, OFFSET, SPACING, OWN]),
+        ("", ["0008|0060 = MR", "Orientation = 0 1 0 1 0 0 0 0 1", "Position: 1 2 3", "ElementSize = 1 2 3", OWN]),
+        ("", [MATRIX, OFFSET, SPACING, "Comment = ElementDataFile = /dev/null", "ElementDataFile = x.raw"]),
+        ("E_ZERO_SPACING", [MATRIX, OFFSET, OWN]),
+        ("E_ZERO_SPACING", [MATRIX, OFFSET, SPACING.lower(), OWN]),
+        ("E_ZERO_SPACING", [MATRIX, OFFSET, "ElementSpacing = 1 2 0", OWN]),
+        ("E_ZERO_SPACING", [MATRIX, OFFSET, "ElementSpacing = 1 2 -3", OWN]),
+        ("E_ZERO_SPACING", ["TransformMatrix = 1 0 0 0 1 0 0 0 0", OFFSET, SPACING, OWN]),
+        ("E_NO_GEOMETRY", [OFFSET, SPACING, OWN]),
+        ("E_NO_GEOMETRY", [MATRIX, SPACING, OWN]),
+        ("E_TILT_NEEDS_RESAMPLE", ["TransformMatrix = 1 0 0 0.02 1 0 0 0 1", OFFSET, SPACING, OWN]),
+        ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = ../x.raw"]),
+        ("E_DETACHED", [MATRIX, OFFSET, SPACING, " ElementDataFile: {folder}/x.raw"]),
+        ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = LIST"]),
+        ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = x%d.raw 1 4 1"]),
+        ("E_DETACHED", [MATRIX, OFFSET, SPACING, "ElementDataFile = absent.raw"]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "x", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "ElementDataFile\0 = /dev/null", OWN]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING, "ElementDataFile\xa0 = LOCAL", "ElementDataFile = /dev/null"]),
+        ("E_DECODE", [MATRIX, OFFSET, SPACING]),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".mha", ".mhd"])
+def test_a_metaimage_header_says_all_and_opens_nothing_else(
+    code: str, lines: list[str], suffix: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "scans"
+    folder.mkdir()
+    voxels = np.ones(120, np.float32).tobytes()
+    for place in (folder, tmp_path):
+        (place / "x.raw").write_bytes(voxels)
+    head = ["ObjectType = Image", "NDims = 3", "DimSize = 6 5 4", "ElementType = MET_FLOAT", *lines, ""]
+    (folder / f"x{suffix}").write_bytes("\n".join(head).format(folder=tmp_path).encode() + voxels)
+    judge(folder / f"x{suffix}", code)
+
+
+def test_a_name_that_is_no_utf_8_is_refused_like_any_other_bad_file(tmp_path: Path) -> None:
+    """SimpleITK would end the process."""
+    write_volume(tmp_path / "good.nii", volume())
+    for suffix in VOLUME_SUFFIXES:
+        (tmp_path / os.fsdecode(b"M\xfcller")).with_suffix(suffix).write_bytes((tmp_path / "good.nii").read_bytes())
+    bad = tmp_path / os.fsdecode(b"M\xfcller")
+    bad.mkdir()
+    shutil.copy(tmp_path / "good.nii", bad)
+    found = {item.path: item for item in inventory([tmp_path]).volumes}
+    assert found.pop(tmp_path / "good.nii").usable
+    assert len(found) == len(VOLUME_SUFFIXES) + 1
+    for path, item in found.items():
+        assert (item.code, "rename it" in item.reason) == ("E_DECODE", True)
+        for use in (lambda path: read_volume(path, "mr_t1"), lambda path: write_volume(path, volume())):
+            with pytest.raises(Refusal, match="rename it"):
+                use(path)
 
 
 def test_an_item_that_cannot_be_loaded_is_not_called_by_its_file(tmp_path: Path) -> None:

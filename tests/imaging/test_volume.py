@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from medstyle import Refusal, Volume, read_volume, write_volume
-from medstyle.imaging.volume import VOLUME_SUFFIXES
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from tests.conftest import affine
 
 
@@ -16,16 +16,27 @@ def volume(rng):
     return Volume(voxels, affine((1.5, 0.7, 4.0), (80, 12, -20)), "mr_t1")
 
 
-@pytest.mark.parametrize("suffix", [s for s in VOLUME_SUFFIXES if s != ".mhd"])
+@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
 def test_files_keep_voxels_and_geometry(volume, tmp_path, suffix):
     path = tmp_path / f"scan{suffix}"
     write_volume(path, volume, "a note")
     back = read_volume(path, "mr_t1")
     np.testing.assert_array_equal(back.voxels, volume.voxels)
     np.testing.assert_allclose(back.affine, volume.affine, atol=1e-4)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [s for s in VOLUME_SUFFIXES if s != ".mhd"])
+@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+def test_every_file_carries_the_note(volume, tmp_path, suffix):
+    path = tmp_path / f"scan{suffix}"
+    write_volume(path, volume, "AI SYNTHETIC")
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    assert reader.GetMetaData("ITK_FileNotes") == "AI SYNTHETIC"
+
+
+@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
 @pytest.mark.parametrize(("low", "high", "bits"), [(0, 4095, 16), (-32768, 32767, 16), (0, 32768, 32), (-32769, 0, 32)])
 def test_whole_numbers_take_16_bits_and_come_back(volume, tmp_path, rng, suffix, low, high, bits):
     voxels = rng.integers(low, high + 1, volume.voxels.shape).astype(np.float32)
@@ -100,7 +111,24 @@ def test_bad_files_are_refused(tmp_path, volume):
         read_volume(tmp_path / "nan.nrrd", "mr_t1")
 
 
-@pytest.mark.parametrize("suffix", [s for s in VOLUME_SUFFIXES if s != ".mhd"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.dtype(">f4"), np.float64])
+@pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
+def test_a_nifti_file_with_a_voxel_that_is_no_number_is_refused(tmp_path, suffix, kind, value):
+    """The last one too; ITK makes zeros of them."""
+    import nibabel
+
+    voxels = np.ones((3, 5, 7), kind)
+    path = tmp_path / f"scan{suffix}"
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    assert (read_volume(path, "mr_t1").voxels == 1).all()
+    voxels[-1, -1, -1] = value
+    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    with pytest.raises(Refusal, match="E_NOT_FINITE"):
+        read_volume(path, "mr_t1")
+
+
+@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_a_file_that_is_cut_short_is_never_filled_with_zeros(tmp_path, volume, suffix, kept):
     path = tmp_path / f"scan{suffix}"

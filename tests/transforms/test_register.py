@@ -45,6 +45,34 @@ def test_a_pair_a_few_millimetres_apart_is_seen_and_mended_by_registration(scans
         assert verdict(t1, moved(t2, by), "rigid") == ""
 
 
+def turn(volume: Volume, axis: int, degrees: float) -> np.ndarray:
+    """Return the matrix of a rotation about the middle of ``volume``."""
+    turned = np.eye(4)
+    a, b = (k for k in range(3) if k != axis)
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned[np.ix_([a, b], [a, b])] = [[cosine, -sine], [sine, cosine]]
+    middle = np.eye(4)
+    middle[:3, 3] = (volume.affine @ [*(np.array(volume.voxels.shape[::-1]) - 1) / 2, 1])[:3]
+    return middle @ turned @ np.linalg.inv(middle)
+
+
+@pytest.mark.parametrize(("axis", "degrees"), [(0, 8), (1, -8), (2, 8), (2, -14)])
+def test_a_turned_pair_is_seen_and_turned_back_by_registration(scans, axis, degrees):
+    for t1, t2 in scans:
+        turned = moved(t2, turn(t2, axis, degrees))
+        assert verdict(t1, turned) == "E_PAIR_TURNED"
+        back = onto_grid(turned, t1, "rigid")
+        assert verdict(t1, back) == ""
+        error = np.abs(back.voxels - t2.voxels).mean()
+        assert error < 0.6 * np.abs(onto_grid(turned, t1).voxels - t2.voxels).mean()
+
+
+def test_a_pair_is_judged_where_there_is_nothing_to_turn(scans):
+    """In one slice, and where half of the bodies would leave the field of view."""
+    t1, t2 = (Volume(v.voxels[12:13], v.affine, v.domain) for v in scans[0])
+    assert verdict(t1, t2) == ""
+
+
 def test_a_pair_without_common_place_is_seen_and_brought_together(scans):
     """As after another table position: positions of another frame of reference mean nothing here."""
     t1, t2 = scans[0]

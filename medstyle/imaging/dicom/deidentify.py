@@ -223,9 +223,7 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
 
 
 def _header(dataset: Dataset, instance: Instance, options: Options) -> Dataset:
-    if "BURNED_IN_UNKNOWN" in instance.flags or (
-        "ConversionType" in dataset and dataset.get("BurnedInAnnotation") != "NO"
-    ):
+    if "BURNED_IN_UNKNOWN" in instance.flags:
         raise Refusal("E_BURNED_IN", "the pixels may show patient data: look, remove it, set BurnedInAnnotation to NO")
     if not all(dataset.get(name) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")):
         raise Refusal("E_DECODE", "has no UID of its study, its series or itself; export the file again")

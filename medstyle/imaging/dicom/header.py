@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -151,9 +151,24 @@ class Frame:
     time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
 
     @property
+    def labels(self) -> tuple[float, float]:
+        """Temporal position and acquisition number, -1 where unknown: of the frame, where a file holds several."""
+        temporal, acquisition = self.time[5:7] if len(self.time) > 6 else self.time[:2]
+        return temporal, acquisition
+
+    @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.instance.rows // self.instance.tiles, self.instance.columns // self.instance.tiles
+
+
+def may_show_text(burned: str, sop_class: str, image_type: Collection[str], conversion: str) -> bool:
+    """Tell from elements in upper case whether the pixels may show patient data, as those of screens and films do.
+
+    ``burned`` is BurnedInAnnotation, ``conversion`` ConversionType, which says how a page was made (PS3.3 C.8.6.1).
+    """
+    screen = sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type or conversion
+    return burned == "YES" or (burned != "NO" and bool(screen))
 
 
 def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
@@ -240,7 +255,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         "MOSAIC": "MOSAIC" in image_type and count("NumberOfFrames", 1) == 1,  # enhanced ones keep the word alone
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
-        "BURNED_IN_UNKNOWN": burned != "NO" and (sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type),
+        "BURNED_IN_UNKNOWN": may_show_text(burned, sop_class, image_type, said("ConversionType")),
     }
     return Instance(
         path=path,

@@ -99,9 +99,9 @@ def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDAr
     """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB; YBR is converted, a palette applied.
 
     Raises:
-        Refusal: the series' own code unless it is ``E_COLOR`` or in ``allow``; ``E_DECODE``.
+        Refusal: the series' own code unless it is ``E_COLOR``, ``E_SOPCLASS`` (a cine) or in ``allow``; ``E_DECODE``.
     """
-    if series.kind == "refused" or series.code not in ("", "E_COLOR", *allow):
+    if series.kind == "refused" or series.code not in ("", "E_COLOR", "E_SOPCLASS", *allow):
         raise Refusal(series.code, series.reason)
     with quiet():
         reader = _Reader()

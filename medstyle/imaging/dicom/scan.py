@@ -13,9 +13,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.dicom.elements import Skip, quiet
 from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
+from medstyle.imaging.progress import LINE_EVERY_S, track
 
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing
@@ -69,7 +70,7 @@ class Series:
     @property
     def usable(self) -> bool:
         """True where it may be read without a person's word."""
-        return self.kind != "refused" and self.code in ("", "E_TILT_NEEDS_RESAMPLE")
+        return self.kind != "refused" and self.code in USABLE
 
     @property
     def attributes(self) -> Mapping[str, str]:
@@ -143,7 +144,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
     notes: dict[str, set[str]] = defaultdict(set)  # series UID -> flags
     conflicts: set[tuple[str, ...]] = set()
     with quiet():
-        for path in find_files(paths):
+        for path in track(find_files(paths), "headers", patience_s=LINE_EVERY_S):
             if path in verdicts:
                 continue
             try:
@@ -223,7 +224,8 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
     first = group[0].instance
     placed = [f for f in group if f.position and f.orientation]
     if first.frames > 1 and first.sop_class not in TOMOGRAPHIC:
-        yield _series("video", group, (len(group), first.rows, first.columns), None)
+        verdict = ("E_SOPCLASS", "a cine: its frames have no positions and make no volume; read_colour reads them")
+        yield _series("video", group, (len(group), first.rows, first.columns), None, verdict)
     elif "MOSAIC" in first.flags and first.tiles == 1:
         reason = (
             "a mosaic (slices tiled in one picture) whose private header does not say where they lie; "
@@ -315,7 +317,7 @@ def _time_series(
     counts: NDArray[np.intp],
     limits: Limits,
 ) -> Series:
-    """Several images at each position: the n-th of each, by time, make volume n. Unequal counts are a conflict."""
+    """Several images at each position: the n-th of each, by time, make volume n; unequal counts or times conflict."""
     depth, volumes = len(starts), int(counts.max())
     if counts.min() != volumes:
         reason = f"between {counts.min()} and {volumes} images at each of {depth} positions; keep one at each"
@@ -324,6 +326,9 @@ def _time_series(
         sorted((frames[k] for k in order[start : start + volumes]), key=lambda frame: frame.time) for start in starts
     ]
     ordered = [place[k] for k in range(volumes) for place in places]
+    if not _same_times(places):
+        reason = f"{volumes} images at each of {depth} positions, but not of the same times; export each time point"
+        return _refused(ordered, "E_DUP_CONFLICT", reason)
     first = _stack(ordered[:depth], limits)
     if first.kind == "refused":
         return replace(first, frames=tuple(ordered))
@@ -331,6 +336,17 @@ def _time_series(
     reason = f"{what}; choose one volume, or export the time points as separate series"
     one = _series("4d", ordered, first.shape, first.affine, ("E_4D", reason))
     return replace(one, volumes=volumes)
+
+
+def _same_times(places: Sequence[Sequence[Frame]]) -> bool:
+    """Tell whether all positions have the same temporal positions or, where none is known, acquisition numbers.
+
+    Slices may be acquired in turns, each with numbers of its own: numbers conflict only where some are shared.
+    """
+    temporal, acquired = ([[frame.labels[k] for frame in place] for place in places] for k in (0, 1))
+    if any(label >= 0 for place in temporal for label in place):
+        return all(place == temporal[0] for place in temporal)
+    return all(sorted(place) == sorted(acquired[0]) or not {*place} & {*acquired[0]} for place in acquired)
 
 
 def _affine(frames: Sequence[Frame], step: NDArray[np.float64]) -> NDArray[np.float64]:

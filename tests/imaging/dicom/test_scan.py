@@ -26,8 +26,9 @@ from pydicom.uid import (
 
 from medstyle.errors import Refusal
 from medstyle.imaging.dicom.header import Limits
-from medstyle.imaging.dicom.read import read_image, read_series
+from medstyle.imaging.dicom.read import read_colour, read_image, read_series
 from medstyle.imaging.dicom.scan import Series, scan
+from medstyle.imaging.inventory import inventory
 from tests.imaging.dicom.conftest import enhanced
 
 Write = Callable[..., Path]
@@ -223,6 +224,42 @@ def test_time_points_make_volumes(write_series: Write, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("labels", "code"),
+    [
+        ([[1, 2, 3], [1, 2, 3]], "E_4D"),
+        ([[3, 1, 2], [1, 2, 3]], "E_4D"),
+        ([[1, 1, 1, 2, 2], [2, 2, 2, 3, 3]], "E_DUP_CONFLICT"),
+        ([[1, 1, 2], [1, 2, 2]], "E_DUP_CONFLICT"),
+    ],
+)
+@pytest.mark.parametrize("keyword", ["TemporalPositionIdentifier", "AcquisitionNumber"])
+def test_images_of_other_times_make_no_volume(
+    keyword: str, labels: list[list[int]], code: str, write_series: Write, tmp_path: Path
+) -> None:
+    write_times(tmp_path, keyword, labels, write_series)
+    assert only(tmp_path).code == code
+
+
+def test_slices_acquired_in_turns_are_volumes(write_series: Write, tmp_path: Path) -> None:
+    """Their acquisition numbers are never the same; a temporal position is."""
+    write_times(tmp_path / "a", "AcquisitionNumber", [[1, 3, 5], [2, 4, 6]], write_series)
+    write_times(tmp_path / "b", "TemporalPositionIdentifier", [[1, 3, 5], [2, 4, 6]], write_series)
+    assert [only(tmp_path / name).code for name in "ab"] == ["E_4D", "E_DUP_CONFLICT"]
+
+
+def write_times(folder: Path, keyword: str, labels: list[list[int]], write_series: Write) -> None:
+    """Write images at two positions, with a label each."""
+    for n, pair in enumerate(zip(*labels, strict=True)):
+
+        def change(k: int, dataset: Dataset, n: int = n, pair: tuple[int, ...] = pair) -> None:
+            dataset.SOPInstanceUID = f"2.25.1{n}{k}"
+            dataset.InstanceNumber = 10 * n + k
+            setattr(dataset, keyword, pair[k])
+
+        write_series(folder / str(n), np.full((2, 4, 5), n, np.uint16), change=change)
+
+
+@pytest.mark.parametrize(
     ("first", "second"),
     [
         ({"EchoTime": "10"}, {"EchoTime": "90"}),
@@ -357,6 +394,25 @@ def test_padding_becomes_air(write_series: Write, tmp_path: Path) -> None:
     voxels = read_series(only(tmp_path), "ct").voxels
     assert (voxels[:, 0] == -1024).all()
     np.testing.assert_array_equal(voxels[:, 1:], stored[:, 1:] - 1024.0)
+
+
+def test_the_range_of_a_scan_without_a_domain_is_that_of_its_modality(write_series: Write, tmp_path: Path) -> None:
+    write_series(tmp_path, np.full((3, 4, 5), 50, np.int16), modality="CT", PixelPaddingValue=50)
+    [row] = inventory([tmp_path]).to_json(values=True)["volumes"]
+    assert (row["domain"], row["value_range"]) == (None, [-1024, -1024])
+
+
+def test_a_cine_is_no_scan_but_its_frames_can_be_seen(slice_header: Any, save: Write, tmp_path: Path) -> None:
+    cine = slice_header(SOPClassUID="1.2.840.10008.5.1.4.1.1.12.1", NumberOfFrames=3, Rows=4, Columns=5)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 4, 5), np.uint8)
+    cine.Modality, cine.BitsAllocated, cine.BitsStored, cine.HighBit = "XA", 8, 8, 7
+    cine.PixelData = frames.tobytes()
+    save(cine, tmp_path / "x.dcm")
+    document = inventory([tmp_path]).to_json(values=True)
+    [row], [file] = document["volumes"], document["files"]
+    assert (row["kind"], row["code"]) == ("video", "E_SOPCLASS")
+    assert (file["verdict"], file["code"]) == ("refused", "E_SOPCLASS")
+    np.testing.assert_array_equal([colour[..., 0] for colour in read_colour(only(tmp_path))], frames)
 
 
 def test_monochrome1_is_inverted_within_the_stored_range(write_series: Write, tmp_path: Path) -> None:
