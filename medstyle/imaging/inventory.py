@@ -245,7 +245,15 @@ def _volume(path: Path) -> Item:
         raise Refusal("E_COLOR", f"has {header.channels} values at each voxel; one is expected")
     if np.prod(header.size, dtype=object) > VOLUME_VOXELS:
         raise Refusal("E_TOO_LARGE", f"claims {header.size} voxels; the limit is {VOLUME_VOXELS}")
-    return Item("volume", "volume", "", "", (path,), header.shape, header.affine, {"Name": path.name})
+    notes = (header.reader.GetMetaData(key) for key in header.reader.GetMetaDataKeys())
+    return Item(
+        "volume", "volume", "", "", (path,), header.shape, header.affine, {"Name": path.name}, _flags(notes)
+    )  # fmt: skip
+
+
+def _flags(notes: Iterable[object]) -> frozenset[str]:
+    """Tell from what is written beside the voxels or pixels whether a model made them, as medstyle marks it."""
+    return frozenset({"SYNTHETIC"} if any("AI SYNTHETIC" in str(note) for note in notes) else ())
 
 
 def _picture(path: Path) -> Item:
@@ -255,13 +263,14 @@ def _picture(path: Path) -> Item:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
+            flags = _flags([*image.info.values(), *image.getexif().values()])
     except Image.DecompressionBombError:
         raise Refusal("E_TOO_LARGE", f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
     except Exception as error:  # damaged pictures raise many types, with paths in their text
         raise Refusal("E_DECODE", f"not a readable picture ({type(error).__name__})") from None
     if width * height > MAX_PIXELS:
         raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
-    return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name})
+    return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name}, flags)
 
 
 def _video(path: Path) -> Item:

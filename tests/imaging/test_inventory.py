@@ -14,6 +14,7 @@ from PIL import Image
 
 from medstyle.errors import Refusal
 from medstyle.imaging.inventory import inventory
+from medstyle.imaging.picture import SYNTHETIC_NOTE, write_picture
 from medstyle.imaging.volume import Volume, read_volume, write_volume
 from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 
@@ -322,3 +323,17 @@ def test_real_data_of_every_kind() -> None:
     )
     assert {item.source for item in found.volumes} == {"dicom", "volume", "video"}
     assert all(f.verdict == "used" for f in found.files if f.path.suffix in (".gz", ".mp4", ".avi"))
+
+
+@pytest.mark.parametrize("suffix", [*VOLUME_SUFFIXES, ".png", ".jpg", ".tif", ".webp"])
+def test_what_medstyle_made_is_known_again(tmp_path: Path, suffix: str) -> None:
+    for name, note in (("made", f"{SYNTHETIC_NOTE} - NOT FOR DIAGNOSTIC USE"), ("real", "")):
+        if suffix in VOLUME_SUFFIXES:
+            write_volume(
+                tmp_path / f"{name}{suffix}", Volume(np.zeros((3, 4, 5), np.float32), np.eye(4), "mr_t1"), note
+            )
+        else:
+            write_picture(tmp_path / f"{name}{suffix}", np.zeros((20, 30, 3), np.uint8), note)
+    made, real = inventory([tmp_path]).volumes
+    assert (made.flags, real.flags) == ({"SYNTHETIC"}, set())
+    assert [doubt.code for doubt in made.doubts()] == ["E_SYNTHETIC"]
