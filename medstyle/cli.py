@@ -111,7 +111,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
     for row in document["volumes"]:
         spacing = " ".join(f"{value:.2f}" for value in row["spacing_mm"] or [])
-        verdict = f"{row['code']}: {row['reason']}" if row["code"] else "used"
+        verdict = ": ".join(filter(None, (row["code"] or "used", row["reason"])))
         shape = " x ".join(map(str, row["shape"]))
         table.add_row(row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict)
     console = _console()

@@ -178,7 +178,8 @@ class Inventory:
 
 def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) -> dict[str, Any]:
     name = domain(item) if domain else None
-    code, reason, value_range = item.code, item.reason, None
+    doubt = next(iter(item.doubts()), item)
+    code, reason, value_range = doubt.code, doubt.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
             voxels = item.load(name or _like(item), allow=() if name else ("E_DOMAIN",)).voxels
@@ -263,7 +264,8 @@ def _picture(path: Path) -> Item:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
-            flags = _flags([*image.info.values(), *image.getexif().values()])
+            exif = {} if image.format == "PNG" else image.getexif()  # which would decode a PNG; its notes are chunks
+            flags = _flags([*image.info.values(), *exif.values()])
     except Image.DecompressionBombError:
         raise Refusal("E_TOO_LARGE", f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
     except Exception as error:  # damaged pictures raise many types, with paths in their text

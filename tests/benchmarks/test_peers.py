@@ -1,5 +1,7 @@
 """The reference methods are what their papers say, and learn."""
 
+import copy
+
 import pytest
 import torch
 
@@ -61,7 +63,7 @@ FALLS = {"pix2pix": "l1", "pix2pix_l1": "l1", "cyclegan": "identity", "cut": "co
 def test_a_method_learns_a_trivial_task(name):
     method = METHODS[name](seed=0, width=8)
     coarse = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
-    x = torch.nn.functional.interpolate(coarse, size=128 if name == "pix2pix" else 32, mode="bilinear")
+    x = torch.nn.functional.interpolate(coarse, size=128 if name.startswith("pix2pix") else 32, mode="bilinear")
     values = []
     for i in range(20):
         terms = method.step(x, -x, i / 20)
@@ -71,6 +73,39 @@ def test_a_method_learns_a_trivial_task(name):
     output = method.generate(x)
     assert output.shape == x.shape
     assert not output.requires_grad
+
+
+def test_pix2pix_descends_its_published_objective():
+    """The generator's gradient is that of ``BCE(D(x, G(x)), 1) + 100 L1`` under the updated discriminator."""
+    method = METHODS["pix2pix"](seed=0, width=4)
+    before = copy.deepcopy(method)
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.rand(2, 1, 1, 128, 128, generator=rng) * 2 - 1
+    torch.manual_seed(5)  # of dropout
+    terms = method.step(x, y)
+    torch.manual_seed(5)
+    fake = before.generator(x)
+    bce, l1 = torch.nn.functional.binary_cross_entropy_with_logits, (fake - y).abs().mean()
+    real, made = (before.discriminator(torch.cat([x, image], 1)) for image in (y, fake.detach()))
+    judged = 0.5 * (bce(real, torch.ones_like(real)) + bce(made, torch.zeros_like(made)))
+    assert (float(terms["d"]), float(terms["l1"])) == pytest.approx((float(judged), float(l1)), rel=1e-5)
+    after = method.discriminator(torch.cat([x, fake], 1))
+    wanted = torch.autograd.grad(bce(after, torch.ones_like(after)) + 100 * l1, list(before.generator.parameters()))
+    for parameter, gradient in zip(method.generator.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_unet_memorises_what_it_can_learn_by_heart():
+    method = METHODS["pix2pix_l1"](seed=0, width=16)
+    rng = torch.Generator().manual_seed(0)
+    coarse = torch.rand(4, 2, 8, 8, generator=rng) * 1.6 - 0.8
+    pairs = torch.nn.functional.interpolate(coarse, size=128, mode="bilinear")
+    errors = []
+    for i in range(240):
+        one = pairs[i % 4]
+        errors.append(float(method.step(one[None, :1], one[None, 1:], i / 240)["l1"]))
+    assert sum(errors[-8:]) < 0.35 * sum(errors[:8])
 
 
 def test_the_rate_is_constant_and_then_falls_to_zero():

@@ -337,3 +337,4 @@ def test_what_medstyle_made_is_known_again(tmp_path: Path, suffix: str) -> None:
     made, real = inventory([tmp_path]).volumes
     assert (made.flags, real.flags) == ({"SYNTHETIC"}, set())
     assert [doubt.code for doubt in made.doubts()] == ["E_SYNTHETIC"]
+    assert [row["code"] for row in inventory([tmp_path]).to_json()["volumes"]] == ["E_SYNTHETIC", ""]

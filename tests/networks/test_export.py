@@ -7,13 +7,13 @@ from medstyle.networks.export import SUFFIXES, export
 from medstyle.networks.translator import Architecture, Networks, TranslatorConfig
 
 
-def translator(dims, members=1):
+def translator(dims, members=1, domains=("mr_t1", "mr_t2"), contrasts=("mr_pd",), **architecture):
+    settings = {"widths": (4, 6), "bottleneck_blocks": 1, "dimensions": dims, "residual": True, **architecture}
     config = TranslatorConfig(
-        Architecture(widths=(4, 6), bottleneck_blocks=1, dimensions=dims, residual=True), ["mr_t1", "mr_t2"],
-        "mr_t1", "mr_t2", {}, {}, contrasts=["mr_pd"],
-    )  # fmt: skip
+        Architecture(**settings), list(domains), domains[0], domains[1], {}, {}, contrasts=list(contrasts)
+    )
     torch.manual_seed(0)
-    networks = [Networks(config.architecture, config.domains, 2).eval() for _ in range(members)]
+    networks = [Networks(config.architecture, config.domains, 1 + len(contrasts)).eval() for _ in range(members)]
     for one in networks:
         for parameter in one.parameters():
             nn.init.normal_(parameter, std=0.2)
@@ -41,6 +41,27 @@ def test_exported_and_eager_agree_at_other_sizes_too(suffix, dims, tmp_path):
     for n, size in ((1, (16, 10, 14)), (3, (8, 24, 20))):
         x = torch.randn(n, 2, *size[-dims:])
         torch.testing.assert_close(run(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+PICTURES = {"domains": ("photo", "painting"), "contrasts": (), "residual": False}  # bounded, continued at borders
+KINDS = {
+    "2.5-D": {"neighbours": 3},
+    "pictures": PICTURES,
+    "repainted pictures": {**PICTURES, "repainted": 1},
+    "a MONAI network": {"generator": "unet"},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_every_kind_of_translator_is_exported(suffix, kind, tmp_path):
+    model = translator(2, **KINDS[kind])
+    export(model, tmp_path / f"model{suffix}")
+    first = model.members[0]
+    channels = first.colours * (1 + len(model.config.contrasts)) * first.neighbours
+    x = torch.randn(2, channels, 16, 24)
+    torch.testing.assert_close(restored(tmp_path / f"model{suffix}")(x), model(x), atol=1e-4, rtol=1e-4)
 
 
 def test_an_unknown_format_is_named(tmp_path):

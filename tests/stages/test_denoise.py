@@ -5,14 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from medstyle import Volume, write_picture, write_volume
+from medstyle import Volume, read_volume, write_picture, write_volume
 from medstyle.errors import UserError
 from medstyle.imaging.keys import subject_key
+from medstyle.imaging.rules import Rule
 from medstyle.imaging.store import SliceStore
 from medstyle.stages.denoise import Params
 from medstyle.stages.denoise import run as denoise
+from medstyle.stages.ingest import Params as Ingest
+from medstyle.stages.ingest import run as ingest
 from medstyle.transforms.prepare import Preparation
-from tests.conftest import affine
+from tests.conftest import TINY, affine
 
 
 def test_the_store_splits_by_subject_and_pairs_slices(run):
@@ -65,6 +68,30 @@ def test_named_subjects_are_the_test_split(run, tmp_path):
     assert set(store.subjects("test")) == {subject_key(name) for name in names}
     assert [len(store.subjects(split)) for split in ("train", "validation")] == [2, 1]  # shares of the three others
     assert {row.subject for row in store.rows("mr_t1", "test")} == set(store.subjects("test"))
+
+
+def test_dicom_and_nifti_subjects_are_one_cohort(run, tmp_path):
+    """What a subject came as makes no difference from here on."""
+    shutil.copytree(run.root / "data/raw/studies", tmp_path / "raw/dicom")
+    for number in range(3):
+        for domain in ("mr_t1", "mr_t2"):
+            volume = read_volume(next((run.root / "data/scans").glob(f"*/{domain}.nii.gz")), domain)
+            folder = tmp_path / f"raw/nifti/P{number}"
+            folder.mkdir(parents=True, exist_ok=True)
+            write_volume(
+                folder / f"{domain}.nii.gz", volume.with_voxels(np.roll(volume.voxels, 3 * number + 3, axis=2))
+            )
+    rules = tuple(Rule(**rule) for rule in TINY["ingest"]["rules"])
+    rules += tuple(Rule(domain, {"path": f"*/{domain}.nii.gz"}) for domain in ("mr_t1", "mr_t2"))
+    ingest(Ingest(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "report.json")
+    items = json.loads((tmp_path / "scans/manifest.json").read_text())["items"]
+    sources = {item["subject"]: item["source"] for item in items}
+    assert sorted(sources.values()) == ["dicom"] * 5 + ["volume"] * 3
+    denoise(Params((48, 40), validation=0.25, test=0.25), tmp_path / "scans", tmp_path / "slices")
+    store = SliceStore.open(tmp_path / "slices")
+    assert set(store.index["subjects"]) == set(sources)
+    for split in ("train", "validation", "test"):
+        assert len(store.pairs("mr_t1", "mr_t2", split)) == len(store.rows("mr_t1", split)) > 0
 
 
 def test_sessions_of_one_person_stay_together(run, tmp_path):
