@@ -117,6 +117,17 @@ def anatomy_loss(output: Tensor, content: Tensor) -> Tensor:
     return (mind(output) - mind(content)).abs().mean()
 
 
+def slice_consistency(output: Tensor, following: Tensor, content: Tensor, next_content: Tensor) -> Tensor:
+    """Return how far the outputs of two neighbouring slices differ where their sources do not.
+
+    ``sum(w |y' - y|) / sum(w)`` with ``w = exp(-|x' - x| / 0.1)``, mean over examples: what the source shows to change
+    through the plane hardly counts, flicker of the output does.
+    """
+    weight = torch.exp(-(next_content - content).abs().mean(1, keepdim=True) / 0.1)
+    apart = (following.float() - output.float()).abs().mean(1, keepdim=True)
+    return ((weight * apart).flatten(1).sum(1) / weight.flatten(1).sum(1)).mean()
+
+
 def smoothness(field: Tensor) -> Tensor:
     """Return the mean squared first difference of a displacement field ``(N, dims, ...)`` in pixels."""
     terms = [field.diff(dim=axis).square().mean() for axis in range(2, field.ndim)]

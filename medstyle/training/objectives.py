@@ -34,6 +34,7 @@ from medstyle.training.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    slice_consistency,
     smoothness,
     structure_loss,
 )
@@ -120,8 +121,9 @@ class Batch:
 
 Played = Mapping[str, Tensor]
 
-# a term of every recipe: a moved image gives the moved output, so that video does not flicker
-EVERY: dict[str, float] = {"temporal": 0.0}
+# terms of every recipe: a moved image gives the moved output, so that video does not flicker; the next slice of a scan
+# gives much the same output where its source is much the same
+EVERY: dict[str, float] = {"temporal": 0.0, "through_plane": 0.0}
 
 
 @dataclass(frozen=True)
@@ -201,6 +203,8 @@ class Recipe(ABC):
             raise UserError(f"network.dimensions: {settings.kind} is for {self.dimensions[0]}")
         if self.weights_now["temporal"] and networks.dimensions == 3:
             raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
+        if self.weights_now["through_plane"] and networks.neighbours < 3:
+            raise UserError("objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3")
         self.see, self.channels = channels
         self.players: dict[str, nn.Module] = {"generator": networks}
         self.phases: list[Phase] = []
@@ -253,7 +257,16 @@ class Recipe(ABC):
             flow = random_flow(batch.seeds, batch.source.shape[2:]).to(batch.source.device)
             moved = noisy(warp(batch.source, flow), batch.seeds)
             terms["temporal"] = motion_loss(self.networks.render(moved, played["code"]), played["fake"], flow)
+        if "through_plane" in wanted:
+            after = self.following(batch.source)
+            made, seen = self.networks.render(after, played["code"]), self.networks.content(after)
+            terms["through_plane"] = slice_consistency(played["fake"], made, self.content(batch), seen)
         return terms
+
+    def following(self, source: Tensor) -> Tensor:
+        """Return what the generator sees of the next slice: beyond the last neighbour that one stands again."""
+        stacks = source.unflatten(1, (-1, self.networks.neighbours))
+        return torch.cat([stacks[:, :, 1:], stacks[:, :, -1:]], 2).flatten(1, 2)
 
     @abstractmethod
     def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:

@@ -78,9 +78,7 @@ def test_dicom_and_nifti_subjects_are_one_cohort(run, tmp_path):
             volume = read_volume(next((run.root / "data/scans").glob(f"*/{domain}.nii.gz")), domain)
             folder = tmp_path / f"raw/nifti/P{number}"
             folder.mkdir(parents=True, exist_ok=True)
-            write_volume(
-                folder / f"{domain}.nii.gz", volume.with_voxels(np.roll(volume.voxels, 3 * number + 3, axis=2))
-            )
+            write_volume(folder / f"{domain}.nii.gz", volume.with_voxels(np.roll(volume.voxels, 3 + 3 * number, 2)))
     rules = tuple(Rule(**rule) for rule in TINY["ingest"]["rules"])
     rules += tuple(Rule(domain, {"path": f"*/{domain}.nii.gz"}) for domain in ("mr_t1", "mr_t2"))
     ingest(Ingest(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "report.json")

@@ -11,6 +11,7 @@ from medstyle.training.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    slice_consistency,
     smoothness,
     structure_loss,
 )
@@ -110,6 +111,17 @@ def test_anatomy_hears_places_and_no_contrast(dims):
     assert float(anatomy_loss(-x, x)) == pytest.approx(0, abs=1e-6)
     moved = torch.roll(x, 2, -1)
     assert float(anatomy_loss(moved, x)) > 10 * float(anatomy_loss(0.7 * x + 0.1, x))
+
+
+def test_slices_may_differ_where_their_sources_do():
+    still, moved = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 10.0)
+    made, other = torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), 0.5)
+    assert slice_consistency(made, other, still, still).item() == pytest.approx(0.5)
+    assert slice_consistency(made, made, still, moved).item() == 0
+    half = torch.cat([still[..., :2], moved[..., 2:]], -1)  # the right half of the source changes
+    right, left = (torch.where((torch.arange(4) < 2) == side, 0.5, 0.0).expand(2, 1, 4, 4) for side in (False, True))
+    assert slice_consistency(made, right, still, half).item() < 1e-6
+    assert slice_consistency(made, left, still, half).item() == pytest.approx(0.5, rel=1e-3)
 
 
 def test_smoothness_and_folds_of_known_fields():

@@ -1,10 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from medstyle.networks.registrar import Registrar
 from medstyle.networks.translator import Architecture, Networks
 from medstyle.training.objectives import EVERY, RECIPES, Objective, fade, ramp
-from tests.training.conftest import NEEDS, train
+from tests.training.conftest import NEEDS, SLICES, train
 
 
 def test_schedules_at_known_points():
@@ -19,16 +20,46 @@ def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
     """Each term of a recipe appears in the curves with its default weight, and not with the weight 0."""
     every = RECIPES[kind].weights | EVERY
     weights = {name: value or 1.0 for name, value in every.items() if name != "perceptual"}
-    objective = {"weights": weights}
-    _, curve = train(store, tmp_path / "all", kind, steps=8, log_every=1, objective=objective)
+    settings = {"log_every": 1, "architecture": {**NEEDS[kind].get("architecture", {}), "neighbours": 3}}
+    _, curve = train(store, tmp_path / "all", kind, steps=8, objective={"weights": weights}, **settings)
     seen = {name.rpartition("/")[2] for row in curve for name in row}
     missing = set(weights) - seen - {"r1"}
     # without styles of references there is nothing to find again, without those of latents nothing to vary
     assert missing <= {"harmonization": {"style", "diversity"}, "exemplar": {"diversity"}}.get(kind, set())
     optional = [name for name in weights if name not in ("adversarial", "r1", "l1", "spread", "smooth")]
     off = {"weights": {**weights, **dict.fromkeys(optional, 0.0)}}
-    _, curve = train(store, tmp_path / "few", kind, steps=2, log_every=1, objective=off)
+    _, curve = train(store, tmp_path / "few", kind, steps=2, objective=off, **settings)
     assert not {name.rpartition("/")[2] for row in curve for name in row} & set(optional)
+
+
+def test_the_next_slice_is_what_a_step_through_the_stack_shows():
+    networks = Networks(Architecture(widths=(4, 6), neighbours=3), ["mr_t1", "mr_t2"], 2)
+    recipe = RECIPES["paired"](networks, Objective(weights={"through_plane": 1.0}), (6, 1), 2)
+    stack = torch.arange(8.0)[:, None, None] + torch.zeros(8, 4, 4)  # slices of one contrast; the other is 100 more
+    here, there = (torch.cat([stack[z - 1 : z + 2], 100 + stack[z - 1 : z + 2]])[None] for z in (3, 4))
+    after = recipe.following(here)
+    assert torch.equal(networks.content(after), networks.content(there))
+    assert torch.equal(after[:, [0, 1, 3, 4]], there[:, [0, 1, 3, 4]])
+    assert torch.equal(after[:, [2, 5]], here[:, [2, 5]])
+
+
+def test_outputs_follow_each_other_through_the_plane_if_asked(store, tmp_path):
+    """Targets that flicker from slice to slice are followed less where the source is still."""
+    array = np.load(tmp_path / "store/train/mr_t1.npy")
+    array[:] = array[::SLICES].repeat(SLICES, 0) + np.linspace(0, 0.01, len(array))[:, None, None, None]
+    np.save(tmp_path / "store/train/mr_t1.npy", array)
+    flicker = array * np.where(np.arange(len(array)) % 2, 1, 0.2)[:, None, None, None]
+    np.save(tmp_path / "store/train/mr_t2.npy", flicker.astype(np.float16))
+    apart = {}
+    for weight in (0.0, 20.0):
+        settings = {"steps": 40, "batch": 4, "learning_rate": 3e-3, "architecture": {"neighbours": 3}}
+        objective = {"weights": {"adversarial": 0.0, "through_plane": weight}}
+        [network], _ = train(store, tmp_path / f"{weight}", objective=objective, **settings)
+        stack = torch.from_numpy(array[:SLICES, 0].astype(np.float32))
+        blocks = torch.stack([stack[z - 1 : z + 2] for z in range(1, SLICES - 1)])
+        with torch.no_grad():
+            apart[weight] = float(network(blocks, torch.ones(len(blocks), dtype=torch.long)).diff(dim=0).abs().mean())
+    assert apart[20.0] < 0.7 * apart[0.0]
 
 
 def test_the_registrar_finds_a_known_shift_and_keeps_its_limit():
