@@ -88,7 +88,7 @@ def test_pix2pix_descends_its_published_objective():
     bce, l1 = torch.nn.functional.binary_cross_entropy_with_logits, (fake - y).abs().mean()
     real, made = (before.discriminator(torch.cat([x, image], 1)) for image in (y, fake.detach()))
     judged = 0.5 * (bce(real, torch.ones_like(real)) + bce(made, torch.zeros_like(made)))
-    assert (float(terms["d"]), float(terms["l1"])) == pytest.approx((float(judged), float(l1)), rel=1e-5)
+    assert (float(terms["d"]), float(terms["l1"])) == pytest.approx((judged.item(), l1.item()), rel=1e-5)
     after = method.discriminator(torch.cat([x, fake], 1))
     wanted = torch.autograd.grad(bce(after, torch.ones_like(after)) + 100 * l1, list(before.generator.parameters()))
     for parameter, gradient in zip(method.generator.parameters(), wanted, strict=True):
