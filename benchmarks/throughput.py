@@ -190,14 +190,14 @@ def print_speed(found: dict[str, list[dict[str, float]]], matmul_rate: float | N
 
 
 def write_store(folder: Path, slices: int) -> None:
-    """Write a store of ``slices`` noisy ellipses per domain, 50 to a subject, all for training."""
-    rng = np.random.default_rng(0)
+    """Write a store of ``slices`` noisy ellipses per domain, one the other's negative, 50 to a subject, to train on."""
     h, w = np.meshgrid(*(np.linspace(-1, 1, n) for n in SIZE), indexing="ij")
     (folder / "train").mkdir(parents=True)
-    for domain in DOMAINS:
+    for sign, domain in zip((1, -1), DOMAINS, strict=True):
+        rng = np.random.default_rng(0)
         array = np.lib.format.open_memmap(folder / f"train/{domain}.npy", "w+", np.float16, (slices, 1, *SIZE))
         for i in range(slices):
-            array[i, 0] = np.where(h**2 + w**2 < 0.7, rng.normal(0, 0.2, SIZE), -1)
+            array[i, 0] = np.where(h**2 + w**2 < 0.7, sign * rng.normal(0, 0.2, SIZE), -1)
         array.flush()
     rows = [[f"sub-{i // 50:05}", i % 50, i % 50 / 49, 0.5] for i in range(slices)]
     subjects = {row[0]: "train" for row in rows}
