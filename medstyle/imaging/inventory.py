@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medstyle.errors import USABLE, Refusal
 from medstyle.imaging.keys import short_key
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES
+from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES, SYNTHETIC_MARK
 from medstyle.imaging.progress import LINE_EVERY_S, track
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
@@ -254,7 +254,7 @@ def _volume(path: Path) -> Item:
 
 def _flags(notes: Iterable[object]) -> frozenset[str]:
     """Tell from what is written beside the voxels or pixels whether a model made them, as medstyle marks it."""
-    return frozenset({"SYNTHETIC"} if any("AI SYNTHETIC" in str(note) for note in notes) else ())
+    return frozenset({"SYNTHETIC"} if any(SYNTHETIC_MARK in str(note) for note in notes) else ())
 
 
 def _picture(path: Path) -> Item:

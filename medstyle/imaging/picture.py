@@ -19,7 +19,8 @@ Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opac
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small file can declare a huge image
-SYNTHETIC_NOTE = "AI SYNTHETIC - made by medstyle"
+SYNTHETIC_MARK = "AI SYNTHETIC"  # begins every note; by it `inventory` knows again what a model made
+SYNTHETIC_NOTE = f"{SYNTHETIC_MARK} - made by medstyle"
 BITS, DESCRIPTION, ORIENTATION, EXTRA = 258, 270, 274, 338  # tags of TIFF, and of EXIF
 UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # by orientation
     2: np.fliplr,

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.inventory import Item, inventory
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, to_unit, write_picture
+from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
 from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.video import CODECS
 from medstyle.imaging.volume import Volume, write_volume
@@ -34,7 +34,7 @@ from medstyle.inference.translate import (
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 
-CLINICAL_NOTE = "AI SYNTHETIC - NOT FOR DIAGNOSTIC USE"
+CLINICAL_NOTE = f"{SYNTHETIC_MARK} - NOT FOR DIAGNOSTIC USE"
 
 
 def domain_in(item: Item, path: str, translator: Translator) -> str | None:

@@ -179,6 +179,15 @@ VECTORS = "space directions: (1,0,0) (0,2,0) (0,0,3)"
 SPACE, ORIGIN = "space: RAS", "space origin: (1,2,3)"
 
 
+def beside_voxels(tmp_path: Path) -> tuple[Path, bytes]:
+    """Return a folder for a header of 6 x 5 x 4, and voxels, which also lie in ``x.raw`` there and outside of it."""
+    folder, voxels = tmp_path / "scans", np.ones(120, np.float32).tobytes()
+    folder.mkdir()
+    for place in (folder, tmp_path):
+        (place / "x.raw").write_bytes(voxels)
+    return folder, voxels
+
+
 @pytest.mark.parametrize(
     ("code", "lines"),
     [
@@ -210,11 +219,7 @@ SPACE, ORIGIN = "space: RAS", "space origin: (1,2,3)"
 def test_an_nrrd_header_says_all_and_opens_nothing_else(
     code: str, lines: list[str], newline: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    voxels = np.ones(120, np.float32).tobytes()
-    for place in (folder, tmp_path):
-        (place / "x.raw").write_bytes(voxels)
+    folder, voxels = beside_voxels(tmp_path)
     head = [
         "NRRD0005",
         "type: float",
@@ -264,11 +269,7 @@ SPACING, OWN = "ElementSpacing = 1 2 3", "ElementDataFile = LOCAL"
 def test_a_metaimage_header_says_all_and_opens_nothing_else(
     code: str, lines: list[str], suffix: str, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "scans"
-    folder.mkdir()
-    voxels = np.ones(120, np.float32).tobytes()
-    for place in (folder, tmp_path):
-        (place / "x.raw").write_bytes(voxels)
+    folder, voxels = beside_voxels(tmp_path)
     head = ["ObjectType = Image", "NDims = 3", "DimSize = 6 5 4", "ElementType = MET_FLOAT", *lines, ""]
     (folder / f"x{suffix}").write_bytes("\n".join(head).format(folder=tmp_path).encode() + voxels)
     judge(folder / f"x{suffix}", code)
