@@ -62,6 +62,14 @@ class SliceStore:
         """Describe each row of :meth:`array`."""
         return [Row(*row) for row in self.index["rows"].get(split, {}).get(domain, [])]
 
+    def atlas(self, domain: str) -> dict[str, NDArray[np.float64]]:
+        """Return for each training subject the map ``(4, 4)`` of stored voxels ``(z, y, x, 1)`` to a common space.
+
+        Subjects that could not be brought there are missing; none is there without ``denoise.atlas``.
+        """
+        found = self.index.get("atlas", {}).get(domain, {})
+        return {subject: np.array(matrix) for subject, matrix in found.items()}
+
     @property
     def domains(self) -> list[str]:
         """Domains that have slices in any split."""

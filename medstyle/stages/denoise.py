@@ -25,6 +25,7 @@ from medstyle.imaging.picture import read_picture
 from medstyle.imaging.store import Row, near_duplicates, person_of, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.params import params
+from medstyle.transforms.atlas import Stored, join, middling
 from medstyle.transforms.prepare import Preparation, frame_picture, picture_slices, prepare
 from medstyle.transforms.register import Fit, fit, judge, onto_grid
 
@@ -42,6 +43,8 @@ class Params:
     """Cleaning and gridding of images; travels with the translator to inference."""
     registration: Literal["headers", "rigid", "affine"] = "headers"
     """How the scans of one subject are aligned: trust the headers, or maximise mutual information."""
+    atlas: bool = False
+    """Bring the training scans of all people into one space, affinely: for `train.objective.weights.population`."""
     bad_pairs: Literal["refuse", "flag"] = "refuse"
     """A scan that does not fit the subject's first one: leave it out, or only say so. Both are in `index.json`."""
     validation: float = 0.1
@@ -74,6 +77,7 @@ class _Block(NamedTuple):
     rows: list[Row]
     fingerprint: Fingerprint
     path: Path
+    spacing_mm: tuple[float, float, float] | None  # z first; pictures have none
     fit: Fit | None  # to the subject's first scan
     thumbnail: NDArray[np.float32]
 
@@ -119,6 +123,8 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
             for domain in domains.keys() & learned.keys():
                 domains[domain] = [_move(block, learned[domain]) for block in domains[domain]]
         landmarks = {**landmarks, **learned}
+    training = [block for of in groups.get("train", {}).values() for block in of]
+    atlas = _atlas(training, params.workers, threads, log) if params.atlas else {}
     for split, domains in groups.items():
         for domain, blocks in domains.items():
             write_rows(scratch / split / f"{domain}.npy", [block.path for block in blocks])
@@ -128,6 +134,7 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
         "preparation": asdict(replace(params.preparation, landmarks=landmarks)),
         "registration": params.registration,
         "pairs": [pair._asdict() for pair in pairs],
+        "atlas": atlas,
         "rules": document["rules"],
         "subjects": splits,
         "rows": {s: {d: [row for b in bs for row in b.rows] for d, bs in ds.items()} for s, ds in groups.items()},
@@ -181,6 +188,23 @@ def _judged(blocks: list[_Block], pairs: list[_Pair], policy: str) -> list[_Pair
                 used, words = not code or policy == "flag", f"{reason}; {REMEDY}" if code else ""
                 known[place] = _Pair(*place, used, code, words, round(one.overlap, 4), round(one.information, 4))
     return [known[place] for place in sorted(known)]
+
+
+def _atlas(
+    blocks: list[_Block], workers: Workers, threads: int, log: Callable[[str], None]
+) -> dict[str, dict[str, list[list[float]]]]:
+    """Return for each domain and subject the map of the stored voxels into the space that all scans share."""
+    stored = {(b.domain, b.subject): Stored(b.path, b.spacing_mm) for b in blocks if b.spacing_mm is not None}
+    if not stored:
+        raise UserError("denoise.atlas: pictures have no common space; set it to false")
+    maps = each(partial(join, space=middling(list(stored.values()))), list(stored.values()), "atlas", workers, threads)
+    atlas: dict[str, dict[str, list[list[float]]]] = defaultdict(dict)
+    for (domain, subject), found in zip(stored, maps, strict=True):
+        if found is None:
+            log(f"{domain} of {subject} is not in the atlas: it could not be brought into the space of the others")
+        else:
+            atlas[domain][subject] = found.tolist()
+    return atlas
 
 
 def _learn_landmarks(groups: Mapping[str, list[_Block]]) -> dict[str, tuple[float, ...]]:
@@ -241,6 +265,7 @@ def _blocks(
     for domain in sorted(images, key=lambda name: (list(DOMAINS).index(name.partition("@")[0]), name)):
         modality = DOMAINS[domain]
         fitted: Fit | None = None
+        spacing: tuple[float, float, float] | None = None
         if modality.dicom is None:
             pixels = read_picture(images[domain]["path"])
             slices, foreground = (
@@ -267,11 +292,12 @@ def _blocks(
             reference, space = reference or volume, space or own
             prepared = prepare(volume, params.preparation)
             slices, foreground, fingerprint = prepared.slices, prepared.foreground, prepared.fingerprint
+            spacing = prepared.spacing_mm
         crop = ResizeWithPadOrCrop((*params.size, len(slices)), mode="constant", value=-1)
         stored = torch.as_tensor(np.asarray(crop(slices.permute(1, 2, 3, 0)))).permute(3, 0, 1, 2)
         last = max(1, len(stored) - 1)
         rows = [Row(subject, z, round(z / last, 4), round(float(mask.mean()), 4)) for z, mask in enumerate(foreground)]
         path = folder / f"{subject}-{domain}.npy"
         np.save(path, stored.numpy())
-        blocks.append(_Block(subject, domain, rows, fingerprint, path, fitted, thumbnail(stored)))
+        blocks.append(_Block(subject, domain, rows, fingerprint, path, spacing, fitted, thumbnail(stored)))
     return blocks, pairs

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.ndimage import map_coordinates
 
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.store import SliceStore
+from medstyle.imaging.store import SliceStore, person_of
 from medstyle.networks.translator import box_around, extent_of
 from medstyle.training.objectives import Batch
 from medstyle.transforms.augment import Augmentation, augment
@@ -57,12 +58,14 @@ class Images:
         rows: subject -> rows of the array in spatial order.
         usable: subject -> places in ``rows`` with enough body.
         position: relative height of each row.
+        atlas: subject -> map ``(4, 4)`` of voxels (place, row, column, 1) to the space that all scans share.
     """
 
     def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
         self.domain, self.array = domain, store.array(domain, split)
         listed = store.rows(domain, split)
         self.position = np.array([row.position for row in listed])
+        self.atlas = store.atlas(domain) if split == "train" else {}
         self.slices = [row.slice for row in listed]
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(listed):
@@ -73,6 +76,11 @@ class Images:
             for subject, rows in groups.items()
         }
         self.subjects = sorted(subject for subject, places in self.usable.items() if len(places))
+        self.shown = {  # beyond the first and the last body the scan saw nothing
+            subject: np.flatnonzero([listed[row].foreground > 0 for row in rows])[[0, -1]]
+            for subject, rows in groups.items()
+            if subject in self.subjects
+        }
 
     @functools.cached_property
     def boxes(self) -> NDArray[np.int64]:
@@ -101,6 +109,20 @@ class Images:
             raise UserError(f"{where}: holds values that are not finite; take it out or repair it")
         return block
 
+    def at(self, subject: str, voxels: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Interpolate at ``voxels`` ``(3, depth, H, W)``.
+
+        Returns ``(depth, C, H, W)`` in network units, and ``(depth, 1, H, W)``: 1 where the scan reaches, -1 elsewhere.
+        """
+        first, last = self.shown[subject]
+        within = (voxels[0] >= first) & (voxels[0] <= last)
+        inside = voxels[0][within] if within.any() else np.array([first])
+        near = np.arange(int(inside.min()), min(int(inside.max()) + 1, last) + 1)
+        stack = np.asarray(self.array[self.rows[subject][near]], np.float32)
+        where = voxels - np.array([near[0], 0, 0])[:, None, None, None]
+        values = [map_coordinates(stack[:, c], where, order=1, cval=-1.0) for c in range(stack.shape[1])]
+        return np.stack(values, 1), np.where(within, 1, -1).astype(np.float32)[:, None]
+
 
 class Example(NamedTuple):
     """One example: domains, subjects and places in their rows."""
@@ -125,6 +147,8 @@ class Feed:
         batch, seed, foreground: of training.
         depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
         volumetric: whether the network is 3-D.
+        population: meet another person at the same place of the body, by the store's atlas, and show that person's
+            slice as the source's plane cuts it.
         augmentation: random changes.
         multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be.
         rank, world: this process and how many there are; the batch is divided among them.
@@ -143,6 +167,7 @@ class Feed:
         foreground: float,
         depth: int = 1,
         volumetric: bool = False,
+        population: bool = False,
         augmentation: Augmentation,
         split: str = "train",
         multiple: int = 1,
@@ -151,7 +176,7 @@ class Feed:
     ) -> None:
         self.domains, self.contrasts, self.paired = list(domains), list(contrasts), paired
         self.batch, self.seed, self.depth, self.volumetric = batch, seed, depth, volumetric
-        self.augmentation, self.rank, self.world = augmentation, rank, world
+        self.augmentation, self.rank, self.world, self.population = augmentation, rank, world, population
         self.images = {name: Images(store, name, split, foreground) for name in dict.fromkeys((*domains, *contrasts))}
         self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
         needed = [*contrasts, *([domains[1]] if paired else [])]
@@ -173,6 +198,10 @@ class Feed:
                 raise UserError(
                     f"no {split} subject has {have} {what} with enough body; check ingest.rules, denoise and the split"
                 )
+        if population and (lacking := [a for way in self.ways for a in way if not self.images[a].atlas]):
+            raise UserError(
+                f"objective.weights.population: the store has no atlas of {lacking[0]}; set denoise.atlas to true"
+            )
         self.multiple, self.size = multiple, self.images[self.domains[0]].array.shape[2:]
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
@@ -195,12 +224,49 @@ class Feed:
         matched = len(self.ways) > 1 and lots[0] < MATCHED and self._matches(subject, a, b)
         if self.paired or (matched and place in self.images[b].usable[subject]):
             return Example(a, b, subject, place, subject, place)
+        if self.population and (met := self._meeting(a, b, subject, turn // len(subjects))):
+            return met
         others = self.images[b]
         other = others.subjects[nth(len(others.subjects), turn, self.seed, "target", a, b)]
         height = images.position[images.rows[subject][place]] + NEAR * (2 * lots[1] - 1)
         candidates = others.usable[other]
         nearest = np.abs(others.position[others.rows[other][candidates]] - height).argmin()
         return Example(a, b, subject, place, other, int(candidates[nearest]))
+
+    def _meeting(self, a: str, b: str, subject: str, turn: int) -> Example | None:
+        """Choose another person and a place of the body that both scans show; None where the atlas knows of none."""
+        one, other = self.images[a], self.images[b]
+        people = [s for s in other.subjects if s in other.atlas and person_of(s) != person_of(subject)]
+        if subject not in one.atlas or not people:
+            return None
+        person = people[nth(len(people), turn, self.seed, "person", subject, a, b)]
+        places = one.usable[subject]
+        centre = [(n - 1) / 2 for n in self.size]
+        heights = np.array([(self._there(a, b, subject, person) @ [place, *centre, 1])[0] for place in places])
+        first, last = other.shown[person]
+        both = np.flatnonzero((heights >= first) & (heights <= last))
+        if not len(both):
+            return None
+        chosen = both[nth(len(both), turn // len(people), self.seed, "place", subject, person, a, b)]
+        nearest = np.abs(other.usable[person] - heights[chosen]).argmin()
+        return Example(a, b, subject, int(places[chosen]), person, int(other.usable[person][nearest]))
+
+    def _there(self, a: str, b: str, subject: str, person: str) -> NDArray[np.float64]:
+        """Return the map ``(4, 4)`` of voxels of a subject's scan to those of another's."""
+        there: NDArray[np.float64] = np.linalg.inv(self.images[b].atlas[person]) @ self.images[a].atlas[subject]
+        return there
+
+    def _alike(self, e: Example) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the target's scan where the source's slices lie, and 1 or -1 for what it shows of them."""
+        source, target = self.images[e.source], self.images[e.target]
+        depth, (height, width) = self.depth if self.volumetric else 1, self.size
+        if e.subject not in source.atlas or e.target_subject not in target.atlas:
+            nothing = np.full((depth, 1, height, width), -1, np.float32)
+            return nothing.repeat(target.array.shape[1], 1), nothing
+        there = self._there(e.source, e.target, e.subject, e.target_subject)
+        planes = np.clip(np.arange(depth) + e.place - depth // 2, 0, len(source.rows[e.subject]) - 1)
+        grid = np.stack(np.meshgrid(planes, np.arange(height), np.arange(width), indexing="ij"))
+        return target.at(e.target_subject, np.tensordot(there[:3, :3], grid, 1) + there[:3, 3, None, None, None])
 
     def read(self, step: int) -> dict[str, Any]:
         """Read this process's part of the batch of ``step``, without augmentation."""
@@ -217,7 +283,12 @@ class Feed:
         ]
         depth = self.depth if self.volumetric else 1
         targets = [self.images[e.target].block(e.target_subject, e.target_place, depth) for e in chosen]
+        alike = [self._alike(e) for e in chosen] if self.population else []
         return {
+            "alike": [
+                torch.from_numpy(np.stack([self._arrange(part) for part in parts]))
+                for parts in zip(*alike, strict=True)
+            ],
             "source": torch.from_numpy(np.stack([np.concatenate(parts) for parts in inputs])),
             "target": torch.from_numpy(np.stack([self._arrange(block) for block in targets])),
             "source_index": torch.tensor([self.domains.index(e.source) for e in chosen]),
@@ -252,9 +323,9 @@ class Feed:
         """Return the batch of ``step``, augmented, on ``device``; the next one is read meanwhile."""
         ready = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < steps else None
-        source, target = (ready[name].to(device, non_blocking=True) for name in ("source", "target"))
-        source, target = augment([source, target], self.augmentation, ready["seeds"], ready["contrast"])
-        source, target = source[(..., *ready["box"])], target[(..., *ready["box"])]
+        images = [image.to(device, non_blocking=True) for image in (ready["source"], ready["target"], *ready["alike"])]
+        images = augment(images, self.augmentation, ready["seeds"], ready["contrast"])
+        source, target, *alike = (image[(..., *ready["box"])] for image in images)
         return Batch(
             source,
             target,
@@ -264,4 +335,5 @@ class Feed:
             ready["seeds"],
             step,
             step / steps,
+            *alike,
         )

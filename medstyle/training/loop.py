@@ -241,8 +241,8 @@ def fit(
             "contrasts": contrasts, "paired": kind.paired, "everywhere": kind.directions == "all",
             "batch": settings.batch, "seed": settings.seed, "foreground": settings.foreground,
             "depth": settings.depth if volumetric else architecture.neighbours, "volumetric": volumetric,
-            "augmentation": augmentation, "multiple": networks.generator.multiple,
-            "rank": world.rank, "world": world.size,
+            "population": recipe.weights_now["population"] > 0, "augmentation": augmentation,
+            "multiple": networks.generator.multiple, "rank": world.rank, "world": world.size,
         }  # fmt: skip
         return Feed(store, domains, split=split, **{**arguments, **changes})
 
@@ -336,7 +336,10 @@ class Preview:
         volumetric: bool,
     ) -> None:
         plain = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
-        common = {"everywhere": False, "batch": 2 if volumetric else 32, "augmentation": plain, "rank": 0, "world": 1}
+        common = {
+            "everywhere": False, "population": False, "batch": 2 if volumetric else 32, "augmentation": plain,
+            "rank": 0, "world": 1,
+        }  # fmt: skip
         self.volumetric = volumetric
         splits = ["validation"] if store.rows(domains[0], "validation") else []
         for self.paired, split in [(p, s) for p in (True, False) for s in [*splits, "train"]]:

@@ -128,6 +128,23 @@ def slice_consistency(output: Tensor, following: Tensor, content: Tensor, next_c
     return ((weight * apart).flatten(1).sum(1) / weight.flatten(1).sum(1)).mean()
 
 
+def region_loss(output: Tensor, alike: Tensor, seen: Tensor, side: int) -> Tensor:
+    """Return the mean absolute difference of the means over overlapping regions.
+
+    Two people brought together by an affine map agree region by region, not pixel by pixel: comparing pixels would
+    teach blur.
+
+    Args:
+        output, alike: ``(N, C, ...)``.
+        seen: ``(N, 1, ...)`` bool; what was not seen counts as equal.
+        side: of a region, pixels; they lie half of it apart.
+    """
+    apart = (output.float() - alike) * seen
+    sides = [min(side, size) for size in apart.shape[2:]]
+    pool = F.avg_pool2d if apart.ndim == 4 else F.avg_pool3d
+    return pool(apart, sides, [max(1, n // 2) for n in sides]).abs().mean()
+
+
 def smoothness(field: Tensor) -> Tensor:
     """Return the mean squared first difference of a displacement field ``(N, dims, ...)`` in pixels."""
     terms = [field.diff(dim=axis).square().mean() for axis in range(2, field.ndim)]

@@ -34,6 +34,7 @@ from medstyle.training.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    region_loss,
     slice_consistency,
     smoothness,
     structure_loss,
@@ -60,6 +61,9 @@ class Objective:
     """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small lesions."""
     features: str | None = None
     """Frozen features of the perceptual term: a translator folder, or a network that MONAI's PerceptualLoss fetches."""
+    region: int = 8
+    """Side of the squares (3-D: cubes) whose means `population` compares, pixels: what two people still differ by after
+    an affine map."""
     patches: int = 128
     """Places per image and level that the contrastive term compares."""
     shift_limit: float = 5.0
@@ -80,6 +84,7 @@ class Objective:
         if negative := [name for name, weight in self.weights.items() if weight < 0]:
             raise UserError(f"objective.weights.{negative[0]}: must not be negative")
         least = {
+            "region": 2,
             "patches": 1,
             "discriminator_width": 1,
             "discriminator_layers": 1,
@@ -107,6 +112,8 @@ class Batch:
         seeds: one for each example, for whatever a loss samples.
         step: number of the step.
         progress: share of the steps that are done, in [0, 1).
+        alike: as ``target``, what the target's scan shows where the source is, by the atlas; only for ``population``.
+        seen: ``(N, 1, ...)`` above 0 where it shows anything.
     """
 
     source: Tensor
@@ -117,13 +124,15 @@ class Batch:
     seeds: Sequence[int]
     step: int
     progress: float
+    alike: Tensor | None = None
+    seen: Tensor | None = None
 
 
 Played = Mapping[str, Tensor]
 
 # terms of every recipe: a moved image gives the moved output, so that video does not flicker; the next slice of a scan
-# gives much the same output where its source is much the same
-EVERY: dict[str, float] = {"temporal": 0.0, "through_plane": 0.0}
+# gives much the same output where its source is much the same; a region looks as it does in other people
+EVERY: dict[str, float] = {"temporal": 0.0, "through_plane": 0.0, "population": 0.0}
 
 
 @dataclass(frozen=True)
@@ -205,6 +214,8 @@ class Recipe(ABC):
             raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
         if self.weights_now["through_plane"] and networks.neighbours < 3:
             raise UserError("objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3")
+        if self.weights_now["population"] and self.paired:
+            raise UserError(f"objective.weights.population: {settings.kind} has pairs; it is for recipes without")
         self.see, self.channels = channels
         self.players: dict[str, nn.Module] = {"generator": networks}
         self.phases: list[Phase] = []
@@ -261,6 +272,10 @@ class Recipe(ABC):
             after = self.following(batch.source)
             made, seen = self.networks.render(after, played["code"]), self.networks.content(after)
             terms["through_plane"] = slice_consistency(played["fake"], made, self.content(batch), seen)
+        if "population" in wanted:
+            assert batch.alike is not None
+            assert batch.seen is not None
+            terms["population"] = region_loss(played["fake"], batch.alike, batch.seen > 0, self.settings.region)
         return terms
 
     def following(self, source: Tensor) -> Tensor:

@@ -85,6 +85,12 @@ class Prepared:
     _grid: MetaTensor
     _geometry: Compose
 
+    @property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Distances of slices, rows and columns."""
+        x, y, z = (float(mm) for mm in self._grid.pixdim)
+        return z, y, x
+
     def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
         """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
         modality = DOMAINS[domain]

@@ -56,21 +56,55 @@ def onto_grid(moving: Volume, fixed: Volume, registration: str = "headers", near
 def _register(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Transform:
     import SimpleITK as sitk
 
+    headers = sitk.Euler3DTransform()  # right to a few millimetres; the field of view may differ
+    middle = np.array(fixed.GetSize()) / 2 - 0.5
+    headers.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint(middle.tolist()))
+    return align(fixed, moving, [headers, bodies_together(fixed, moving)], affine=affine)
+
+
+def bodies_together(fixed: sitk.Image, moving: sitk.Image) -> sitk.Euler3DTransform:
+    """Return the shift that lays the centres of mass on top of each other."""
+    import SimpleITK as sitk
+
+    how = sitk.CenteredTransformInitializerFilter.MOMENTS
+    return sitk.Euler3DTransform(sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), how))
+
+
+def align(
+    fixed: sitk.Image,
+    moving: sitk.Image,
+    starts: Sequence[sitk.Euler3DTransform],
+    *,
+    affine: bool,
+    levels: Sequence[int] = (4, 2, 1),
+    share: float = 0.1,
+    first_step_mm: float = 1.0,
+) -> sitk.Transform:
+    """Return the map of points of ``fixed`` to ``moving`` with the most Mattes mutual information, from the best start.
+
+    Args:
+        fixed, moving: of any contrasts.
+        starts: rigid maps.
+        affine: whether scales and shears follow the rigid map.
+        levels: how many times coarser the images are on the way.
+        share: of the voxels that are looked at.
+        first_step_mm: of the affine map, where coarse cells make long ones run away.
+
+    Raises:
+        RuntimeError: no overlap was found.
+    """
+    import SimpleITK as sitk
+
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(0.1, seed=1)  # points are moved at random, by the clock unless seeded
+    method.SetMetricSamplingPercentage(share, seed=1)  # points are moved at random, by the clock unless seeded
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
     method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([4, 2, 1])
-    method.SetSmoothingSigmasPerLevel([2, 1, 0])
+    method.SetShrinkFactorsPerLevel(list(levels))
+    method.SetSmoothingSigmasPerLevel([level // 2 for level in levels])
     method.SetNumberOfThreads(1)  # same bits on every machine
-
-    centred = sitk.CenteredTransformInitializerFilter
-    headers = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), centred.GEOMETRY)
-    headers.SetTranslation((0, 0, 0))  # right to a few millimetres; the field of view may differ
-    bodies = sitk.CenteredTransformInitializer(fixed, moving, sitk.Euler3DTransform(), centred.MOMENTS)
 
     def cost(start: sitk.Transform) -> float:
         method.SetInitialTransform(start, inPlace=False)
@@ -79,12 +113,14 @@ def _register(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Trans
         except RuntimeError:  # no overlap from here
             return float("inf")
 
-    method.SetInitialTransform(min((headers, bodies), key=cost), inPlace=False)
+    method.SetInitialTransform(min(starts, key=cost), inPlace=False)
     rigid = method.Execute(fixed, moving)
     if not affine:
         return rigid
+    centred = sitk.CenteredTransformInitializerFilter
     rest = sitk.CenteredTransformInitializer(fixed, moving, sitk.AffineTransform(3), centred.GEOMETRY)
     rest.SetTranslation((0, 0, 0))
+    method.SetOptimizerAsRegularStepGradientDescent(first_step_mm, 1e-3, 200)
     method.SetMovingInitialTransform(rigid)
     method.SetInitialTransform(rest, inPlace=False)
     return sitk.CompositeTransform([rigid, method.Execute(fixed, moving)])  # the last one is applied first

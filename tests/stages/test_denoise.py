@@ -244,6 +244,8 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
     for domain in ("photo", "painting"):
         assert store.array(domain, "train").shape == (7, 3, 32, 32)
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
+    with pytest.raises(UserError, match=r"denoise\.atlas: pictures have no common space"):
+        denoise(Params((32, 32), atlas=True), tmp_path / "scans", tmp_path / "slices")
 
 
 @pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
@@ -333,3 +335,20 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     index = SliceStore.open(tmp_path / "given").index
     assert index["preparation"]["landmarks"] == {"mr_t1": list(given), "mr_t2": list(preparation.landmarks["mr_t2"])}
     assert all(one[1] == list(given) for of in index["fingerprints"].values() for one in of["mr_t1"])
+
+
+def test_an_atlas_joins_training_scans_and_only_if_asked(run, tmp_path):
+    from medstyle import params
+
+    settings = params.load(Params, "denoise", run.params)
+    assert SliceStore.open(run.root / "data/slices").index["atlas"] == {}
+    denoise(replace(settings, atlas=True), run.root / "data/scans", tmp_path / "slices")
+    store = SliceStore.open(tmp_path / "slices")
+    for domain in ("mr_t1", "mr_t2"):
+        array, rows, atlas = store.array(domain, "train"), store.rows(domain, "train"), store.atlas(domain)
+        assert set(atlas) == set(store.subjects("train"))
+        middles = []
+        for subject, matrix in atlas.items():
+            volume = np.stack([array[i, 0] for i, row in enumerate(rows) if row.subject == subject])
+            middles.append((matrix @ [*np.argwhere(volume > -1).mean(axis=0), 1])[:3])
+        assert np.ptp(middles, axis=0).max() < 12, "millimetres between the bodies' centres"

@@ -62,6 +62,7 @@ def make_store(
         "preparation": asdict(Preparation()),
         "registration": "headers",
         "rules": [],
+        "atlas": {d: {f"train-{k}": np.eye(4).tolist() for k in range(subjects)} for d in domains},
         "fingerprints": {split: {domain: [[[0.0, 1000.0], [-1.0, 1.0]]] for domain in domains} for split in rows},
     }
     (folder / "index.json").write_text(json.dumps(index))

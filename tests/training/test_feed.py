@@ -60,6 +60,50 @@ def test_unpaired_images_meet_at_the_same_height(store):
     assert max(abs(e.place - e.target_place) for e in chosen) <= 1
 
 
+def test_people_meet_where_the_atlas_says_and_both_scans_reach(store):
+    """Targets lie two slices higher, three rows down and one column to the right; their lowest slices show nothing."""
+    shifted = np.eye(4)
+    shifted[:3, 3] = (-2, -3, -1)  # of the target's voxels to the source's
+    store.index["atlas"]["mr_t2"] = {f"train-{k}": shifted.tolist() for k in range(5)}
+    for row in store.index["rows"]["train"]["mr_t2"]:
+        row[3] = 0.0 if row[1] < 3 else 1.0
+    store.index["rows"]["train"]["mr_t1"] = [[*row[:3], 1.0] for row in store.index["rows"]["train"]["mr_t1"]]
+    unpaired = feed(store, paired=False, population=True)
+    chosen = [unpaired.example(k) for k in range(200)]
+    assert all(e.target_place == e.place + 2 for e in chosen)
+    assert {e.place for e in chosen} == {1, 2, 3}
+    assert len({(e.subject, e.target_subject) for e in chosen}) == 5 * 4, "everybody with everybody else"
+    batch = unpaired(0, 9, torch.device("cpu"))
+    for e, target, alike, seen in zip(chosen, batch.target, batch.alike, batch.seen, strict=False):
+        torch.testing.assert_close(alike[:, :-3, :-1], target[:, 3:, 1:], atol=2e-3, rtol=0, msg=str(e))
+        assert (seen == 1).all()
+
+
+def test_what_a_scan_does_not_reach_is_not_compared(store):
+    """A plane that is tilted leaves the scan on one side."""
+    tilted = np.eye(4)
+    tilted[0, 1] = 0.5  # a row further is half a slice higher
+    store.index["atlas"]["mr_t1"] = {f"train-{k}": tilted.tolist() for k in range(5)}
+    unpaired = feed(store, paired=False, population=True)
+    example = unpaired.example(0)
+    alike, seen = unpaired._alike(example)
+    heights = example.place + 0.5 * np.arange(24)
+    assert ((seen[0, 0] > 0).all(1) == (heights <= SLICES - 1)).all()
+    row = int(2 * (SLICES - 1 - example.place))
+    stored = unpaired.images["mr_t2"].block(example.target_subject, SLICES - 1, 1)
+    np.testing.assert_allclose(alike[0, 0, row], stored[0, 0, row], atol=2e-3)
+
+
+def test_who_is_not_in_the_atlas_is_met_by_height_and_not_compared(store):
+    del store.index["atlas"]["mr_t1"]["train-0"]
+    unpaired = feed(store, paired=False, population=True, batch=5)
+    chosen = [unpaired.example(k) for k in range(5)]
+    batch = unpaired(0, 9, torch.device("cpu"))
+    for e, seen in zip(chosen, batch.seen, strict=True):
+        assert (seen > 0).any() == (e.subject != "train-0")
+    assert batch.alike.shape == batch.target.shape
+
+
 def test_every_direction_is_drawn(store):
     every = feed(store, ("mr_t1", "mr_t2", "mr_flair"), paired=False, everywhere=True)
     chosen = [every.example(k) for k in range(120)]

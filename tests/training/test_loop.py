@@ -44,8 +44,10 @@ def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
     settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "steps": 6, "validate_every": 2}
     if RECIPES[kind].paired:
         settings["keep"] = "best"
-    if dims == 2:
-        settings["objective"] = {"weights": {"temporal": 1.0}}
+    weights_of = {"temporal": 1.0} if dims == 2 else {}
+    if not RECIPES[kind].paired:
+        weights_of["population"] = 1.0
+    settings["objective"] = {"weights": weights_of}
     straight, curve = train(store, tmp_path / "a", kind, **settings)
     resumed = []
 
@@ -103,6 +105,8 @@ def test_two_processes_are_one(kinds, steps, store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
+        if not RECIPES[kind].paired:
+            settings["objective"] = {"weights": {"population": 1.0}}
         program(tmp_path, kind, kind, *launcher, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
@@ -175,6 +179,11 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", "exemplar", architecture={"dimensions": 3})
     with pytest.raises(UserError, match=r"weights\.temporal: is for two dimensions"):
         train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
+    with pytest.raises(UserError, match=r"weights\.population: paired has pairs"):
+        train(store, tmp_path / "a", objective={"weights": {"population": 1.0}})
+    store.index["atlas"] = {}
+    with pytest.raises(UserError, match=r"no atlas of mr_t1; set denoise\.atlas to true"):
+        train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"population": 1.0}})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
     with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
@@ -191,6 +200,7 @@ BAD_SETTINGS = {
     "training.clip": lambda: Training(clip=0),
     "training.steps": lambda: Training(steps=0),
     "objective.weights.l1": lambda: Objective(weights={"l1": -1.0}),
+    "objective.region": lambda: Objective(region=1),
     "objective.patches": lambda: Objective(patches=0),
     "objective.discriminator_layers": lambda: Objective(discriminator_layers=-1),
     "objective.adversarial_start": lambda: Objective(adversarial_start=2),

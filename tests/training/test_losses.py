@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from medstyle.training.losses import (
     generator_loss,
     perceptual_loss,
     r1_penalty,
+    region_loss,
     slice_consistency,
     smoothness,
     structure_loss,
@@ -152,3 +154,18 @@ def test_a_divided_batch_has_the_mean_of_its_parts(loss, dims):
     x, y = (torch.rand(4, 1, *(8, 24, 24)[-dims:]) for _ in range(2))
     parts = [loss(a, b) for a, b in zip(x.split(2), y.split(2), strict=True)]
     torch.testing.assert_close(loss(x, y), torch.stack(parts).mean())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_regions_agree_where_their_means_do(dims):
+    """Details that cancel within a region cost nothing, a shift of its mean costs the shift, what is unseen nothing."""
+    shape = (2, 1, *[16] * dims)
+    board = torch.from_numpy(np.indices(shape[2:]).sum(0) % 2 * 2.0 - 1).expand(shape)
+    alike, seen = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
+    assert float(region_loss(0.7 * board, alike, seen, 4)) == pytest.approx(0, abs=1e-6)
+    assert float(region_loss(0.7 * board + 0.2, alike, seen, 4)) == pytest.approx(0.2, abs=1e-6)
+    seen[..., 8:] = False
+    half = alike.clone()
+    half[..., 8:] = 5.0
+    assert float(region_loss(half, alike, seen, 4)) == 0
+    assert float(region_loss(half, alike, ~seen, 4)) > 1
