@@ -64,6 +64,7 @@ OURS: dict[str, dict[str, Any]] = {
             "discriminator_layers": 3,
         },
         "network": {**NETWORK, "neighbours": 5, "residual": True},
+        "augmentation": {"bias": 0.3, "noise": 0.05, "elastic": 0.03},
     },
 }  # fmt: skip
 OURS["ours_paired_one_slice"] = {
