@@ -21,7 +21,7 @@ from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.store import SliceStore, person_of
 from medstyle.networks.translator import box_around, extent_of
-from medstyle.training.objectives import Batch
+from medstyle.training.objectives import Alike, Batch
 from medstyle.transforms.augment import Augmentation, augment
 
 NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
@@ -202,6 +202,8 @@ class Feed:
             raise UserError(
                 f"objective.weights.population: the store has no atlas of {lacking[0]}; set denoise.atlas to true"
             )
+        maps = [matrix for a in self.images if population for matrix in self.images[a].atlas.values()]
+        self.voxel_mm = tuple(np.median([np.linalg.norm(m[:3, :3], axis=0) for m in maps], axis=0)) if maps else ()
         self.multiple, self.size = multiple, self.images[self.domains[0]].array.shape[2:]
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
@@ -241,8 +243,8 @@ class Feed:
             return None
         person = people[nth(len(people), turn, self.seed, "person", subject, a, b)]
         places = one.usable[subject]
-        centre = [(n - 1) / 2 for n in self.size]
-        heights = np.array([(self._there(a, b, subject, person) @ [place, *centre, 1])[0] for place in places])
+        rise, *rest = self._there(a, b, subject, person)[0]
+        heights = rise * places + np.dot(rest, [(self.size[0] - 1) / 2, (self.size[1] - 1) / 2, 1])
         first, last = other.shown[person]
         both = np.flatnonzero((heights >= first) & (heights <= last))
         if not len(both):
@@ -335,5 +337,5 @@ class Feed:
             ready["seeds"],
             step,
             step / steps,
-            *alike,
+            Alike(alike[0], alike[1], self.voxel_mm) if alike else None,
         )

@@ -6,7 +6,7 @@ would be another objective.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -128,7 +128,7 @@ def slice_consistency(output: Tensor, following: Tensor, content: Tensor, next_c
     return ((weight * apart).flatten(1).sum(1) / weight.flatten(1).sum(1)).mean()
 
 
-def region_loss(output: Tensor, alike: Tensor, seen: Tensor, side: int) -> Tensor:
+def region_loss(output: Tensor, alike: Tensor, seen: Tensor, sides: Sequence[int]) -> Tensor:
     """Return the mean absolute difference of the means over overlapping regions.
 
     Two people brought together by an affine map agree region by region, not pixel by pixel: comparing pixels would
@@ -137,10 +137,10 @@ def region_loss(output: Tensor, alike: Tensor, seen: Tensor, side: int) -> Tenso
     Args:
         output, alike: ``(N, C, ...)``.
         seen: ``(N, 1, ...)`` bool; what was not seen counts as equal.
-        side: of a region, pixels; they lie half of it apart.
+        sides: of a region along each axis, pixels; they lie half of it apart.
     """
     apart = (output.float() - alike) * seen
-    sides = [min(side, size) for size in apart.shape[2:]]
+    sides = [max(1, min(side, size)) for side, size in zip(sides, apart.shape[2:], strict=True)]
     pool = F.avg_pool2d if apart.ndim == 4 else F.avg_pool3d
     return pool(apart, sides, [max(1, n // 2) for n in sides]).abs().mean()
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +61,8 @@ class Objective:
     """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small lesions."""
     features: str | None = None
     """Frozen features of the perceptual term: a translator folder, or a network that MONAI's PerceptualLoss fetches."""
-    region: int = 8
-    """Side of the squares (3-D: cubes) whose means `population` compares, pixels: what two people still differ by after
-    an affine map."""
+    region_mm: float = 16.0
+    """Side of the squares (3-D: cubes) whose means `population` compares: what people still differ by in the atlas."""
     patches: int = 128
     """Places per image and level that the contrastive term compares."""
     shift_limit: float = 5.0
@@ -84,7 +83,7 @@ class Objective:
         if negative := [name for name, weight in self.weights.items() if weight < 0]:
             raise UserError(f"objective.weights.{negative[0]}: must not be negative")
         least = {
-            "region": 2,
+            "region_mm": 0,
             "patches": 1,
             "discriminator_width": 1,
             "discriminator_layers": 1,
@@ -100,6 +99,17 @@ class Objective:
             raise UserError(f"objective.adversarial: {self.adversarial!r} is none of {', '.join(ADVERSARIAL)}")
 
 
+class Alike(NamedTuple):
+    """Another person at the same place of the body, by the atlas.
+
+    ``image`` as the batch's target; ``seen (N, 1, ...)`` above 0 where the scan reaches; size of a voxel, z first.
+    """
+
+    image: Tensor
+    seen: Tensor
+    voxel_mm: tuple[float, ...]
+
+
 @dataclass(frozen=True)
 class Batch:
     """One step's images in network units; ``N`` examples.
@@ -112,8 +122,7 @@ class Batch:
         seeds: one for each example, for whatever a loss samples.
         step: number of the step.
         progress: share of the steps that are done, in [0, 1).
-        alike: as ``target``, what the target's scan shows where the source is, by the atlas; only for ``population``.
-        seen: ``(N, 1, ...)`` above 0 where it shows anything.
+        alike: what the target's scan shows where the source is; only for ``population``.
     """
 
     source: Tensor
@@ -124,8 +133,7 @@ class Batch:
     seeds: Sequence[int]
     step: int
     progress: float
-    alike: Tensor | None = None
-    seen: Tensor | None = None
+    alike: Alike | None = None
 
 
 Played = Mapping[str, Tensor]
@@ -274,8 +282,9 @@ class Recipe(ABC):
             terms["through_plane"] = slice_consistency(played["fake"], made, self.content(batch), seen)
         if "population" in wanted:
             assert batch.alike is not None
-            assert batch.seen is not None
-            terms["population"] = region_loss(played["fake"], batch.alike, batch.seen > 0, self.settings.region)
+            image, seen, voxel_mm = batch.alike
+            sides = [round(self.settings.region_mm / mm) for mm in voxel_mm[-self.networks.dimensions :]]
+            terms["population"] = region_loss(played["fake"], image, seen > 0, sides)
         return terms
 
     def following(self, source: Tensor) -> Tensor:

@@ -259,7 +259,7 @@ def test_a_picture_comes_to_size_as_asked(tmp_path, aspect):
         write_picture(tmp_path / f"scans/sub-{i}/photo.png", pixels.repeat(3, 2))
         items.append({"subject": f"sub-{i}", "domain": "photo", "path": f"sub-{i}/photo.png"})
     (tmp_path / "scans/manifest.json").write_text(json.dumps({"rules": [], "items": items}))
-    settings = Params((40, 60), Preparation(aspect=aspect), 0.0, 0.3, same_image=1)
+    settings = Params((40, 60), Preparation(aspect=aspect), validation=0.0, test=0.3, same_image=1)
     denoise(settings, tmp_path / "scans", tmp_path / "slices")
     image = SliceStore.open(tmp_path / "slices").array("photo", "train")[0, 0].astype(float)
     assert image.shape == (40, 60)

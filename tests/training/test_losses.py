@@ -162,10 +162,10 @@ def test_regions_agree_where_their_means_do(dims):
     shape = (2, 1, *[16] * dims)
     board = torch.from_numpy(np.indices(shape[2:]).sum(0) % 2 * 2.0 - 1).expand(shape)
     alike, seen = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-    assert float(region_loss(0.7 * board, alike, seen, 4)) == pytest.approx(0, abs=1e-6)
-    assert float(region_loss(0.7 * board + 0.2, alike, seen, 4)) == pytest.approx(0.2, abs=1e-6)
+    assert float(region_loss(0.7 * board, alike, seen, [4] * dims)) == pytest.approx(0, abs=1e-6)
+    assert float(region_loss(0.7 * board + 0.2, alike, seen, [4] * dims)) == pytest.approx(0.2, abs=1e-6)
     seen[..., 8:] = False
     half = alike.clone()
     half[..., 8:] = 5.0
-    assert float(region_loss(half, alike, seen, 4)) == 0
-    assert float(region_loss(half, alike, ~seen, 4)) > 1
+    assert float(region_loss(half, alike, seen, [4] * dims)) == 0
+    assert float(region_loss(half, alike, ~seen, [4] * dims)) > 1
