@@ -105,7 +105,7 @@ def test_two_processes_are_one(kinds, steps, store, tmp_path):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
-        if not RECIPES[kind].paired:
+        if not RECIPES[kind].paired and kind != "exemplar":  # of pictures, which have no atlas
             settings["objective"] = {"weights": {"population": 1.0}}
         program(tmp_path, kind, kind, *launcher, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
