@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medstyle.imaging.picture import from_unit
 from medstyle.imaging.video import Frame, VideoWriter
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 def figure(
     path: Path, columns: Mapping[str, Sequence[NDArray] | NDArray], rows: Sequence[str], error: str | None = None

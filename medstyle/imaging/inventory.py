@@ -22,6 +22,8 @@ from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
 if TYPE_CHECKING:
     from medstyle.imaging.dicom.scan import Series
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 VOLUME_VOXELS = 1 << 31
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from medstyle.errors import UserError
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 PUBLIC_SECRET = "medstyle"  # not a secret: with it a key can be guessed by hashing candidate names
 NO_SECRET = (
     "no secret is set, so whoever can guess a PatientID recognises its key; "

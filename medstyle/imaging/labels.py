@@ -13,6 +13,8 @@ from typing import Any
 
 from medstyle.errors import UserError
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 PATH = "path"  # the column that names the file
 CATEGORY = "Category"  # the attribute that COCO's categories become
 

@@ -11,6 +11,8 @@ from typing import TypeVar
 from medstyle.errors import UserError
 from medstyle.imaging.progress import track
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Workers = int | str  # processes here, or the address of a Dask scheduler

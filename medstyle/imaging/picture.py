@@ -15,6 +15,8 @@ from medstyle.errors import Refusal
 if TYPE_CHECKING:
     from PIL import ImageFile
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opacity; white is the type's largest value
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")

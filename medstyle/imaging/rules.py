@@ -9,6 +9,8 @@ from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.params import params
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 @params
 class Rule:

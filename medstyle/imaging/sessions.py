@@ -14,6 +14,8 @@ from medstyle.imaging.inventory import Item
 from medstyle.imaging.keys import short_key
 from medstyle.imaging.store import SESSION
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 Candidates = Mapping[str, Sequence[Item]]  # domain -> items, best first
 BIDS_SUBJECT, BIDS_SESSION = (re.compile(rf"(?:^|/)({name}-[A-Za-z0-9]+)(?=[/_.])") for name in ("sub", "ses"))
 _TRIED = 10_000  # combinations

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from medstyle.errors import UserError
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 SPLITS = ("train", "validation", "test")
 SESSION = "_ses-"  # between the key of a person and that of a session
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 # of the output, by its suffix, with settings near the visible limit; frames in order, so that parts can be joined
 CODECS = {
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium", "bf": "0"})),

@@ -21,6 +21,8 @@ from medstyle.imaging.volume_header import (
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 @dataclass(frozen=True, eq=False)
 class Volume:

@@ -19,6 +19,8 @@ from medstyle.errors import Refusal
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 SHEAR_TOLERANCE = 1e-3  # largest dot product of two unit axes that still counts as orthogonal (0.06 degrees)
 ORIENTATION_TOLERANCE_MM = 0.5
 _READS = {  # ITK would go by the content, and read what was not checked

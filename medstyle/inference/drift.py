@@ -12,6 +12,8 @@ import numpy as np
 
 from medstyle.networks.translator import Translator
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 class Drift(NamedTuple):
     """Attributes: ``images`` looked at, how many lie ``beyond`` the training images' 99th percentile of the

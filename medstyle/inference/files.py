@@ -34,6 +34,8 @@ from medstyle.inference.translate import (
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 CLINICAL_NOTE = f"{SYNTHETIC_MARK} - NOT FOR DIAGNOSTIC USE"
 
 

@@ -20,6 +20,8 @@ from medstyle.inference.translate import Look, Translation, translate_frames
 from medstyle.networks.translator import Translator
 from medstyle.training.checkpoint import load_state, run_key, save_state
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 PART = 250  # frames between states that a killed run goes on from
 
 

@@ -29,6 +29,8 @@ from medstyle.imaging.parallel import Workers, each
 from medstyle.inference.files import translate_path
 from medstyle.networks.translator import Translator
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 TABLE = """CREATE TABLE IF NOT EXISTS studies
 (key TEXT PRIMARY KEY, weights TEXT, status TEXT, code TEXT, series INTEGER, warned INTEGER, finished TEXT)"""
 

@@ -11,6 +11,8 @@ from torch import Tensor
 from medstyle.networks.features import image_features
 from medstyle.networks.translator import Translator
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 WARN, REFUSE = 1.5, 3.0  # times the 99th percentile of the score among the training images
 OUTSIDE = 0.05  # share of the body that may leave the range of the training images; they leave 1 % by definition
 FLAT = 0.01  # network units; an image without more contrast shows nothing

@@ -20,6 +20,8 @@ from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.inference.statistics import Statistics
 from medstyle.networks.translator import Translator
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 MEMORY = 0.9  # share of the statistics that comes from the frames before
 CUT = 0.4  # share of pixels that must be found again, else a new shot begins
 FLOW_PX = 1 << 18  # pixels on which flow is computed; larger frames are shrunk

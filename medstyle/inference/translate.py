@@ -30,6 +30,8 @@ from medstyle.transforms.finish import enlarge, sharpen
 from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
 from medstyle.transforms.register import onto_grid
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 CHUNK = {
     "cpu": 1 << 16,
     "cuda": 1 << 22,

@@ -15,6 +15,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 Render = Callable[[Tensor], Sequence[Tensor]]  # a window -> images of its size
 
 OVERLAP = 0.5  # least share of a window that its neighbour renders too

@@ -15,6 +15,8 @@ from medstyle.transforms.register import align, bodies_together
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 CELL_MM = 6.0  # bodies are compared on cells of about this size
 STRETCH = 1.7  # two people differ by less along any direction; a fit that says more has failed
 Matrix = NDArray[np.float64]

@@ -13,6 +13,8 @@ from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 @params
 class Degradation:

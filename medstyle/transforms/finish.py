@@ -9,6 +9,8 @@ import numpy as np
 from medstyle.errors import Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels, from_unit, to_unit
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 RADIUS = 2.0  # pixels: standard deviation of the blur whose loss is given back
 
 

@@ -10,6 +10,8 @@ import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find the body: half of Otsu's threshold, the largest component, holes filled slice by slice.

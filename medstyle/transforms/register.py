@@ -17,6 +17,8 @@ from medstyle.transforms.intensity import foreground_mask
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 COARSE_MM = 3.0  # the fit is judged on cells of about this size
 SHIFT_MM = 6.0  # what is misplaced by half of this fits better after a shift by it
 TURN_DEG = 6.0  # the same, of a rotation

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 IMPLEMENTATION_UID = "2.25.302148715936702837145213398862213548711"
 MAX_STORED = 4095  # 12 bits, what most MR and CT scanners store
 CT_INTERCEPT = -1024

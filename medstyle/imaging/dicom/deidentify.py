@@ -27,6 +27,8 @@ from medstyle.imaging.dicom.write import code, save, settle_laterality
 from medstyle.imaging.keys import NO_SECRET, digest, own_secret, short_key, subject_key
 from medstyle.imaging.progress import track
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 @dataclass(frozen=True)
 class Options:

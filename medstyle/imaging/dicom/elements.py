@@ -26,6 +26,8 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medstyle.errors import Refusal
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 Header = dict[int, Any]
 """Tag -> bytes, or the items of a sequence; what is read later than pixels is not in it."""
 

@@ -37,6 +37,8 @@ from medstyle.imaging.dicom.elements import (
 )
 from medstyle.imaging.dicom.mosaic import tiling
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 @dataclass(frozen=True)
 class Limits:

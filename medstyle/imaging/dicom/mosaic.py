@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 _NAMES = frozenset((b"NumberOfImagesInMosaic", b"SliceNormalVector", b"SpacingBetweenSlices"))
 _START, _TAG, _ITEM = struct.Struct("<4s4xL4x"), struct.Struct("<64s12xL4x"), struct.Struct("<4xL8x")
 _PARALLEL = 1e-3  # how far the cosine between the two normals may be from 1 or -1

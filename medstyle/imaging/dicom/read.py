@@ -21,6 +21,8 @@ from medstyle.imaging.dicom.scan import Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 _MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
 
 

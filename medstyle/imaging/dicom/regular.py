@@ -14,6 +14,8 @@ from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, SPACING_TOLERANCE
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 
 def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) -> tuple[Volume, int]:
     """Read a series refused with ``E_GAP`` on the grid of its smallest spacing, and count the slices made up.

@@ -18,6 +18,8 @@ from medstyle.imaging.dicom.elements import Skip, quiet
 from medstyle.imaging.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
 from medstyle.imaging.progress import LINE_EVERY_S, track
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing
 SHEAR_TOLERANCE_DEG = 0.1

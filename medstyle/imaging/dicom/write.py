@@ -31,6 +31,8 @@ from medstyle.imaging.dicom.scan import POSITION_TOLERANCE_MM, Series
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
 IMPLEMENTATION_UID = "2.25.131797183890386993657555570534283336269"  # uuid5(NAMESPACE_URL, "medstyle")
 _STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2"}
 _KEEP = words(
