@@ -14,7 +14,7 @@ import time
 import numpy as np
 import torch
 
-from medstyle.imaging.phantom import PhantomParams, acquire, draw_subject
+from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
 from medstyle.transforms.intensity import FILTERS, Denoise, foreground_mask, noise_sigma
 
 

@@ -17,9 +17,10 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import Tensor
 
-from medstyle.inference.translate import CHUNK, WINDOW, synthesise
+from medstyle.inference.synthesise import CHUNK, WINDOW, synthesise
 from medstyle.inference.windows import blend, shares
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import Translator, TranslatorConfig
 
 BATCHES = (1, 2, 4, 8, 32)
 SLICES = {128: 32, 256: 32}

@@ -47,7 +47,7 @@ def ours(root: Path, _: Path) -> int:
 
 
 def _loaded(root: Path) -> Iterator[Any]:
-    from medstyle.imaging.inventory import inventory
+    from medstyle.cohort.inventory import inventory
 
     for item in inventory([root]).volumes:
         yield item.load("ct" if item.attributes["Modality"] == "CT" else "mr_t1")
@@ -136,7 +136,7 @@ def ours_plain(root: Path, out: Path) -> int:
 
 def ours_gz(root: Path, out: Path) -> int:
     """Run the whole stage."""
-    from medstyle.imaging.rules import Rule
+    from medstyle.cohort.rules import Rule
     from medstyle.stages.ingest import Params, run
 
     rules = (Rule("mr_t1", {"Modality": "MR"}), Rule("ct", {"Modality": "CT"}))
@@ -379,7 +379,7 @@ def write_ct(folder: Path, slices: int, name: str) -> None:
 def _write(folder: Path, values: Any, spacing_mm: tuple[float, float, float], domain: str, name: str) -> None:
     import numpy as np
 
-    from medstyle.imaging.dicom.acquired import uid, write_series
+    from medstyle.dicom.acquired import uid, write_series
     from medstyle.imaging.volume import Volume
 
     attributes = {

@@ -20,16 +20,17 @@ import numpy as np
 from numpy.typing import NDArray
 from peers.data import BRAIN, CACHE, DOMAINS, store_of
 
-from medstyle.imaging.keys import subject_key
+from medstyle.data.store import Row, SliceStore
 from medstyle.imaging.modality import Fingerprint
-from medstyle.imaging.phantom import SITES, PhantomParams, acquire, draw_subject
-from medstyle.imaging.store import Row, SliceStore
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.ood import judge
-from medstyle.networks.features import image_features
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import Translator, TranslatorConfig
 from medstyle.params import parse
+from medstyle.phantom.studies import SITES, PhantomParams, acquire, draw_subject
+from medstyle.pseudonyms import subject_key
 from medstyle.stages.train import reference_statistics
+from medstyle.transforms.descriptors import image_features
 from medstyle.transforms.prepare import Preparation, prepare
 
 RNG = np.random.default_rng(0)

@@ -35,11 +35,12 @@ import psutil
 import torch
 import urllib3
 
-from medstyle.imaging.dicom.acquired import write_series
+from medstyle.dicom.acquired import write_series
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
 from medstyle.inference.translate import prepare_source, translate_volume
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import Translator, TranslatorConfig
 from medstyle.transforms.prepare import Preparation
 
 DOMAINS = ["mr_t1", "mr_t2"]
@@ -166,7 +167,7 @@ def body(image: bytes) -> bytes:
 
 def in_process(translator: Translator, folder: Path) -> dict[str, Callable[[], object]]:
     """Return the same work from the inside out: the network, voxels to voxels, files to files, bytes to bytes."""
-    from medstyle.imaging.inventory import inventory
+    from medstyle.cohort.inventory import inventory
     from medstyle.registry.pyfunc import ServedTranslator
 
     [item] = inventory([folder]).volumes

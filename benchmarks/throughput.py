@@ -29,7 +29,7 @@ import torch
 from peers import ours
 from torch import nn
 
-from medstyle.imaging.store import SliceStore
+from medstyle.data.store import SliceStore
 
 SIZE, DOMAINS = (120, 104), ("mr_t1", "mr_t2")
 SETTINGS: dict[str, Any] = {  # as params.yaml has them

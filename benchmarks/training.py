@@ -43,8 +43,8 @@ from peers.data import (
 from peers.methods import METHODS, Pix2Pix
 from torch import Tensor
 
+from medstyle.data.store import SliceStore
 from medstyle.imaging.modality import NORMALISATIONS
-from medstyle.imaging.store import SliceStore
 
 # Ours: the sections of params.yaml's `train` that differ from the defaults.
 NETWORK = {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2}

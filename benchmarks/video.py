@@ -23,14 +23,15 @@ import torch
 from PIL import Image
 from quality import ROOT, SHARED
 
+from medstyle.data.store import SliceStore
 from medstyle.evaluation.baselines import PICTURE_METHODS
 from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.video import MEASURES, measure_clip
 from medstyle.imaging.picture import from_unit, write_picture
-from medstyle.imaging.store import SliceStore
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference.files import translate_path
-from medstyle.inference.translate import Look, translate_frames
+from medstyle.inference.render_options import Look
+from medstyle.inference.translate import translate_frames
 from medstyle.networks.translator import Translator
 
 STEADY = 0.8  # as `medstyle translate` has it

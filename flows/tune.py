@@ -32,8 +32,8 @@ from ruamel.yaml import YAML
 
 from flows.train import alone
 from medstyle import params
+from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
-from medstyle.imaging.store import SliceStore
 from medstyle.registry.tracking import search_run, training_run
 from medstyle.stages import train
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from medstyle.client import Client
+    from medstyle.cohort.inventory import inventory
     from medstyle.errors import Refusal, UserError
     from medstyle.evaluation.baselines import BASELINES, histogram_matching
-    from medstyle.imaging.inventory import inventory
     from medstyle.imaging.modality import DOMAINS
     from medstyle.imaging.picture import read_picture, write_picture
     from medstyle.imaging.volume import Volume, read_volume, write_volume
@@ -32,7 +32,7 @@ _WHERE = {
     "UserError": "errors",
     "Volume": "imaging.volume",
     "histogram_matching": "evaluation.baselines",
-    "inventory": "imaging.inventory",
+    "inventory": "cohort.inventory",
     "read_picture": "imaging.picture",
     "read_volume": "imaging.volume",
     "translate_path": "inference.files",

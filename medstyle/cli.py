@@ -95,7 +95,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
 
     Example: medstyle inspect data/raw --json
     """
-    from medstyle.imaging.inventory import inventory
+    from medstyle.cohort.inventory import inventory
 
     for path in paths:
         if not path.exists():
@@ -127,7 +127,7 @@ def _domain_by_params() -> Any:
     """Name domains by the rules of ./params.yaml, where there is one."""
     if not Path("params.yaml").is_file():
         return None
-    from medstyle.imaging.rules import domain_of
+    from medstyle.cohort.rules import domain_of
     from medstyle.params import load
     from medstyle.stages.ingest import Params, attributes_of, labels_of
 
@@ -154,7 +154,7 @@ def deidentify(
 
     Example: medstyle deidentify data/mine data/research --keep-private "2005,xx0E,Philips MR Imaging DD 001"
     """
-    from medstyle.imaging.dicom.deidentify import Options, deidentify_folder, private_element
+    from medstyle.dicom.deidentify import Options, deidentify_folder, private_element
 
     private = tuple(map(private_element, keep_private or []))
     verdicts = deidentify_folder(source, out, Options(dates == "shift", keep_patient, keep_device, private))
@@ -322,7 +322,7 @@ def translate(
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
     from medstyle.inference.files import read_mask, translate_path
-    from medstyle.inference.translate import Look
+    from medstyle.inference.render_options import Look
 
     weights = weight or [1.0] * len(style or [])
     if len(weights) != len(style or []):

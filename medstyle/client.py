@@ -14,7 +14,7 @@ from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.progress import track
+from medstyle.jobs.progress import track
 
 Image = str | Path | bytes
 

@@ -17,7 +17,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
-from medstyle.imaging.dicom.elements import words
+from medstyle.dicom.elements import words
 
 # Written backwards: what is searched holds a copy of this file, in which nothing may be found.
 WORD = "EIPGAMZZ"[::-1]

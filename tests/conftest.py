@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"  # data beside the project; tests that need it are skipped where it is absent
 
 TINY = {
     "acquire": {"subjects": 5, "matrix": 48, "slices": 8, "spacing_mm": [4.8, 4.8, 12.0], "lesions": 4},

@@ -25,8 +25,8 @@ from pydicom.encaps import encapsulate
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
 
 from medstyle import write_volume
-from medstyle.imaging.dicom.acquired import write_series
-from medstyle.imaging.dicom.elements import words
+from medstyle.dicom.acquired import write_series
+from medstyle.dicom.elements import words
 from tests.canary import DIGITS, DISGUISES, ELEMENTS, IN_PATH, WORD, find, plant, search, value_of, zipped
 from tests.conftest import LONGER, TINY, Project, write_params
 from tests.flows.conftest import wait_for

@@ -16,9 +16,9 @@ from medstyle.evaluation.video import MEASURES
 from medstyle.imaging.modality import DOMAINS
 from medstyle.stages import acquire, denoise, evaluate, ingest, register, train
 from tests.conftest import ROOT
+from tests.data.conftest import make_store
 from tests.evaluation.test_report import browse, needs_browser
-from tests.inference.test_steady import pan
-from tests.training.conftest import make_store
+from tests.inference.test_temporal import pan
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
+from medstyle.cohort.rules import Rule
+from medstyle.data.store import SliceStore
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.protocols import plain
-from medstyle.imaging.phantom import PhantomParams
-from medstyle.imaging.rules import Rule
-from medstyle.imaging.store import SliceStore
+from medstyle.phantom.studies import PhantomParams
 from medstyle.stages import acquire, denoise, ingest
-from medstyle.transforms.atlas import Stored, join, middling
+from medstyle.transforms.common_space import Stored, join, middling
 from medstyle.transforms.prepare import Preparation
 
 ROOT = Path(__file__).parents[2]

@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Networks, box_around, extent_of
+from medstyle.data.batch import Batch
+from medstyle.data.store import SliceStore
+from medstyle.networks.networks import Architecture, Networks
 from medstyle.params import parse
 from medstyle.stages.train import Params
 from medstyle.training.loop import fit
-from medstyle.training.objectives import RECIPES, Batch
+from medstyle.training.objectives.table import RECIPES
+from medstyle.transforms.body import box_around, extent_of
 
 Settings = dict[str, Any]  # sections of params.yaml's `train`: training, objective, network, augmentation
 

@@ -91,8 +91,8 @@ def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS
     import torch
     import torch.nn.functional as F
 
+    from medstyle.networks.mind import anatomy_loss
     from medstyle.networks.texture import Texture, correlations, style_distance
-    from medstyle.training.losses import anatomy_loss
 
     def tensor(image: Pixels, size: tuple[int, ...]) -> torch.Tensor:
         x = 2 * torch.from_numpy(to_unit(image)).movedim(-1, 0)[None] - 1

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from medstyle.evaluation.protocols import PictureSet, picture_style_distance
 from medstyle.imaging.picture import to_unit
 from medstyle.imaging.video import Frame
-from medstyle.inference.steady import agreement, flow_library, moved
+from medstyle.inference.temporal import agreement, flow_library, moved
 
 SHORT, LONG = 1, 16  # frames between the two that are compared
 LOOKED_AT = 10  # every so many frames the style is measured

@@ -11,26 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.cohort.inventory import Item, inventory
+from medstyle.cohort.rules import Rule, domain_of
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.inventory import Item, inventory
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
-from medstyle.imaging.rules import Rule, domain_of
 from medstyle.imaging.video import CODECS
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from medstyle.inference.film import Film
 from medstyle.inference.ood import Verdict
-from medstyle.inference.translate import (
-    FULL,
-    Image,
-    Look,
-    Reference,
-    Translation,
-    style_of,
-    translate_picture,
-    translate_volume,
-)
+from medstyle.inference.render_options import FULL, Look
+from medstyle.inference.translate import Image, Reference, Translation, style_of, translate_picture, translate_volume
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 
@@ -277,7 +269,7 @@ def _write(
     else:
         from importlib.metadata import version
 
-        from medstyle.imaging.dicom.write import ModelIdentity, write_derived
+        from medstyle.dicom.write import ModelIdentity, write_derived
 
         config = translator.config
         details: dict[str, Any] = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}

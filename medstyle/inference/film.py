@@ -12,13 +12,14 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medstyle.imaging.progress import track
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference.ood import Verdict
-from medstyle.inference.steady import Shot
-from medstyle.inference.translate import Look, Translation, translate_frames
+from medstyle.inference.render_options import Look
+from medstyle.inference.temporal import Shot
+from medstyle.inference.translate import Translation, translate_frames
+from medstyle.jobs.checkpoint import load_state, run_key, save_state
+from medstyle.jobs.progress import track
 from medstyle.networks.translator import Translator
-from medstyle.training.checkpoint import load_state, run_key, save_state
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 

@@ -22,11 +22,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from medstyle.dicom.scan import find_files
 from medstyle.errors import UserError
-from medstyle.imaging.dicom.scan import find_files
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.parallel import Workers, each
 from medstyle.inference.files import translate_path
+from medstyle.jobs.workers import Workers, each
 from medstyle.networks.translator import Translator
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
@@ -67,7 +67,7 @@ def process(
         translator: what translates them.
         settle_s: seconds for which nothing of a study may have changed.
         target: domain; default: what the translator was trained for.
-        workers: translate that many at once, or on a cluster: see :func:`medstyle.imaging.parallel.each`.
+        workers: translate that many at once, or on a cluster: see :func:`medstyle.jobs.workers.each`.
 
     Raises:
         UserError: there is no ``folder/inbox``, or another process works in ``folder``.

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from medstyle.networks.features import image_features
 from medstyle.networks.translator import Translator
+from medstyle.transforms.descriptors import image_features
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 

@@ -3,42 +3,29 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import Pixels, from_unit, over_white, to_unit
+from medstyle.imaging.picture import Pixels, over_white
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, judge, oddities
-from medstyle.inference.statistics import Statistics
-from medstyle.inference.steady import Shot
-from medstyle.inference.uncertainty import spread
-from medstyle.inference.windows import Render, blend
-from medstyle.networks.translator import Translator, box_around, extent_of
+from medstyle.inference.render_options import FULL, Look
+from medstyle.inference.synthesise import synthesise
+from medstyle.inference.temporal import Shot
+from medstyle.networks.translator import Translator
 from medstyle.params import parse
-from medstyle.transforms.finish import enlarge, sharpen
+from medstyle.transforms.align import onto_grid
 from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
-from medstyle.transforms.register import onto_grid
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
-CHUNK = {
-    "cpu": 1 << 16,
-    "cuda": 1 << 22,
-}  # pixels at once; more than a CPU's cache holds is slower (docs/benchmarks.md)
-WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
-WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
-SHARED = 0.25  # overlap of windows that share statistics: they differ near their edges alone
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
 
 Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
@@ -57,70 +44,6 @@ class Translation:
     ood: Verdict
     uncertainty: Volume | None = None
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Look:
-    """How much of the style a picture gets, and what is done to it afterwards.
-
-    Attributes:
-        strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
-        keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
-        size: shorter side, pixels, at which the picture is painted; the change is enlarged and added to the picture, so
-            that strokes become larger and details stay. None: its own size.
-        mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
-        steady: frames of a video: share of what the frame before showed, where it is found again; see :class:`Shot`.
-        sharpen: in [0, 1], how strongly edges are raised.
-        upscale: 1 to 4, how many times the rows and columns; interpolated, so no detail is added.
-    """
-
-    strength: float = 1.0
-    keep_colour: bool = False
-    sharpen: float = 0.0
-    upscale: int = 1
-    size: int | None = None
-    mask: NDArray[np.float32] | None = field(default=None, compare=False)
-    steady: float = 0.8
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.strength <= 1:
-            raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
-        if not 0 <= self.sharpen <= 1:
-            raise UserError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
-        if not 1 <= self.upscale <= 4:
-            raise UserError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
-        if self.size is not None and self.size < 32:
-            raise UserError(f"size: must be at least 32 pixels, got {self.size}")
-
-    @property
-    def whole(self) -> bool:
-        """Tell whether the output is the network's as it is."""
-        return replace(self, steady=FULL.steady) == FULL and self.mask is None
-
-    def applied(self, source: Pixels, made: Pixels) -> Pixels:
-        """Mix and finish RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
-        source, opacity = over_white(source), source[..., 3:]
-        if self.keep_colour:
-            from skimage.color import lab2rgb, rgb2lab
-
-            lab = rgb2lab(source)
-            lab[..., 0] = rgb2lab(made)[..., 0]
-            with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
-                made = from_unit(lab2rgb(lab), made.dtype)
-        if self.strength < 1 or self.mask is not None:
-            share: Any = self.strength
-            if self.mask is not None:
-                from skimage.transform import resize
-
-                share = share * resize(self.mask, source.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
-            made = from_unit((1 - share) * to_unit(source) + share * to_unit(made), made.dtype)
-        if self.sharpen:
-            made = sharpen(made, self.sharpen)
-        image = np.dstack([made, opacity])
-        return enlarge(image, self.upscale) if self.upscale > 1 else image
-
-
-FULL = Look()
 
 
 def translate_volume(
@@ -317,93 +240,3 @@ def _painted(translator: Translator, x: Tensor, target: str, style: list[Tensor]
     small = F.interpolate(x, [round(n * scale) for n in x.shape[2:]], mode="bilinear", antialias=True)
     change = synthesise(translator, small, target, style=style) - small
     return (x + F.interpolate(change, x.shape[2:], mode="bicubic")).clamp(-1, 1)
-
-
-@torch.inference_mode()
-def synthesise(
-    translator: Translator,
-    content: Tensor,
-    target: str | None = None,
-    *,
-    style: list[Tensor] | None = None,
-    body: NDArray[np.bool_] | None = None,
-    out: Tensor | None = None,
-    deviation: Tensor | None = None,
-) -> Tensor:
-    """Render a stack of slices; never more than a few of them, or one window, are at work at once.
-
-    Args:
-        translator: 2-D: slices one by one; 2.5-D: each with its neighbours; 3-D: windows of its training size.
-        content: ``(D, M, H, W)`` in network units, a view or not; ``M`` counts the channels of source and contrasts.
-        target: default: the trained one.
-        style: of :meth:`Translator.style`; default: the target's.
-        body: ``(D, H, W)``: a slice is rendered in the box around the body that it and its neighbours show, as in
-            training; the rest of ``out`` stays as it is. Default: whole slices.
-        out: ``(D, C, H, W)`` to fill, a view or not; default: a new one.
-        deviation: filled with :func:`spread`, which is not computed without it. Where windows overlap it is the
-            blend of theirs.
-    """
-    architecture, training = translator.config.architecture, translator.config.size
-    codes = style or translator.style(target)
-    if out is None:
-        channels = DOMAINS[translator.config.domains[0]].channels
-        out = content.new_full((len(content), channels, *content.shape[2:]), -1.0)
-    outs = [out] if deviation is None else [out, deviation]
-
-    def render(x: Tensor) -> Sequence[Tensor]:
-        return [translator(x, style=codes)] if deviation is None else spread(translator, x, codes)
-
-    size = content.shape[2:]
-    if architecture.dimensions == 3:
-        inside = (..., *box_around((0, -1, 0, -1) if body is None else extent_of(body), size, translator.multiple))
-        volume = content[inside].movedim(0, 1)[None]
-        blend(render, volume, training or volume.shape[2:], [image[inside].movedim(0, 1)[None] for image in outs])
-        return out
-    # slices with boxes of one size are rendered together, wherever these lie
-    alike: dict[tuple[int, int], list[tuple[int, tuple[slice, slice]]]] = defaultdict(list)
-    for place in range(len(content)):
-        extent = (0, -1, 0, -1)
-        if body is not None:
-            extent = extent_of(body[_around(place, architecture.neighbours, len(content))])
-            if extent[1] < 0:  # air alone
-                continue
-        rows, columns = box_around(extent, size, translator.multiple)
-        alike[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
-    for (height, width), places in alike.items():
-        large = height * width > WHOLE
-        window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
-        step = 1 if large else max(1, CHUNK[translator.device.type] // (height * width))
-        for chunk in (places[start : start + step] for start in range(0, len(places), step)):
-            x = torch.stack([_with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
-            parts = [image.new_empty((len(chunk), image.shape[1], height, width)) for image in outs]
-            _blended(translator, render, x, window, parts)
-            for image, part in zip(outs, parts, strict=True):
-                for (z, box), one in zip(chunk, part, strict=True):
-                    image[(z, ..., *box)] = one
-    return out
-
-
-def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence[int], parts: Sequence[Tensor]) -> None:
-    """Render slices in windows that share the statistics of the whole, made smaller: one style everywhere."""
-    scale = (WHOLE / (x.shape[2] * x.shape[3])) ** 0.5
-    if scale >= 1:
-        blend(render, x, window, parts)
-        return
-    statistics = Statistics(one.generator for one in translator.members)
-    with statistics.gather():
-        small = [max(min(n, 64), round(n * scale)) for n in x.shape[2:]]
-        render(F.interpolate(x, small, mode="bilinear", antialias=True))
-    with statistics.share():
-        blend(render, x, window, parts, SHARED)
-
-
-def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:
-    """Return the slices that the network sees around a place, the ends repeated."""
-    return np.clip(np.arange(neighbours) + place - neighbours // 2, 0, depth - 1)
-
-
-def _with_neighbours(content: Tensor, place: int, neighbours: int) -> Tensor:
-    """Return a slice of ``(D, M, H, W)`` with its neighbours as ``(M B, H, W)``: channel ``m B + b``."""
-    if neighbours == 1:
-        return content[place]
-    return content[torch.from_numpy(_around(place, neighbours, len(content)))].transpose(0, 1).flatten(0, 1)

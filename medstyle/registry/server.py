@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import ctypes
-import functools
 import hashlib
-import io
 import json
 import logging
-import os
-import shlex
-import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from http import HTTPStatus
 from importlib.metadata import version as version_of
@@ -34,11 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import uvicorn
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
-from mlflow.pyfunc.scoring_server import get_cmd
 from mlflow.utils.proto_json_utils import dataframe_from_parsed_json
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -49,16 +38,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medstyle.errors import UserError
-from medstyle.registry.models import Served, download, resolve
+from medstyle.registry.fleet import Fleet, log
+from medstyle.registry.models import Served, resolve
 
-START_S = 300.0  # to load a model
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BODY = (
     'send JSON: {"dataframe_split": {"columns": ["image"], "data": [["<a file in base64>"]]}}, one row for each image'
 )
 FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # of a table in JSON, MLflow's name to pandas'
-
-log = logging.getLogger("medstyle.serve")
 
 
 @dataclass(frozen=True)
@@ -78,147 +65,6 @@ class Limits:
     def __post_init__(self) -> None:
         if min(self.body_bytes, self.capacity, self.seconds) <= 0:
             raise UserError("the limits of body, capacity and seconds must be above 0")
-
-
-class Worker:
-    """One scoring server in a process of its own.
-
-    Args:
-        model: the downloaded model.
-        folder: its own, for a socket and temporary files.
-        threads: of its computations.
-    """
-
-    def __init__(self, model: Path, folder: Path, threads: int) -> None:
-        self.model, self.folder, self.threads = model, folder, threads
-        self.process: asyncio.subprocess.Process | None = None
-        self.loaded = False
-        once = httpx.Limits(max_keepalive_connections=0)  # one that is kept may close just when it is used
-        transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"), limits=once)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None)
-
-    @property
-    def alive(self) -> bool:
-        """Tell whether the process runs."""
-        return self.process is not None and self.process.returncode is None
-
-    @property
-    def ready(self) -> bool:
-        """Tell whether the process runs and has answered since it was started."""
-        return self.alive and self.loaded
-
-    async def start(self) -> None:
-        """Start the process and wait until it answers; raises :class:`UserError` if it ends instead."""
-        self.loaded = False
-        shutil.rmtree(self.folder, ignore_errors=True)  # the images of a request that was cut off
-        self.folder.mkdir(mode=0o700)
-        command, environment = get_cmd(str(self.model), timeout=1 << 30)
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", *shlex.split(command)),
-            *("--uds", str(self.folder / "socket"), "--log-level", "warning"),
-            env={**environment, "TMPDIR": str(self.folder), "OMP_NUM_THREADS": str(self.threads)},
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            start_new_session=True,  # an interrupt from the terminal is for the front alone
-            preexec_fn=functools.partial(ctypes.CDLL(None).prctl, 1, signal.SIGKILL),  # end with the front
-        )
-        with suppress(TimeoutError):
-            async with asyncio.timeout(START_S):
-                while self.alive:
-                    with suppress(httpx.TransportError):
-                        (await self.client.get("/ping")).raise_for_status()
-                        self.loaded = True
-                        return
-                    await asyncio.sleep(0.1)
-        await self.kill()
-        raise UserError("the model's process did not start; its errors are above")
-
-    async def ask(self, body: bytes) -> httpx.Response:
-        """Send a request; raises ``httpx.TransportError`` if the process dies of it."""
-        return await self.client.post("/invocations", content=body, headers={"Content-Type": "application/json"})
-
-    async def kill(self) -> None:
-        """End the process at once: there is no other way to stop a translation."""
-        if self.process is not None:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-            await self.process.wait()
-
-
-@dataclass
-class Fleet:
-    """The processes of one version, all of which answered its input example."""
-
-    served: Served
-    workers: list[Worker]
-    folder: tempfile.TemporaryDirectory[str]
-    idle: asyncio.Queue[Worker] = field(default_factory=asyncio.Queue)
-    model: Any = None
-
-    @classmethod
-    async def start(cls, served: Served, count: int) -> Fleet:
-        """Start ``count`` processes and check each; raises :class:`UserError` with nothing left if one fails."""
-        folder = tempfile.TemporaryDirectory(prefix="medstyle-serve-")
-        model = Path(folder.name, "model")
-        threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, len(os.sched_getaffinity(0)) // count))
-        workers = [Worker(model, Path(folder.name, f"{number}"), threads) for number in range(count)]
-        fleet = cls(served, workers, folder)
-        try:
-            await asyncio.to_thread(download, f"models:/{served.model}/{served.version}", model)
-            await asyncio.gather(*(fleet._ready(worker) for worker in fleet.workers))
-        except BaseException:
-            await fleet.end()
-            raise
-        fleet.model = Model.load(str(model))
-        return fleet
-
-    async def _ready(self, worker: Worker) -> None:
-        """Start a process and compare its answer to the golden request with what was registered."""
-        await worker.start()
-        async with asyncio.timeout(START_S):
-            answer = await worker.ask((worker.model / "serving_input_example.json").read_bytes())
-        if answer.status_code != 200:
-            raise UserError(f"the input example is answered with {answer.status_code}")
-        [row] = answer.json()["predictions"]
-        if row["weights_sha256"] != self.served.weights_sha256:
-            raise UserError("the input example is answered by other weights than were registered")
-        if not np.isfinite(np.load(io.BytesIO(base64.b64decode(row["image"])))).all():
-            raise UserError("the input example is answered with an image that is not finite")
-        self.idle.put_nowait(worker)
-
-    @asynccontextmanager
-    async def worker(self, seconds: float) -> AsyncIterator[Worker]:
-        """Lend a process that runs; waits for one for at most ``seconds``."""
-        async with asyncio.timeout(seconds):
-            worker = await self.idle.get()
-        try:
-            if not worker.alive:
-                log.warning("a process is started again", extra={"facts": {"version": self.served.version}})
-                await worker.start()
-            yield worker
-        finally:
-            self.idle.put_nowait(worker)
-
-    async def revive(self) -> None:
-        """Start idle processes that died again."""
-        for _ in range(self.idle.qsize()):
-            async with self.worker(START_S):
-                pass
-
-    async def drain(self) -> None:
-        """Wait for the requests that wait or run, then end the processes."""
-        try:
-            for _ in self.workers:  # who asked first is served first
-                await self.idle.get()
-        finally:
-            await self.end()
-
-    async def end(self) -> None:
-        """End the processes at once and remove what they kept."""
-        for worker in self.workers:
-            await worker.kill()
-            await worker.client.aclose()
-        self.folder.cleanup()
 
 
 class Front:

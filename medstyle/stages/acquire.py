@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from medstyle.imaging.phantom import PhantomParams, write_phantom
-from medstyle.imaging.progress import track
+from medstyle.jobs.progress import track
+from medstyle.phantom.studies import PhantomParams, write_phantom
 
 Params = PhantomParams
 

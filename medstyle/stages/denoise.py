@@ -17,17 +17,19 @@ import torch
 from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 
+from medstyle.cohort.duplicates import near_duplicates, thumbnail
+from medstyle.cohort.split import split_subjects
+from medstyle.data.store import Row, write_rows
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.keys import subject_key
 from medstyle.imaging.modality import DOMAINS, Fingerprint
-from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture
-from medstyle.imaging.store import Row, near_duplicates, person_of, split_subjects, write_rows
 from medstyle.imaging.volume import Volume, read_volume
+from medstyle.jobs.workers import Workers, each
 from medstyle.params import params
-from medstyle.transforms.atlas import Stored, join, middling
+from medstyle.pseudonyms import person_of, subject_key
+from medstyle.transforms.align import Fit, fit, judge, onto_grid
+from medstyle.transforms.common_space import Stored, join, middling
 from medstyle.transforms.prepare import Preparation, frame_picture, picture_slices, prepare
-from medstyle.transforms.register import Fit, fit, judge, onto_grid
 
 REMEDY = "set denoise.registration to rigid, or check who is who"
 
@@ -245,13 +247,6 @@ def _split(subjects: Mapping[str, Mapping[str, Any]], params: Params) -> dict[st
     for group in groups:
         splits.update(split_subjects([key for key in group if key not in held], shares, params.seed))
     return {subject: splits[person_of(subject)] for subject in sorted(subjects)}
-
-
-def thumbnail(stored: torch.Tensor) -> NDArray[np.float32]:
-    """Return what is left of ``(D, C, H, W)`` at 8 x 16 x 16 per channel, centred and of length 1, flat."""
-    small = torch.nn.functional.adaptive_avg_pool3d(stored.float().transpose(0, 1)[None], (8, 16, 16)).flatten()
-    small -= small.mean()
-    return np.asarray(small / small.norm().clamp(min=1e-6))
 
 
 def _blocks(

@@ -16,19 +16,19 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.cohort.duplicates import near_duplicates
+from medstyle.cohort.inventory import DOUBTS, Inventory, Item, inventory
+from medstyle.cohort.labels import Labels, read_labels
+from medstyle.cohort.rules import Rule, domain_of
+from medstyle.cohort.sessions import BIDS_SUBJECT, sessions
+from medstyle.dicom.regular import read_with_gaps, straighten
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.dicom.regular import read_with_gaps, straighten
-from medstyle.imaging.inventory import DOUBTS, Inventory, Item, inventory
-from medstyle.imaging.keys import NO_SECRET, own_secret, short_key, subject_key
-from medstyle.imaging.labels import Labels, read_labels
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.parallel import Workers, each
 from medstyle.imaging.picture import read_picture, thumbnail, write_picture
-from medstyle.imaging.rules import Rule, domain_of
-from medstyle.imaging.sessions import BIDS_SUBJECT, sessions
-from medstyle.imaging.store import near_duplicates, person_of
 from medstyle.imaging.volume import Volume, read_volume, write_volume
+from medstyle.jobs.workers import Workers, each
 from medstyle.params import params
+from medstyle.pseudonyms import NO_SECRET, own_secret, person_of, short_key, subject_key
 from medstyle.transforms.degrade import Degradation
 
 TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone

@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
+from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
-from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture, Translator, TranslatorConfig, model_card, weights_sha256
+from medstyle.jobs.checkpoint import run_key
+from medstyle.networks.networks import Architecture
+from medstyle.networks.translator import Translator, TranslatorConfig, model_card, weights_sha256
 from medstyle.params import params
-from medstyle.training.checkpoint import run_key
 from medstyle.training.loop import Log, Training, fit
-from medstyle.training.objectives import RECIPES, Objective
+from medstyle.training.objectives.table import RECIPES, Objective
 from medstyle.transforms.augment import Augmentation
 
 SCRATCH = Path(".medstyle/train")  # git-ignored, never an output: DVC would delete it before each run
@@ -151,7 +152,7 @@ def _config(params: Params, store: SliceStore) -> TranslatorConfig:
 
 def reference_statistics(store: SliceStore, domain: str) -> dict[str, dict[str, Any]]:
     """Describe training sources for the out-of-distribution gate: whole volumes, and slices by themselves."""
-    from medstyle.networks.features import image_features
+    from medstyle.transforms.descriptors import image_features
 
     array, rows = store.array(domain, "train"), store.rows(domain, "train")
     subjects: dict[str, list[int]] = {}
@@ -187,9 +188,11 @@ def _code() -> str:
 
     package = Path(__file__).parents[1]
     files = [
-        *(package / "networks").glob("*.py"),
-        *(package / "training").glob("*.py"),
-        *(package / name for name in ("transforms/augment.py", "imaging/modality.py", "imaging/store.py", "params.py")),
+        *(file for folder in ("networks", "training", "data") for file in (package / folder).rglob("*.py")),
+        *(
+            package / name
+            for name in ("transforms/augment.py", "transforms/body.py", "imaging/modality.py", "params.py")
+        ),
         Path(__file__),
     ]
     libraries = ("medstyle", "torch", "monai", "numpy")

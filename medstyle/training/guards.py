@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medstyle.data.feed import Feed, Images
 from medstyle.errors import UserError
-from medstyle.training.feed import Feed, Images
 
 CHECKED = 64  # subjects looked at before training
 WARM_UP = 200  # steps before outputs are expected to be images

@@ -11,7 +11,8 @@ from torch import nn
 
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
-from medstyle.networks.translator import Architecture, Networks, Translator, TranslatorConfig
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import Translator, TranslatorConfig
 from tests.conftest import affine
 
 RULES = [

@@ -17,7 +17,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
-from medstyle.imaging.dicom.acquired import write_series
+from medstyle.dicom.acquired import write_series
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
 
@@ -90,8 +90,8 @@ def test_the_derived_series_conforms(run, tmp_path):
 
 
 def read_series(folder, domain):
-    from medstyle.imaging.dicom import read
-    from medstyle.imaging.dicom.scan import scan
+    from medstyle.dicom import read
+    from medstyle.dicom.scan import scan
 
     [series] = scan([folder]).series
     return read.read_series(series, domain)
@@ -196,7 +196,8 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
     import av
 
     from medstyle.imaging.video import read_frames
-    from medstyle.inference.translate import Look, translate_picture
+    from medstyle.inference.render_options import Look
+    from medstyle.inference.translate import translate_picture
 
     with av.open(str(tmp_path / "in.mp4"), "w") as out:
         stream = out.add_stream("libx264", rate=25)

@@ -10,9 +10,9 @@ from medstyle import translate_path
 from medstyle.errors import Refusal
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference import film
-from medstyle.inference.translate import Look
+from medstyle.inference.render_options import Look
 from tests.inference.conftest import make_translator
-from tests.inference.test_steady import pan
+from tests.inference.test_temporal import pan
 
 FRAMES = 11
 

@@ -8,8 +8,9 @@ import torch
 from medstyle import Refusal, Translator, UserError, Volume, read_volume, translate_picture, translate_volume
 from medstyle.inference import translate
 from medstyle.inference.ood import judge
-from medstyle.inference.translate import prepare_source, style_of, synthesise
-from medstyle.transforms.register import onto_grid
+from medstyle.inference.synthesise import synthesise
+from medstyle.inference.translate import prepare_source, style_of
+from medstyle.transforms.align import onto_grid
 from tests.conftest import ROOT, affine
 from tests.inference.conftest import Plain, head, make_translator
 
@@ -295,7 +296,7 @@ def test_a_large_scan_fits_into_memory(name):
 def test_a_look_is_mixed_from_nothing_to_all(rng):
     from skimage.color import rgb2lab
 
-    from medstyle.inference.translate import Look
+    from medstyle.inference.render_options import Look
 
     translator = make_translator(("photo", "painting"))
     pixels = (rng.integers(60, 200, (40, 48, 1)) + rng.integers(-20, 20, 3)).astype(np.uint8)
@@ -312,7 +313,7 @@ def test_a_look_is_mixed_from_nothing_to_all(rng):
 
 def test_a_picture_is_painted_at_a_size_and_keeps_its_details(rng):
     """What the network changes is enlarged; what it leaves is there in every detail."""
-    from medstyle.inference.translate import Look
+    from medstyle.inference.render_options import Look
 
     fine = rng.integers(60, 160, (90, 120, 3)).astype(np.uint8)
     brighter = make_translator(("photo", "painting"), generator=Plain(lambda x: x + 0.2))
@@ -338,7 +339,7 @@ LOOKS = [{}, {"strength": 0.7}, {"keep_colour": True}, {"steady": 0.8}, {"mask":
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: next(iter(look), "whole"))
 def test_sixteen_bits_stay_sixteen_and_opacity_stays(look, rng):
     """Eight bits and their multiples in sixteen become the same but for rounding; finer levels are made finely."""
-    from medstyle.inference.translate import Look
+    from medstyle.inference.render_options import Look
 
     translator, look = make_translator(("photo", "painting")), Look(**look)
     coarse = rng.integers(0, 256, (33, 21, 3), dtype=np.uint8)
@@ -360,7 +361,7 @@ def test_a_picture_is_sharpened_without_new_colours_and_enlarged_without_new_det
     from scipy.ndimage import gaussian_filter
     from skimage.color import rgb2lab
 
-    from medstyle.inference.translate import Look
+    from medstyle.inference.render_options import Look
 
     white = np.iinfo(dtype).max
     smooth = gaussian_filter(rng.random((40, 48, 1)) * [1, 0.8, 0.6], (3, 3, 0))
@@ -408,8 +409,8 @@ def test_the_field_of_view_does_not_matter(rng, neighbours):
 
 def test_a_slice_is_seen_as_in_training(run, monkeypatch):
     """The box of a slice in use is the one that the feed cuts for a batch of one."""
-    from medstyle.imaging.store import SliceStore
-    from medstyle.training.feed import Feed
+    from medstyle.data.feed import Feed
+    from medstyle.data.store import SliceStore
     from medstyle.transforms.augment import Augmentation
 
     translator = make_translator()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medstyle.inference import translate
-from medstyle.inference.translate import synthesise
+from medstyle.inference.synthesise import synthesise
 from medstyle.inference.windows import OVERLAP, blend, shares
 from tests.inference.conftest import Plain, make_translator
 

@@ -4,7 +4,8 @@ from torch import nn
 
 from medstyle import Translator, UserError
 from medstyle.networks.export import SUFFIXES, export
-from medstyle.networks.translator import Architecture, Networks, TranslatorConfig
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import TranslatorConfig
 
 
 def translator(dims, members=1, domains=("mr_t1", "mr_t2"), contrasts=("mr_pd",), **architecture):

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from medstyle.networks.generator import GENERATORS, Generator, ModulatedConv, blur_pool
-from medstyle.networks.translator import Architecture, Networks
+from medstyle.networks.networks import Architecture, Networks
 
 SMALL = {"widths": (4, 6, 8), "bottleneck_blocks": 2, "style_size": 5}
 # sizes that every generator takes; SwinUNETR halves five times and needs more than one place at the bottom

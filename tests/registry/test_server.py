@@ -26,8 +26,8 @@ from PIL import Image
 
 from medstyle import Volume, write_volume
 from tests.conftest import Run
+from tests.dicom.test_corpus import CASES, CORPUS
 from tests.flows.conftest import wait_for
-from tests.imaging.dicom.test_corpus import CASES, CORPUS
 from tests.registry.conftest import Service, ask, body_of, register, serving, vary
 
 pytestmark = pytest.mark.ops

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from medstyle import Volume, read_volume, write_picture, write_volume
+from medstyle.cohort.rules import Rule
+from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
-from medstyle.imaging.keys import subject_key
-from medstyle.imaging.rules import Rule
-from medstyle.imaging.store import SliceStore
+from medstyle.pseudonyms import subject_key
 from medstyle.stages.denoise import Params
 from medstyle.stages.denoise import run as denoise
 from medstyle.stages.ingest import Params as Ingest
@@ -126,7 +126,7 @@ def test_naming_every_subject_leaves_none_to_train_on(run, tmp_path):
 
 def test_a_target_on_another_grid_is_brought_to_the_source(run, tmp_path):
     from medstyle import params, read_volume
-    from medstyle.transforms.register import onto_grid
+    from medstyle.transforms.align import onto_grid
 
     scans = shutil.copytree(run.root / "data/scans", tmp_path / "scans")
     settings = params.load(Params, "denoise", run.params)

@@ -4,12 +4,12 @@ import shutil
 
 import pytest
 
+from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
-from medstyle.imaging.store import SliceStore
+from medstyle.evaluation.measured import Params
 from medstyle.stages.denoise import Params as Denoise
 from medstyle.stages.denoise import run as denoise
-from medstyle.stages.evaluate import Params
 from medstyle.stages.evaluate import run as evaluate
 from tests.inference.conftest import make_translator
 
@@ -66,7 +66,7 @@ def test_a_protocol_for_ct_refuses_mr(run, tmp_path):
 
 
 def test_unseen_subjects_only(run):
-    from medstyle.imaging.store import SliceStore
+    from medstyle.data.store import SliceStore
 
     rows = csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines())
     assert {row["subject"] for row in rows} == set(SliceStore.open(run.root / "data/slices").subjects("test"))
@@ -141,7 +141,7 @@ def test_a_subject_needs_every_contrast(run, tmp_path):
 
 def test_sites_and_subgroups_are_told_apart(tmp_path):
     """Two scanners in turns, eight unseen subjects, a model that does nothing."""
-    from medstyle.imaging.rules import Rule
+    from medstyle.cohort.rules import Rule
     from medstyle.stages import acquire, denoise, ingest
     from medstyle.transforms.prepare import Preparation
 

@@ -8,12 +8,11 @@ import pytest
 from pydicom import dcmread
 
 from medstyle import Volume, read_picture, read_volume, write_picture, write_volume
+from medstyle.cohort.inventory import inventory
+from medstyle.cohort.rules import Rule
+from medstyle.dicom.acquired import uid, write_series
 from medstyle.errors import UserError
-from medstyle.imaging.dicom.acquired import uid, write_series
-from medstyle.imaging.inventory import inventory
-from medstyle.imaging.keys import subject_key
-from medstyle.imaging.rules import Rule
-from medstyle.imaging.store import person_of
+from medstyle.pseudonyms import person_of, subject_key
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
 from tests.conftest import ROOT, TINY, affine
@@ -91,7 +90,7 @@ def test_a_gap_is_filled_where_params_say_so(run, tmp_path):
 
 def test_what_a_model_made_is_no_training_data(run, tmp_path):
     """Unless a person says so, and then the manifest tells."""
-    from medstyle.imaging.dicom.write import ModelIdentity, write_derived
+    from medstyle.dicom.write import ModelIdentity, write_derived
 
     shutil.copytree(run.study / "01_mr_t1", tmp_path / "raw/t1")
     (item,) = inventory([tmp_path / "raw/t1"]).volumes
@@ -164,7 +163,7 @@ def test_bids_names_say_who_and_when(tmp_path, rng):
 
 
 def test_a_tilted_scan_is_straightened_or_refused(tmp_path, rng):
-    from medstyle.imaging.dicom.acquired import write_series
+    from medstyle.dicom.acquired import write_series
 
     tilted = affine((1.0, 1.0, 3.0), (0, 0, 0))
     tilted[1, 2] = 0.9
@@ -359,7 +358,7 @@ def test_mistakes_name_the_remedy(tmp_path):
 PROGRAM = """
 import sys
 from pathlib import Path
-from medstyle.imaging.rules import Rule
+from medstyle.cohort.rules import Rule
 from medstyle.stages.ingest import Params, run
 source, out = map(Path, sys.argv[1:])
 run(Params(str(source), (Rule("mr_t1", {"Modality": "MR"}),)), out / "scans", out / "report.json")

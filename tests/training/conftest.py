@@ -1,23 +1,17 @@
-"""A small slice store whose target is a fixed map of the source, and a training of it that takes a second."""
+"""A training of a second on the small slice store of the tests of `data`."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
 
-from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.store import SliceStore
-from medstyle.networks.translator import Architecture
+from medstyle.data.store import SliceStore
+from medstyle.networks.networks import Architecture
 from medstyle.training.loop import Training, fit
-from medstyle.training.objectives import Objective
+from medstyle.training.objectives.table import Objective
 from medstyle.transforms.augment import Augmentation
-from medstyle.transforms.prepare import Preparation
+from tests.data.conftest import make_store
 
 # recipe -> what it needs beyond the defaults
 NEEDS = {
@@ -29,44 +23,6 @@ NEEDS = {
     "exemplar": {"architecture": {"style": ("domain", "reference")}},
     "harmonization": {"domains": ["mr_flair"], "architecture": {"residual": True}},
 }
-MAPS = {"mr_t1": lambda x: x, "mr_t2": lambda x: -x, "mr_flair": lambda x: 2 * np.abs(x) - 1}
-SLICES = 6
-
-
-def make_store(
-    folder: Path,
-    change=lambda domain, images: images,
-    subjects: int = 5,
-    size: int = 24,
-    domains: Sequence[str] = tuple(MAPS),
-) -> SliceStore:
-    """Write smooth random slices in several domains; ``change(domain, images)`` may spoil the training images."""
-    rng = np.random.default_rng(0)
-    rows: dict = {}
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, n in (("train", subjects), ("validation", 2)):
-        noise = rng.normal(size=(n * SLICES, 1, size, size))
-        base = np.stack([gaussian_filter(one[0], 2)[None] * 8 for one in noise]).clip(-0.99, 1)
-        (folder / split).mkdir()
-        for number, domain in enumerate(domains):
-            make = MAPS.get(domain, list(MAPS.values())[number % 3])
-            images = make(base).clip(-0.99, 1).repeat(DOMAINS[domain].channels, 1)
-            images = change(domain, images) if split == "train" else images
-            np.save(folder / split / f"{domain}.npy", images.astype(np.float16))
-        one = [[f"{split}-{i // SLICES}", i % SLICES, (i % SLICES) / (SLICES - 1), 1.0] for i in range(n * SLICES)]
-        rows[split] = dict.fromkeys(domains, one)
-    index = {
-        "rows": rows,
-        "subjects": {row[0]: split for split, of in rows.items() for row in of[domains[0]]},
-        "size": [size, size],
-        "preparation": asdict(Preparation()),
-        "registration": "headers",
-        "rules": [],
-        "atlas": {d: {f"train-{k}": np.eye(4).tolist() for k in range(subjects)} for d in domains},
-        "fingerprints": {split: {domain: [[[0.0, 1000.0], [-1.0, 1.0]]] for domain in domains} for split in rows},
-    }
-    (folder / "index.json").write_text(json.dumps(index))
-    return SliceStore.open(folder)
 
 
 def train(
@@ -98,6 +54,6 @@ def train(
     )  # fmt: skip
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SliceStore:
+@pytest.fixture(name="store")
+def small_store(tmp_path: Path) -> SliceStore:
     return make_store(tmp_path / "store")

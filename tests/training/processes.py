@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
-from medstyle.imaging.store import SliceStore
+from medstyle.data.store import SliceStore
 from tests.training.conftest import train
 
 SERVER = multiprocessing.get_context("forkserver")

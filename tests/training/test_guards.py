@@ -4,7 +4,8 @@ import torch
 
 from medstyle.errors import UserError
 from medstyle.training.guards import Guard
-from tests.training.conftest import SLICES, make_store, train
+from tests.data.conftest import SLICES, make_store
+from tests.training.conftest import train
 
 
 def spoil_first(domain, images, value):

@@ -15,13 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from medstyle.errors import UserError
-from medstyle.training.checkpoint import load_state, run_key, save_state
+from medstyle.jobs.checkpoint import load_state, run_key, save_state
 from medstyle.training.loop import Training, pick_device, schedule
-from medstyle.training.objectives import RECIPES, Objective
+from medstyle.training.objectives.table import RECIPES, Objective
 from medstyle.transforms.augment import Augmentation
 from tests.conftest import ROOT
+from tests.data.conftest import make_store
 from tests.inference.conftest import make_translator
-from tests.training.conftest import NEEDS, make_store, train
+from tests.training.conftest import NEEDS, train
 from tests.training.processes import fork
 
 DIMENSIONS = [(kind, dims) for kind, recipe in RECIPES.items() for dims in recipe.dimensions]

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from medstyle.networks.mind import anatomy_loss
 from medstyle.training.losses import (
     ADVERSARIAL,
-    anatomy_loss,
     contrastive_loss,
     detail_loss,
     discriminator_loss,

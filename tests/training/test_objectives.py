@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle.networks.registrar import Registrar
-from medstyle.networks.translator import Architecture, Networks
-from medstyle.training.objectives import EVERY, RECIPES, Objective, fade, ramp
-from tests.training.conftest import NEEDS, SLICES, train
+from medstyle.networks.deformation import Registrar
+from medstyle.networks.networks import Architecture, Networks
+from medstyle.training.objectives.base import EVERY, fade, ramp
+from medstyle.training.objectives.table import RECIPES, Objective
+from tests.data.conftest import SLICES
+from tests.training.conftest import NEEDS, train
 
 
 def test_schedules_at_known_points():

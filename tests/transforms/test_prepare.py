@@ -149,7 +149,7 @@ def test_bias_field_is_flattened(rng):
 def test_registration_finds_a_known_shift(rng):
     from scipy.ndimage import gaussian_filter
 
-    from medstyle.transforms.register import onto_grid
+    from medstyle.transforms.align import onto_grid
 
     volume, clean, _ = head(rng)
     blobs = gaussian_filter(rng.normal(0, 1, clean.shape), 3) * 3000 * (clean > 0)

@@ -1,0 +1,299 @@
+"""What is below some paths, of every kind that medstyle reads: one engine for ``medstyle inspect`` and ``ingest``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.errors import USABLE, Refusal
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES, SYNTHETIC_MARK
+from medstyle.imaging.volume import Volume, read_volume
+from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
+from medstyle.jobs.progress import LINE_EVERY_S, track
+from medstyle.pseudonyms import short_key
+
+if TYPE_CHECKING:
+    from medstyle.dicom.scan import Series
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+VOLUME_VOXELS = 1 << 31
+
+# flags of an image that is sound and yet may not be what it seems -> code and reason
+DOUBTS = {
+    "SYNTHETIC": ("E_SYNTHETIC", "a model made it, so it shows what that model knew"),
+    "INCOMPLETE": (
+        "E_INCOMPLETE",
+        "images of this series are damaged, or missing beside its other volumes",
+    ),
+}
+
+Kind = Literal["volume", "4d", "image", "video", "refused"]
+Source = Literal["dicom", "volume", "picture", "video"]
+
+
+@dataclass(frozen=True)
+class File:
+    """What became of one file; ``reason`` holds no patient data, ``path`` may."""
+
+    path: Path = field(repr=False)
+    verdict: Literal["used", "skipped", "refused"]
+    code: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One thing that can be loaded: a DICOM series, a volume file, a picture or a video.
+
+    Attributes:
+        source: ``dicom``, ``volume``, ``picture`` or ``video``.
+        kind, code, reason: as in :class:`medstyle.dicom.scan.Series`.
+        files: its files; for DICOM in spatial order.
+        shape: ``(D, H, W)``; D counts the frames of a video (0 where unknown).
+        affine: ``(4, 4)`` LPS, mm; None where the geometry is unknown.
+        attributes: what domain rules may match. Free text from headers: never print or store it.
+        flags: as in :class:`medstyle.dicom.scan.Series`.
+        series: the DICOM series behind it.
+    """
+
+    source: Source
+    kind: Kind
+    code: str
+    reason: str
+    files: tuple[Path, ...] = field(repr=False)
+    shape: tuple[int, int, int] = (0, 0, 0)
+    affine: NDArray[np.float64] | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict, repr=False)
+    flags: frozenset[str] = frozenset()
+    series: Series | None = field(default=None, repr=False)
+
+    @classmethod
+    def of(cls, series: Series) -> Item:
+        """Wrap a DICOM series."""
+        s = series
+        return cls("dicom", s.kind, s.code, s.reason, s.files, s.shape, s.affine, s.attributes, s.flags, s)
+
+    @property
+    def key(self) -> str:
+        """12 hexadecimal digits of a keyed hash: they name this item from run to run and tell nothing about it."""
+        if self.series is None:
+            return short_key("item", str(self.path))
+        frame = self.series.frames[0]
+        return short_key("item", "\0".join((*frame.instance.identity, str(frame.number))))
+
+    @property
+    def path(self) -> Path:
+        """The only, or the first, file."""
+        return self.files[0]
+
+    @property
+    def usable(self) -> bool:
+        """True where it may be loaded without a person's word."""
+        return self.kind != "refused" and self.code in USABLE
+
+    def doubts(self) -> list[Refusal]:
+        """Return why it may not be used for training: its own code, then what its flags say."""
+        own = [] if self.usable else [Refusal(self.code, self.reason)]
+        return own + [
+            Refusal(code, f"{reason}; restore the original, or allow {code}")
+            for flag, (code, reason) in DOUBTS.items()
+            if flag in self.flags
+        ]
+
+    def at(self, time_point: int) -> Item:
+        """Return one time point of a ``4d`` series; :class:`Refusal` if it has not that many."""
+        if self.series is None:
+            raise Refusal(self.code, self.reason)
+        return Item.of(self.series.volume(time_point))
+
+    @property
+    def spacing_mm(self) -> tuple[float, float, float] | None:
+        """Distance between voxel centres along (column, row, slice) axes, mm."""
+        if self.affine is None:
+            return None
+        x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
+        return float(x), float(y), float(z)
+
+    def load(self, domain: str, *, allow: Collection[str] = ()) -> Volume:
+        """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
+
+        ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
+
+        Raises:
+            Refusal: the item's own code, or one that only the voxels reveal.
+        """
+        if not self.usable and self.code not in allow:
+            raise Refusal(self.code, self.reason)
+        if self.series is not None:
+            from medstyle.dicom.read import read_image, read_series
+
+            return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
+        if self.source != "volume":
+            raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
+        return read_volume(self.path, domain, "volume")
+
+
+@dataclass(frozen=True, eq=False)
+class Inventory:
+    """Every file's verdict and everything that can be loaded, in a stable order."""
+
+    files: tuple[File, ...]
+    volumes: tuple[Item, ...]
+
+    def to_json(
+        self, domain: Callable[[Item], str | None] | None = None, *, values: bool = False
+    ) -> dict[str, list[dict[str, Any]]]:
+        """Return the contract of ``medstyle inspect --json``. Paths are given as they were found.
+
+        ``domain`` names an item's domain; the rules belong to its caller. ``values`` reads the voxels of usable
+        items for their range, which takes time; what cannot be read is then refused, with its files.
+        """
+        rows = [_row(item, domain, values) for item in self.volumes]
+        fine = {
+            path for item, row in zip(self.volumes, rows, strict=True) if row["code"] in USABLE for path in item.files
+        }
+        refused = {
+            path: (row["code"], row["reason"])
+            for item, row in zip(self.volumes, rows, strict=True)
+            if item.usable and row["code"] not in USABLE
+            for path in item.files
+            if path not in fine
+        }
+        files = [
+            File(f.path, "refused", *refused[f.path]) if f.path in refused and f.verdict == "used" else f
+            for f in self.files
+        ]
+        return {
+            "files": [{"path": str(f.path), "verdict": f.verdict, "code": f.code, "reason": f.reason} for f in files],
+            "volumes": rows,
+        }
+
+
+def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) -> dict[str, Any]:
+    name = domain(item) if domain else None
+    doubt = next(iter(item.doubts()), item)
+    code, reason, value_range = doubt.code, doubt.reason, None
+    if values and item.usable and item.source in ("dicom", "volume"):
+        try:
+            voxels = item.load(name or _like(item), allow=() if name else ("E_DOMAIN",)).voxels
+            value_range = [float(voxels.min()), float(voxels.max())]
+        except Refusal as refusal:
+            code, reason = refusal.code, refusal.reason
+    return {
+        "series": item.key,
+        "domain": name,
+        "kind": item.kind,
+        "code": code,
+        "reason": "; ".join(filter(None, (reason, ", ".join(sorted(item.flags))))),
+        "shape": list(item.shape),
+        "spacing_mm": item.spacing_mm and list(item.spacing_mm),
+        "affine": None if item.affine is None else item.affine.tolist(),
+        "value_range": value_range,
+        "files": [str(path) for path in item.files],
+    }
+
+
+def _like(item: Item) -> str:
+    """Return a domain of the item's modality, which says what air is: padding becomes that."""
+    modality = item.attributes.get("Modality", "")
+    return next((name for name, domain in DOMAINS.items() if domain.dicom == modality), "mr_t1")
+
+
+def inventory(paths: Iterable[Path]) -> Inventory:
+    """Judge every file below ``paths`` by its header: DICOM by content, everything else by its suffix.
+
+    Bad input becomes a verdict, never an exception; no pixel is decoded.
+    """
+    from medstyle.dicom.scan import find_files, scan
+
+    dicom: list[Path] = []
+    files: list[File] = []
+    items: list[Item] = []
+    for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
+        name = path.name.lower()
+        source, reader = next(((s, read) for suffixes, s, read in _READERS if name.endswith(suffixes)), _DICOM)
+        if reader is None or not path.is_file():
+            dicom.append(path)
+            continue
+        try:
+            item = reader(path)
+        except Refusal as refusal:
+            item = Item(source, "refused", refusal.code, refusal.reason, (path,))
+        except Exception as error:  # a damaged file may raise anything, and the text would quote its path
+            reason = f"the header is damaged ({type(error).__name__}); export the file again"
+            item = Item(source, "refused", "E_DECODE", reason, (path,))
+        items.append(item)
+        files.append(File(path, "used" if item.usable else "refused", item.code, item.reason))
+    found = scan(dicom)
+    files += [File(f.path, f.verdict, f.code, f.reason) for f in found.files]
+    items += [Item.of(series) for series in found.series]
+    return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
+
+
+def _volume(path: Path) -> Item:
+    """Check a volume file's header."""
+    header = read_volume_header(path)
+    if header.volumes != 1:
+        return Item("volume", "4d", "E_4D", f"has size {header.size}; split it into volumes", (path,), header.shape)
+    if header.channels != 1:
+        raise Refusal("E_COLOR", f"has {header.channels} values at each voxel; one is expected")
+    if np.prod(header.size, dtype=object) > VOLUME_VOXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {header.size} voxels; the limit is {VOLUME_VOXELS}")
+    notes = (header.reader.GetMetaData(key) for key in header.reader.GetMetaDataKeys())
+    return Item(
+        "volume", "volume", "", "", (path,), header.shape, header.affine, {"Name": path.name}, _flags(notes)
+    )  # fmt: skip
+
+
+def _flags(notes: Iterable[object]) -> frozenset[str]:
+    """Tell from what is written beside the voxels or pixels whether a model made them, as medstyle marks it."""
+    return frozenset({"SYNTHETIC"} if any(SYNTHETIC_MARK in str(note) for note in notes) else ())
+
+
+def _picture(path: Path) -> Item:
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            width, height = image.size
+            frames = getattr(image, "n_frames", 1)
+            exif = {} if image.format == "PNG" else image.getexif()  # which would decode a PNG; its notes are chunks
+            flags = _flags([*image.info.values(), *exif.values()])
+    except Image.DecompressionBombError:
+        raise Refusal("E_TOO_LARGE", f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
+    except Exception as error:  # damaged pictures raise many types, with paths in their text
+        raise Refusal("E_DECODE", f"not a readable picture ({type(error).__name__})") from None
+    if width * height > MAX_PIXELS:
+        raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
+    return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name}, flags)
+
+
+def _video(path: Path) -> Item:
+    try:
+        import av
+    except ImportError:
+        return Item("video", "video", "", "", (path,), attributes={"Name": path.name})
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            shape = (int(stream.frames), int(stream.height), int(stream.width))
+    except Exception as error:
+        raise Refusal("E_DECODE", f"not a readable video ({type(error).__name__})") from None
+    return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
+
+
+_DICOM: tuple[Source, None] = ("dicom", None)
+_READERS: tuple[tuple[tuple[str, ...], Source, Callable[[Path], Item]], ...] = (
+    (VOLUME_SUFFIXES, "volume", _volume),
+    (PICTURE_SUFFIXES, "picture", _picture),
+    (VIDEO_SUFFIXES, "video", _video),
+)

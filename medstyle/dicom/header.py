@@ -1,0 +1,468 @@
+"""One DICOM file -> the facts that grouping and decoding need, read from its header alone (PS3.3)."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from stat import S_ISREG
+from types import MappingProxyType
+from typing import Any, BinaryIO, TypeVar
+
+from pydicom.uid import UID, AllTransferSyntaxes, UID_dictionary
+
+from medstyle.dicom.elements import (
+    ATTRIBUTES,
+    BIG,
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    UNDEFINED,
+    BoundedFile,
+    Header,
+    Skip,
+    csa_of,
+    first,
+    has,
+    items,
+    numbers,
+    read_header,
+    syntax_of,
+    text,
+    words,
+)
+from medstyle.dicom.mosaic import tiling
+from medstyle.errors import Refusal
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a header may claim before anything is decoded.
+
+    Attributes:
+        frame_pixels: rows x columns of one frame.
+        object_bytes: decoded pixel bytes of one file, and of one volume in float32.
+        ratio: decoded bytes for each compressed byte, beyond a first MiB (a decompression bomb has more).
+        inflated_bytes: a file in the deflated transfer syntax, inflated.
+        frames: frames of one file.
+    """
+
+    frame_pixels: int = 1 << 26
+    object_bytes: int = 4 << 30
+    ratio: int = 1000
+    inflated_bytes: int = 1 << 30
+    frames: int = 100_000
+
+
+LIMITS = Limits()
+T = TypeVar("T")
+
+
+class Damaged(Refusal):
+    """An image whose pixels are not all there; its series is incomplete without it."""
+
+    def __init__(self, code: str, reason: str, series_uid: str) -> None:
+        super().__init__(code, reason)
+        self.series_uid = series_uid
+
+
+_RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+TOMOGRAPHIC = frozenset(_STORAGE + s for s in words("2 2.1 2.2 4 4.1 4.4 128 128.1 130"))  # CT, MR, PET
+SECONDARY = frozenset(_STORAGE + s for s in words("7 7.1 7.2 7.3 7.4"))
+ULTRASOUND = frozenset(_STORAGE + s for s in words("6.1 6.2 3.1"))
+_PLANAR = frozenset(_STORAGE + s for s in words("1 1.1 1.1.1 1.2 1.2.1 77.1.1 77.1.2 77.1.4 77.1.5.1"))  # CR DX MG VL
+_CINE = frozenset(_STORAGE + s for s in words("12.1 12.1.1 12.2 12.2.1 77.1.1.1 77.1.2.1 77.1.4.1"))  # XA RF video
+IMAGES = TOMOGRAPHIC | SECONDARY | ULTRASOUND | _PLANAR | _CINE
+
+_ALWAYS_LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 81))  # JPEG baseline, extended; JPEG-LS near
+NATIVE = frozenset((IMPLICIT, EXPLICIT, DEFLATED, BIG))
+LITTLE = NATIVE - {BIG}
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """Facts of one file (a SOP instance). Identifiers and the path are patient data and stay out of ``repr``."""
+
+    path: Path = field(repr=False)
+    size: int  # bytes
+    sop_class: str
+    sop_uid: str = field(repr=False)
+    patient_id: str = field(repr=False)
+    study_uid: str = field(repr=False)
+    series_uid: str = field(repr=False)
+    frame_of_reference_uid: str = field(repr=False)
+    series_number: str
+    concatenation: str = field(repr=False)
+    rows: int
+    columns: int
+    frames: int
+    samples: int
+    photometric: str
+    bits_allocated: int
+    bits_stored: int
+    high_bit: int
+    signed: bool
+    transfer_syntax: str
+    offset: int  # of the first byte of pixels in the file (deflated: in the inflated data set)
+    padding: tuple[int, int] | None  # stored values, from and to, that mean "nothing was measured here"
+    lut: bool
+    attributes: Mapping[str, str] = field(repr=False)
+    flags: frozenset[str]
+    tiles: int = 1  # along each side of the picture: more than one in a mosaic that says how it is tiled
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """What no two different files may share."""
+        return self.study_uid, self.series_uid, self.series_number, self.sop_uid
+
+    @property
+    def colour(self) -> bool:
+        """True where a pixel is a colour, or an index into a palette."""
+        return self.samples > 1 or self.photometric == "PALETTE COLOR"
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one uncompressed frame (PS3.5 section 8.1.1; 4:2:2 holds two samples a pixel)."""
+        samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
+        return -(-self.rows * self.columns * samples * self.bits_allocated // 8)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one stored value in memory: packed ones are unpacked."""
+        return -(-self.bits_allocated // 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One plane: its place in space, its scaling and what tells it from others at the same place."""
+
+    instance: Instance
+    number: int  # from 0 within the file; of the tile in a mosaic
+    position: tuple[float, ...] | None  # mm, LPS: centre of the first pixel
+    orientation: tuple[float, ...] | None  # unit vectors along a row, along a column
+    spacing: tuple[float, ...] | None  # mm between rows, between columns
+    slope: float
+    intercept: float
+    contrast: tuple[Any, ...] = field(repr=False)  # where it differs, it is another volume
+    time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
+
+    @property
+    def labels(self) -> tuple[float, float]:
+        """Temporal position and acquisition number, -1 where unknown: of the frame, where a file holds several."""
+        temporal, acquisition = self.time[5:7] if len(self.time) > 6 else self.time[:2]
+        return temporal, acquisition
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.instance.rows // self.instance.tiles, self.instance.columns // self.instance.tiles
+
+
+def may_show_text(burned: str, sop_class: str, image_type: Collection[str], conversion: str) -> bool:
+    """Tell from elements in upper case whether the pixels may show patient data, as those of screens and films do.
+
+    ``burned`` is BurnedInAnnotation, ``conversion`` ConversionType, which says how a page was made (PS3.3 C.8.6.1).
+    """
+    screen = sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type or conversion
+    return burned == "YES" or (burned != "NO" and bool(screen))
+
+
+def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
+    """Read the header of ``path`` and return one :class:`Frame` for each plane; no pixel is decoded.
+
+    Call it within :func:`quiet`.
+
+    Raises:
+        Skip: not an image to work on (``E_NOT_DICOM``, ``E_SOPCLASS``, ``E_NO_PIXELS``, ``E_LOCALIZER``).
+        Refusal: an image that cannot be used (``E_NOT_DICOM``, ``E_TRUNCATED``, ``E_TOO_LARGE``, ``E_DECODE``,
+            ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
+    """
+    try:
+        if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+            raise Skip("E_NOT_DICOM", "not a regular file")
+        with BoundedFile(path) as file:
+            return _read_frames(path, file, limits)
+    except Refusal:
+        raise
+    except OSError as error:
+        raise Refusal("E_DECODE", f"cannot be read from disk (errno {error.errno})") from None
+    except Exception as error:  # a damaged header may raise anything, and its text would quote values
+        raise Refusal("E_DECODE", f"the header is damaged ({type(error).__name__}); export the file again") from None
+
+
+def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
+    header, pixels, source, size = read_header(path, file, limits.inflated_bytes)
+    _image_class(header, pixels is not None)
+    assert pixels is not None
+    instance = _instance(path, file.bytes, header, pixels.offset)
+    try:
+        _size(instance, pixels.length, source, size, limits)
+    except Refusal as refusal:
+        raise Damaged(refusal.code, refusal.reason, instance.series_uid) from None
+    frames = _frames(header, instance)
+    tomographic = instance.attributes.get("Modality") in ("CT", "MR", "PT")
+    if instance.sop_class in SECONDARY and tomographic and frames[0].position is None:
+        raise Skip("E_SOPCLASS", "a secondary capture page of a tomographic study, without a position in the patient")
+    return frames
+
+
+def _image_class(header: Header, pixels: bool) -> None:
+    """Let image storage classes pass, and say what the others are."""
+    frames = text(header, "NumberOfFrames")
+    if frames and not frames.isdecimal():
+        raise Refusal("E_DECODE", "NumberOfFrames is not a number; export the file again")
+    uid = text(header, "SOPClassUID")
+    if not uid and pixels and has(header, "Rows"):
+        raise Refusal("E_SOPCLASS", "has pixels but names no SOP class; convert it to a current DICOM image first")
+    if uid not in IMAGES:
+        name = UID(uid).name if uid in UID_dictionary else "no registered SOP class"
+        raise Skip("E_SOPCLASS", f"not an image to work on: {name}")
+    if not pixels:
+        raise Skip("E_NO_PIXELS", f"{UID(uid).name} without pixel data")
+
+
+def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
+    said, syntax = partial(text, header), syntax_of(header)
+
+    def count(name: str, default: int | None = None) -> int:
+        values = numbers(header, name)
+        if not values and default is None:
+            raise Refusal("E_DECODE", f"{name} is missing; export the file again")
+        return int(values[0]) if values else int(default or 0)
+
+    allocated = count("BitsAllocated")
+    stored = count("BitsStored", allocated)
+    signed = count("PixelRepresentation", 0) == 1
+    padding = None
+    if low := numbers(header, "PixelPaddingValue"):  # US on signed data is common: read the bits, not the VR
+        high = numbers(header, "PixelPaddingRangeLimit") or low
+        ends = [int(v[0]) - (1 << 16 if signed and v[0] >= 1 << 15 else 0) for v in (low, high)]
+        padding = (min(ends), max(ends))
+    image_type = {v.strip().upper() for v in said("ImageType").split("\\")}
+    sop_class = said("SOPClassUID")
+    if image_type & {"LOCALIZER", "SCOUT"} or any(v.endswith("SURVIEW") for v in image_type):
+        raise Skip("E_LOCALIZER", "a localizer (scout) image")
+    burned = said("BurnedInAnnotation").upper()
+    if burned == "YES":
+        raise Refusal("E_BURNED_IN", "BurnedInAnnotation is YES; text in the pixels must be removed first")
+    flags = {
+        "SYNTHETIC": said("SyntheticData").upper() == "YES",
+        "DERIVED": "DERIVED" in image_type,
+        "MOSAIC": "MOSAIC" in image_type and count("NumberOfFrames", 1) == 1,  # enhanced ones keep the word alone
+        "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
+        "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
+        "BURNED_IN_UNKNOWN": may_show_text(burned, sop_class, image_type, said("ConversionType")),
+    }
+    return Instance(
+        path=path,
+        size=size,
+        sop_class=_same(sop_class),
+        sop_uid=said("SOPInstanceUID"),
+        patient_id=_same(said("PatientID")),
+        study_uid=_same(said("StudyInstanceUID")),
+        series_uid=_same(said("SeriesInstanceUID")),
+        frame_of_reference_uid=_same(said("FrameOfReferenceUID")),
+        series_number=_same(said("SeriesNumber")),
+        concatenation=said("ConcatenationUID"),
+        rows=count("Rows"),
+        columns=count("Columns"),
+        frames=count("NumberOfFrames", 1),
+        samples=count("SamplesPerPixel", 1),
+        photometric=_same(said("PhotometricInterpretation")),
+        bits_allocated=allocated,
+        bits_stored=stored,
+        high_bit=count("HighBit", stored - 1),
+        signed=signed,
+        transfer_syntax=_same(syntax),
+        offset=offset,
+        padding=padding,
+        lut=has(header, "ModalityLUTSequence"),
+        attributes=_attributes(tuple(map(said, ATTRIBUTES))),
+        flags=_same(frozenset(name for name, present in flags.items() if present)),
+    )
+
+
+@lru_cache(4096)
+def _same(value: T) -> T:
+    """Return the first equal value: what slices have in common is kept once, so that a big study stays small."""
+    return value
+
+
+@lru_cache(4096)
+def _attributes(values: tuple[str, ...]) -> Mapping[str, str]:
+    """Make a read-only mapping, one for all slices that agree."""
+    return MappingProxyType({name: value for name, value in zip(ATTRIBUTES, values, strict=True) if value})
+
+
+def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: Limits) -> None:
+    """Compare what the header claims with the limits and with the bytes that are there, before any decoding."""
+    i = instance
+    if not (i.rows and i.columns and i.frames and i.samples in (1, 3)):
+        raise Refusal("E_DECODE", f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}; export it again")
+    total = i.frame_bytes * i.frames
+    if i.rows * i.columns > limits.frame_pixels or i.frames > limits.frames or total > limits.object_bytes:
+        claim = f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}, {total} bytes"
+        raise Refusal("E_TOO_LARGE", f"{claim}; raise the limits if you trust the file")
+    if (
+        not (i.bits_allocated in (8, 16, 32) or _packed(i))
+        or not 0 < i.bits_stored <= i.bits_allocated
+        or i.high_bit >= i.bits_allocated
+    ):
+        bits = f"{i.bits_stored} of {i.bits_allocated} bits, high bit {i.high_bit}"
+        raise Refusal("E_DECODE", f"pixels of {bits} are not supported; convert to 8 or 16 bits first")
+    if i.transfer_syntax in NATIVE:
+        found = min(length, size - i.offset)
+        if length == UNDEFINED or found < total:
+            raise Refusal(
+                "E_TRUNCATED", f"expected {total} bytes of pixels, found {max(0, found)}; copy the file again"
+            )
+        return
+    if UID(i.transfer_syntax) not in AllTransferSyntaxes:
+        raise Refusal("E_DECODE", "the transfer syntax is not a registered one; export it as Explicit VR")
+    compressed = _encapsulated(source, i.offset, size)
+    if total > (1 << 20) + limits.ratio * compressed:
+        raise Refusal(
+            "E_TOO_LARGE", f"claims {total} bytes from {compressed} compressed; raise the ratio if you trust it"
+        )
+
+
+def _packed(instance: Instance) -> bool:
+    """Tell pixels of 12 bits without a gap between them, each frame from a byte of its own (PS3.5 8.1.1)."""
+    i = instance
+    whole = i.frames == 1 or i.rows * i.columns % 2 == 0
+    return i.bits_allocated == 12 and i.samples == 1 and i.transfer_syntax in LITTLE and whole
+
+
+def _encapsulated(source: BinaryIO, offset: int, size: int) -> int:
+    """Walk the items of encapsulated pixel data (PS3.5 A.4) and return their bytes; the end must be there."""
+    total, position = 0, offset
+    while position + 8 <= size:
+        source.seek(position)
+        group, element, length = struct.unpack("<HHL", source.read(8))
+        if (group, element) == (0xFFFE, 0xE0DD):
+            return total
+        if (group, element) != (0xFFFE, 0xE000) or length == UNDEFINED:
+            break
+        position += 8 + length
+        total += length
+    raise Refusal("E_TRUNCATED", f"compressed pixels end at byte {size} without their delimiter; copy the file again")
+
+
+def _frames(header: Header, instance: Instance) -> list[Frame]:
+    image_type = tuple(text(header, "ImageType").split("\\")[2:])
+    time = (
+        first(header, "TemporalPositionIdentifier", -1.0),
+        first(header, "AcquisitionNumber", -1.0),
+        text(header, "AcquisitionTime"),
+        first(header, "TriggerTime", -1.0),
+        first(header, "InstanceNumber", -1.0),
+    )
+    groups = [items(header, n) for n in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")]
+    if instance.sop_class in TOMOGRAPHIC and groups[1]:
+        return _enhanced(instance, groups[0], groups[1], image_type, time)
+    if instance.frames > 1 and instance.sop_class in TOMOGRAPHIC:
+        raise Refusal("E_NO_GEOMETRY", f"{instance.frames} frames without positions; export the original images")
+    contrast = (
+        image_type,
+        first(header, "EchoTime", 0.0),
+        first(header, "InversionTime", 0.0),
+        first(header, "DiffusionBValue", -1.0),
+        "",
+    )
+    plane = _plane(header, header, header)
+    if "MOSAIC" in instance.flags and not instance.colour and all(plane):
+        return _tiles(header, instance, plane, contrast, time)
+    return [Frame(instance, k, *plane, *_rescale(header), _same(contrast), (*time, k)) for k in range(instance.frames)]
+
+
+def _tiles(
+    header: Header,
+    instance: Instance,
+    plane: tuple[Any, Any, Any],
+    contrast: tuple[Any, ...],
+    time: tuple[Any, ...],
+) -> list[Frame]:
+    """Make a frame of each slice in a mosaic, or one of the whole picture where nothing sure places them."""
+    sheet = (instance.rows, instance.columns)
+    found = tiling(csa_of(header), sheet, *plane, first(header, "SpacingBetweenSlices", 0.0))
+    across, positions = found or (1, (plane[0],))
+    whole = replace(instance, tiles=across)
+    return [
+        Frame(whole, k, position, *plane[1:], *_rescale(header), _same(contrast), (*time, k))
+        for k, position in enumerate(positions)
+    ]
+
+
+def _enhanced(
+    instance: Instance, shared: list[Header], frames: list[Header], image_type: tuple[str, ...], time: tuple[Any, ...]
+) -> list[Frame]:
+    """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16)."""
+    if len(frames) != instance.frames:
+        raise Refusal("E_DECODE", f"{instance.frames} frames but {len(frames)} functional groups; export it again")
+    nothing: Header = {}
+
+    def group(k: int, *names: str) -> Header:
+        for name in names:
+            for holder in (frames[k], *shared[:1]):
+                if found := items(holder, name):
+                    return found[0]
+        return nothing
+
+    result = []
+    for k in range(instance.frames):
+        content = group(k, "FrameContentSequence")
+        kind = group(k, "MRImageFrameTypeSequence", "CTImageFrameTypeSequence", "PETFrameTypeSequence")
+        value = group(k, "PixelValueTransformationSequence")
+        plane = _plane(
+            group(k, "PlanePositionSequence"), group(k, "PlaneOrientationSequence"), group(k, "PixelMeasuresSequence")
+        )
+        contrast = (
+            tuple(text(kind, "FrameType").split("\\")[2:]) or image_type,
+            first(group(k, "MREchoSequence"), "EffectiveEchoTime", 0.0),
+            first(group(k, "MRModifierSequence"), "InversionTimes", 0.0),
+            first(group(k, "MRDiffusionSequence"), "DiffusionBValue", -1.0),
+            text(content, "StackID"),
+        )
+        moment = (
+            first(content, "TemporalPositionIndex", -1.0),
+            first(content, "FrameAcquisitionNumber", -1.0),
+            text(content, "FrameReferenceDateTime"),
+            k,
+        )
+        result.append(Frame(instance, k, *plane, *_rescale(value), _same(contrast), (*time, *moment)))
+    return result
+
+
+def _rescale(header: Header) -> tuple[float, float]:
+    """Return slope and intercept; one that is there but senseless is refused, since it makes the values."""
+    slope, intercept = ((numbers(header, name) or (default,))[0] for name, default in _RESCALE)
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
+        raise Refusal("E_DECODE", "RescaleSlope or RescaleIntercept is zero or not finite; export the original images")
+    return slope, intercept
+
+
+def _plane(
+    position: Header, orientation: Header, measures: Header
+) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[float, ...] | None]:
+    """Return position, orientation (as unit vectors) and spacing where they are present and legal."""
+    ipp: tuple[float, ...] | None = numbers(position, "ImagePositionPatient")
+    iop: tuple[float, ...] | None = numbers(orientation, "ImageOrientationPatient")
+    spacing: tuple[float, ...] | None = numbers(measures, "PixelSpacing")
+    if ipp is not None and (len(ipp) != 3 or not all(map(math.isfinite, ipp))):
+        ipp = None
+    if iop is not None and len(iop) == 6 and all(map(math.isfinite, iop)):
+        row, column = math.hypot(*iop[:3]), math.hypot(*iop[3:])
+        dot = sum(a * b for a, b in zip(iop[:3], iop[3:], strict=True))
+        legal = abs(row - 1) < 0.01 and abs(column - 1) < 0.01 and abs(dot) < 0.01
+        iop = (*(v / row for v in iop[:3]), *(v / column for v in iop[3:])) if legal else None
+    else:
+        iop = None
+    if spacing is not None and (len(spacing) != 2 or not all(math.isfinite(v) and v > 0 for v in spacing)):
+        spacing = None
+    return ipp, _same(iop), _same(spacing)

@@ -1,0 +1,260 @@
+"""Series -> voxels: stored values to modality values (PS3.3 C.11.1), decoded by pydicom's plug-ins."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
+from pydicom.uid import UID
+
+from medstyle.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
+from medstyle.dicom.header import LIMITS, LITTLE, Frame, Instance
+from medstyle.dicom.scan import Series
+from medstyle.errors import Refusal
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+_MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
+
+
+def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
+    """Read a ``volume`` series as float32 in modality units (HU for CT; display values for MR).
+
+    Rescale slope and intercept or the modality LUT are applied for each slice; padding becomes the air value of
+    ``domain``; MONOCHROME1 is inverted within the stored range, except where the values are quantities (CT, PET).
+    ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
+
+    Raises:
+        Refusal: the series' own code; ``E_DOMAIN`` where HU would be read as MR or the reverse; ``E_DECODE``,
+            ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
+    """
+    if series.kind == "4d":
+        raise Refusal(series.code, series.reason)
+    return _read(series, "volume", domain, allow)
+
+
+def read_image(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
+    """Read a single plane as a volume with D = 1.
+
+    A plane with a position keeps it; the slice axis is the normal with the slice thickness. One without gets the
+    identity affine: index space, in which a millimetre means nothing (``series.affine`` is None).
+    """
+    return _read(series, "image", domain, allow)
+
+
+def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Volume:
+    if not series.usable and series.code not in allow:
+        raise Refusal(series.code, series.reason)
+    if series.kind != kind:
+        raise Refusal("E_SOPCLASS", f"a {kind} is expected, this is a {series.kind}")
+    if "COLOUR" in series.flags:
+        raise Refusal("E_COLOR", "the pixels are colours; read them with read_colour")
+    wanted, found = DOMAINS[domain].dicom, series.attributes.get("Modality", "")
+    if "E_DOMAIN" not in allow and (found in ("CT", "PT") or wanted == "CT") and wanted != found:
+        raise Refusal(
+            "E_DOMAIN", f"{_MODALITIES.get(found, 'another')} values cannot be read as {domain}; name its domain"
+        )
+    voxels = np.empty(series.shape, np.float32)
+    air = DOMAINS[domain].air
+    with quiet():
+        reader = _Reader()
+        for k, frame in enumerate(series.frames):
+            reader.values(frame, air, voxels[k])
+    affine = np.eye(4) if series.affine is None else series.affine
+    return Volume(voxels, affine, domain)
+
+
+def read_stored(series: Series) -> Iterator[NDArray[Any]]:
+    """Yield the stored values of each frame as integers, masked to BitsStored and sign-extended, before any rescale."""
+    with quiet():
+        reader = _Reader()
+        for frame in series.frames:
+            yield reader.stored(frame).copy()
+
+
+def read_pixels(instance: Instance) -> NDArray[Any]:
+    """Return all frames of a file as :func:`read_stored` gives them, or in RGB, ``(N, H, W)`` or ``(N, H, W, 3)``.
+
+    Call it within :func:`quiet`. The sheet of a mosaic is one frame.
+    """
+    reader, whole = _Reader(), replace(instance, tiles=1)
+    pixels = np.empty(0)
+    for k in range(whole.frames):
+        frame = Frame(whole, k, None, None, None, 1, 0, (), ())
+        one = reader.stored(frame) if whole.samples == 1 else reader.decode(frame, raw=False)
+        if k == 0:
+            pixels = np.empty((whole.frames, *one.shape), one.dtype.newbyteorder("<"))
+        pixels[k] = one
+    return pixels
+
+
+def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDArray[np.uint8]]:
+    """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB; YBR is converted, a palette applied.
+
+    Raises:
+        Refusal: the series' own code unless it is ``E_COLOR``, ``E_SOPCLASS`` (a cine) or in ``allow``; ``E_DECODE``.
+    """
+    if series.kind == "refused" or series.code not in ("", "E_COLOR", "E_SOPCLASS", *allow):
+        raise Refusal(series.code, series.reason)
+    with quiet():
+        reader = _Reader()
+        for frame in series.frames:
+            yield reader.colour(frame)
+
+
+class _Reader:
+    """Decodes frames and keeps the last file, since a multi-frame file is read once for all its frames."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.dataset = Dataset()
+        self.inflated = b""
+        self.buffer = np.empty(0, np.uint8)  # reused: fresh memory for each slice costs more than reading it
+        self.sheet: tuple[Instance, NDArray[Any]] | None = None  # a mosaic, decoded once for all its tiles
+
+    def values(self, frame: Frame, air: float, out: NDArray[np.float32]) -> None:
+        """Write the modality values of ``frame`` to ``out`` ``(H, W)``."""
+        instance = frame.instance
+        stored = self.stored(frame)
+        padded = None
+        if instance.padding is not None:
+            low, high = instance.padding
+            padded = (stored >= low) & (stored <= high)
+        quantity = instance.attributes.get("Modality") in ("CT", "PT")
+        if "MONOCHROME1" in instance.flags and not quantity:
+            top = -1 if instance.signed else (1 << instance.bits_stored) - 1
+            stored = top - stored.astype(np.int64)
+        if instance.lut:
+            out[:] = apply_modality_lut(stored, self._open(instance))
+        elif frame.slope == 1 and instance.bits_stored <= 16:
+            out[:] = stored
+            if frame.intercept:
+                out += np.float32(frame.intercept)
+        else:  # float64, because a slope of 6e-8 or 32 bits would lose digits
+            with np.errstate(over="ignore"):
+                out[:] = stored * np.float64(frame.slope) + frame.intercept
+            if not np.isfinite(out).all():
+                raise Refusal("E_NOT_FINITE", "the rescaled values exceed 32-bit floats; export the original images")
+        if padded is not None:
+            out[padded] = air
+
+    def stored(self, frame: Frame) -> NDArray[Any]:
+        """Return stored values ``(H, W)``, in memory that the next call may use again."""
+        instance = frame.instance
+        if instance.tiles == 1:
+            return self._plane(frame)
+        if self.sheet is None or self.sheet[0] is not instance:
+            self.sheet = instance, self._plane(replace(frame, number=0)).copy()
+        (rows, columns), (below, right) = frame.shape, divmod(frame.number, instance.tiles)
+        return self.sheet[1][below * rows :, right * columns :][:rows, :columns]
+
+    def colour(self, frame: Frame) -> NDArray[np.uint8]:
+        """Return RGB ``(H, W, 3)``, 8 bits."""
+        pixels = self.decode(frame, raw=False)
+        if frame.instance.photometric == "PALETTE COLOR":
+            pixels = apply_color_lut(pixels, self._open(frame.instance))
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[..., None], 3, axis=2)
+        if pixels.dtype != np.uint8:
+            bits = 16 if frame.instance.photometric == "PALETTE COLOR" else frame.instance.bits_stored
+            pixels = pixels >> max(bits - 8, 0)
+        return pixels[..., :3].astype(np.uint8)
+
+    def _plane(self, frame: Frame) -> NDArray[Any]:
+        instance = frame.instance
+        if instance.transfer_syntax in LITTLE and instance.samples == 1:
+            return _mask(self._native(frame), instance)
+        return _mask(self.decode(frame, raw=True), instance)
+
+    def _native(self, frame: Frame) -> NDArray[Any]:
+        """Read little-endian pixels straight from where the header said they are."""
+        i = frame.instance
+        start = i.offset + frame.number * i.frame_bytes
+        if self.buffer.size != i.frame_bytes:
+            self.buffer = np.empty(i.frame_bytes, np.uint8)
+        if i.transfer_syntax == DEFLATED:
+            if self.path != i.path:
+                self.inflated, self.path = inflate(i.path, LIMITS.inflated_bytes), i.path
+            data = np.frombuffer(self.inflated, np.uint8)[start : start + i.frame_bytes]
+            found = data.size
+            self.buffer[:found] = data
+        else:
+            with _unchanged(i) as file:
+                file.seek(start)
+                found = file.readinto(self.buffer.data)
+        if found != i.frame_bytes:
+            raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
+        packed = i.bits_allocated == 12
+        values = _unpacked(self.buffer, i.rows * i.columns) if packed else self.buffer.view(f"<u{i.value_bytes}")
+        return values.reshape(i.rows, i.columns)
+
+    def decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
+        """Return the pixels of ``frame`` as a decoder gives them, colours in RGB unless ``raw``."""
+        i = frame.instance
+        try:
+            dataset = self._open(i)
+            decoder = get_decoder(UID(i.transfer_syntax))
+            pixels, _ = decoder.as_array(dataset, index=frame.number, raw=raw, decoding_plugin=_plugin(decoder))
+        except (Refusal, KeyboardInterrupt, SystemExit):
+            raise
+        except NotImplementedError:
+            raise Refusal(
+                "E_DECODE", f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
+            ) from None
+        except BaseException as error:  # codecs raise anything (a Rust panic is no Exception) and may quote values
+            cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
+            raise Refusal("E_DECODE", f"{cause}; export it uncompressed") from None
+        return pixels
+
+    def _open(self, instance: Instance) -> Dataset:
+        if self.path != instance.path:
+            with _unchanged(instance) as file:
+                self.dataset, self.path = dcmread(file, force=True), instance.path
+        return self.dataset
+
+
+def _unpacked(data: NDArray[np.uint8], count: int) -> NDArray[np.uint16]:
+    """Return values of 12 bits, two in three bytes, each from its lowest bit on (PS3.5 8.1.1)."""
+    triples = np.zeros((-(-count // 2), 3), np.uint16)
+    triples.ravel()[: data.size] = data
+    one, both, other = triples.T
+    values: NDArray[np.uint16] = np.stack([one | (both & 15) << 8, both >> 4 | other << 4], axis=1).ravel()[:count]
+    return values
+
+
+def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
+    """Keep BitsStored bits below HighBit and extend the sign (PS3.5 8.1.1): unused bits may hold anything."""
+    i, bits = instance, instance.value_bytes * 8
+    above, unused = max(bits - i.high_bit - 1, 0), bits - i.bits_stored
+    pixels = pixels.astype(f"u{i.value_bytes}", copy=not pixels.flags.writeable)
+    if above:
+        pixels <<= above
+    if i.signed:
+        pixels = pixels.view(f"i{i.value_bytes}")
+    if unused:
+        pixels >>= unused
+    return pixels
+
+
+def _plugin(decoder: Any) -> str:
+    """Prefer the plug-ins that keep 16 signed bits in JPEG 2000 over Pillow, which does not."""
+    return "pylibjpeg" if {"pillow", "pylibjpeg"} <= set(decoder.available_plugins) else ""
+
+
+def _unchanged(instance: Instance) -> BoundedFile:
+    file = BoundedFile(instance.path)
+    if file.bytes != instance.size:
+        file.close()
+        raise Refusal(
+            "E_DECODE", f"the file had {instance.size} bytes when scanned and has {file.bytes} now; scan again"
+        )
+    return file

@@ -1,0 +1,485 @@
+"""Derived series -> files: built from a whitelist of the source header, never a copy of it (PS3.3 A.3, A.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from itertools import product, repeat
+from pathlib import Path
+from typing import Any, Literal
+from uuid import UUID
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import dcmread
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import UID, ExplicitVRLittleEndian
+
+from medstyle.dicom.elements import quiet, words
+from medstyle.dicom.header import Frame
+from medstyle.dicom.read import read_stored
+from medstyle.dicom.scan import POSITION_TOLERANCE_MM, Series
+from medstyle.errors import Refusal
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+IMPLEMENTATION_UID = "2.25.131797183890386993657555570534283336269"  # uuid5(NAMESPACE_URL, "medstyle")
+_STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2"}
+_KEEP = words(
+    "PatientName PatientID PatientBirthDate PatientSex PatientWeight PatientIdentityRemoved DeidentificationMethod "
+    "DeidentificationMethodCodeSequence LongitudinalTemporalInformationModified StudyInstanceUID StudyDate StudyTime "
+    "ReferringPhysicianName StudyID AccessionNumber StudyDescription FrameOfReferenceUID PositionReferenceIndicator "
+    "PatientPosition BodyPartExamined Laterality AcquisitionDate AcquisitionTime SeriesNumber Manufacturer "
+    "ManufacturerModelName LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
+)
+_GRID = words(
+    "PixelSpacing ImageOrientationPatient ImagePositionPatient SliceThickness SpacingBetweenSlices SliceLocation"
+)
+_EMPTY = words(  # type 2: present, may be empty
+    "PatientName PatientID PatientBirthDate PatientSex ReferringPhysicianName StudyID AccessionNumber StudyDate "
+    "StudyTime PositionReferenceIndicator SliceThickness PatientPosition"
+)
+_METHOD = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+_PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest legal value
+    "MR": dict.fromkeys(["ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"])
+    | {"ScanningSequence": "RM", "SequenceVariant": "NONE"},
+    "CT": dict.fromkeys(["KVP", "AcquisitionNumber"]),
+}
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model made an image.
+
+    Attributes:
+        name, version: for people; at most 64 characters together.
+        sha256: of the weights, 64 hexadecimal digits.
+        details: facts for machines (out-of-distribution score, configuration hash…), kept as JSON in the private block.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_derived(
+    volume: Volume,
+    source: Series,
+    out_dir: Path,
+    model: ModelIdentity,
+    *,
+    now: datetime | None = None,
+    kind: Literal["synthetic", "uncertainty"] = "synthetic",
+    source_domain: str | None = None,
+    reach: int | None = 0,
+    contrasts: Sequence[Series] = (),
+    registered: bool = False,
+) -> list[Path]:
+    """Write ``volume`` as a series of MR or CT images derived from ``source``, one file for each slice.
+
+    The files go to a new folder below ``out_dir``, which appears complete or not at all. On the source's grid the
+    geometry is copied as it was written; on another grid it is computed from the affine. UIDs follow from the source,
+    the weights, the domain, ``kind`` and the contrasts: the same call makes the same UIDs. A synthetic CT is padded
+    where the CT that it comes from was.
+
+    Args:
+        volume: of an MR or CT domain.
+        source: the series whose patient, study and grid the new one has.
+        out_dir: where the new folder goes.
+        model: what made ``volume``.
+        now: date and time of the new series.
+        kind: what ``volume`` is.
+        source_domain: of ``source``, for the description.
+        reach: how many slices of ``source`` on either side of its own entered each slice; None: all.
+        contrasts: series that entered beside ``source``.
+        registered: whether they were moved, so that their positions do not tell which of their slices entered.
+
+    Raises:
+        Refusal: ``E_EXISTS`` the folder is there already, ``E_SOPCLASS`` the domain has no DICOM modality,
+            ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds several volumes,
+            ``E_NOT_FINITE`` NaN or infinity among the voxels.
+    """
+    modality = DOMAINS[volume.domain].dicom
+    if modality not in _STORAGE:
+        raise Refusal("E_SOPCLASS", f"domain {volume.domain} is not an MR or CT image; write pictures instead")
+    if source.kind == "4d":
+        raise Refusal("E_4D", f"the source holds {source.volumes} volumes; choose one")
+    if source.affine is None:
+        raise Refusal("E_NO_GEOMETRY", "the source has no position in the patient, which MR and CT images must have")
+    stored, pixel_module, facts = _quantise(volume, modality, kind)
+    first = source.frames[0].instance
+    begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
+    series_uid = _uid(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
+    label = DOMAINS[source_domain].label if source_domain else source.attributes.get("Modality", "")
+    arrow = f"{label}->{DOMAINS[volume.domain].label}"
+    title = f"SYNTHETIC AI {arrow}" if kind == "synthetic" else f"UNCERTAINTY MAP AI {arrow}"
+    details = json.dumps({**model.details, **facts}, sort_keys=True, allow_nan=False)
+    common = _common(modality, model, now or datetime.now(), details) | {
+        "SeriesInstanceUID": series_uid,
+        "SeriesDescription": f"{title[:44]} NOT FOR DIAGNOSIS",
+        **pixel_module,
+    }
+    same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
+    same_grid &= first.tiles == 1  # a mosaic's elements place the sheet, not its tiles
+    entered = _Entered(volume, source, same_grid, reach, contrasts, registered)
+    padded = same_grid and kind == "synthetic" and modality == source.attributes.get("Modality") == "CT"
+    final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
+    if final.exists():
+        raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
+    scratch = final.with_name(f".part-{os.getpid()}-{final.name}")
+    try:
+        scratch.mkdir(parents=True)
+        with quiet():
+            reader = _Headers()
+            for k, (pixels, outside) in enumerate(zip(stored, _outside(source if padded else None), strict=False)):
+                header, grid = reader.read(source.frames[k if same_grid else 0])
+                if not same_grid:
+                    grid = _computed_grid(volume, k)
+                dataset = _slice(header, grid, entered.at(k), common)
+                dataset.InstanceNumber = k + 1
+                dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if kind == "synthetic" else 9500)
+                dataset.SOPInstanceUID = _uid(series_uid, str(k))
+                if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
+                    dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
+                if outside is not None:
+                    pixels[outside] = dataset.PixelPaddingValue = 0
+                _add_pixels(dataset, pixels)
+                save(dataset, scratch / f"{k + 1:04d}.dcm")
+        scratch.rename(final)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return sorted(final.iterdir())
+
+
+def _quantise(
+    volume: Volume, modality: str, kind: str
+) -> tuple[NDArray[np.uint16], dict[str, Any], dict[str, float | int]]:
+    """Return stored values ``(D, H, W)``, the elements that explain them and facts for the private block."""
+    values = volume.voxels
+    if not np.isfinite(values).all():
+        raise Refusal("E_NOT_FINITE", "the volume holds NaN or infinite voxels; nothing was written")
+    slope, intercept, (low, high) = 1.0, 0.0, DOMAINS[volume.domain].range
+    if kind == "uncertainty":
+        low, high = 0.0, max(float(values.max()), 1e-6)
+        slope = float(f"{high / 4095:.8e}") if high < 1000 else 1.0
+    elif modality == "CT":
+        intercept = low
+    elif 0 < (peak := float(values.max())) < 1000 and not np.array_equal(values, np.rint(values)):
+        slope = peak / 4095  # MR has no unit: spread a small range, or rounding would eat it
+    clipped = np.clip(values, low, high)
+    stored = np.rint((clipped - intercept) / slope).clip(0, 65535).astype(np.uint16)
+    bits = 12 if stored.max() <= 4095 else 16
+    body = stored[stored > stored.min()]
+    bottom, top = np.percentile(body, (1, 99)) if body.size else (0, 1)
+    elements: dict[str, Any] = {
+        "BitsAllocated": 16,
+        "BitsStored": bits,
+        "HighBit": bits - 1,
+        "PixelRepresentation": 0,
+        "SamplesPerPixel": 1,
+        "PhotometricInterpretation": "MONOCHROME2",
+        "WindowCenter": f"{(bottom + top) / 2:.6g}",
+        "WindowWidth": f"{max(top - bottom, 1):.6g}",
+    }
+    if modality == "CT":
+        elements |= {"RescaleIntercept": f"{intercept:.6g}", "RescaleSlope": f"{slope:.8e}", "RescaleType": "HU"}
+        if kind == "synthetic":
+            elements |= {"RescaleSlope": "1", "WindowCenter": "40", "WindowWidth": "400"}
+    return stored, elements, {"clipped_voxels": int((clipped != values).sum()), "unit_per_stored_value": slope}
+
+
+def _common(modality: str, model: ModelIdentity, now: datetime, details: str) -> dict[str, Any]:
+    """Return the elements that are the same in every slice."""
+    day, time = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
+    described = f"Synthetic image made by a neural network ({model.name} {model.version}, weights {model.sha256[:16]})"
+    return {
+        **_PHYSICS[modality],
+        "SpecificCharacterSet": "ISO_IR 192",
+        "SOPClassUID": _STORAGE[modality],
+        "Modality": modality,
+        "SeriesDate": day,
+        "ContentDate": day,
+        "InstanceCreationDate": day,
+        "SeriesTime": time,
+        "ContentTime": time,
+        "InstanceCreationTime": time,
+        "ImageType": ["DERIVED", "SECONDARY", "AXIAL" if modality == "CT" else "OTHER", "SYNTHETIC"],
+        "SyntheticData": "YES",
+        "ImageComments": "AI SYNTHETIC - NOT FOR DIAGNOSTIC USE",
+        "Manufacturer": "medstyle project",
+        "ManufacturerModelName": "medstyle",
+        "DeviceSerialNumber": "0",
+        "SoftwareVersions": [model.version[:64], f"model sha256:{model.sha256[:16]}"],
+        "BurnedInAnnotation": "NO",
+        "RecognizableVisualFeatures": "YES",
+        "DerivationDescription": f"{described}. Not acquired. Not for diagnostic use.",
+        "DerivationCodeSequence": [code("medstyle-001", "99MEDSTYLE", "Image-to-image translation by neural network")],
+        "CodingSchemeIdentificationSequence": [
+            _item(CodingSchemeDesignator="99MEDSTYLE", CodingSchemeName="medstyle codes")
+        ],
+        "_equipment": _item(
+            Manufacturer="medstyle project",
+            ManufacturerModelName=model.name[:64],
+            SoftwareVersions=model.version[:64],
+            ContributionDateTime=day + time,
+            ContributionDescription="AI synthesis",
+            PurposeOfReferenceCodeSequence=[code("109100", "DCM", "Synthesizing Equipment")],
+        ),
+        "_private": (f"{model.name} {model.version}"[:64], model.sha256[:64], details),
+    }
+
+
+@dataclass(frozen=True)
+class _Entered:
+    """Which slices of which series entered each slice of ``volume``; see :func:`write_derived`."""
+
+    volume: Volume
+    source: Series
+    same_grid: bool
+    reach: int | None
+    contrasts: Sequence[Series]
+    registered: bool
+
+    def at(self, k: int) -> list[tuple[Frame, bool]]:
+        """Return them for slice ``k``, its own first; true where all pixels are at the places that they had."""
+        depth = len(self.volume.voxels)
+        reach = depth if self.reach is None else self.reach
+        around = range(max(0, k - reach), min(depth, k + reach + 1))
+        own = [self.source.frames[k]] if self.same_grid else []
+        frames = [*own, *(self.source.frames[j] for j in around)] if self.same_grid else list(self.source.frames)
+        for other in self.contrasts:
+            frames += self._near(other, around)
+        return [(frame, any(_same_place(frame, one) for one in own)) for frame in frames]
+
+    def _near(self, other: Series, around: range) -> Sequence[Frame]:
+        """Return the slices of ``other`` between which those ``around`` a slice of the volume were interpolated."""
+        if self.registered or other.affine is None:
+            return other.frames
+        _, rows, columns = self.volume.voxels.shape
+        ends = product((0, columns - 1), (0, rows - 1), (around[0], around[-1]), (1,))
+        places = (np.linalg.inv(other.affine) @ self.volume.affine @ np.array([*ends]).T)[2]
+        first, last = math.floor(places.min() + 1e-3), math.ceil(places.max() - 1e-3)
+        return other.frames[max(0, first) : max(0, last + 1)]
+
+
+def _same_place(one: Frame, other: Frame) -> bool:
+    places = [(f.position, f.orientation, f.spacing, f.shape) for f in (one, other)]
+    return all(a is not None and b is not None and np.allclose(a, b, atol=1e-4) for a, b in zip(*places, strict=True))
+
+
+def _slice(header: Dataset, grid: Dataset, frames: list[tuple[Frame, bool]], common: Mapping[str, Any]) -> Dataset:
+    """Build one slice without its pixels and its own identifiers."""
+    dataset = Dataset()
+    dataset.update(grid)
+    for name in _KEEP:
+        if name in header and name not in ("SeriesNumber", "Manufacturer", "ManufacturerModelName"):
+            _copy(dataset, header, name)
+    for name in _EMPTY:
+        if name not in dataset:
+            setattr(dataset, name, None)
+    settle_laterality(dataset)
+    if dataset.get("PatientIdentityRemoved") == "YES" and not any(dataset.get(name) for name in _METHOD):
+        dataset.DeidentificationMethod = "not stated by the source"  # type 1C
+    for name, value in common.items():
+        if not name.startswith("_"):
+            setattr(dataset, name, value)
+    lossy = any("LOSSY" in frame.instance.flags for frame, _ in frames)
+    dataset.LossyImageCompression = "01" if lossy else "00"
+    references = {  # the tiles of a mosaic are one image
+        (f.instance.sop_uid, f.number if f.instance.frames > 1 else None): (f, same_place) for f, same_place in frames
+    }
+    series: dict[str, dict[str, Dataset]] = {}
+    for frame, _ in references.values():
+        series.setdefault(frame.instance.series_uid, {})[frame.instance.sop_uid] = _reference(frame)
+    dataset.ReferencedSeriesSequence = [
+        _item(SeriesInstanceUID=uid, ReferencedInstanceSequence=list(images.values())) for uid, images in series.items()
+    ]
+    dataset.SourceImageSequence = [_source(*of) for of in references.values()]
+    scanner = _item(
+        Manufacturer=str(header.get("Manufacturer") or "UNKNOWN")[:64],
+        PurposeOfReferenceCodeSequence=[code("109101", "DCM", "Acquisition Equipment")],
+    )
+    if model := str(header.get("ManufacturerModelName") or "")[:64]:
+        scanner.ManufacturerModelName = model
+    dataset.ContributingEquipmentSequence = [scanner, common["_equipment"]]
+    private = dataset.private_block(0x0099, "MEDSTYLE AI 1.0", create=True)
+    for element, (vr, value) in enumerate(zip(("LO", "LO", "UT"), common["_private"], strict=True), start=1):
+        private.add_new(element, vr, value)
+    return dataset
+
+
+def settle_laterality(dataset: Dataset) -> None:
+    """Put an empty laterality where it must be (type 2C), and take it away where it may not be empty."""
+    if not dataset.get("BodyPartExamined"):
+        dataset.Laterality = dataset.get("Laterality")
+    elif not dataset.get("Laterality"):
+        dataset.pop("Laterality", None)  # the part is not known to be one of a pair
+
+
+def _reference(frame: Frame) -> Dataset:
+    instance = frame.instance
+    return _item(ReferencedSOPClassUID=instance.sop_class, ReferencedSOPInstanceUID=instance.sop_uid)
+
+
+def _source(frame: Frame, same_place: bool) -> Dataset:
+    item = _reference(frame)
+    item.SpatialLocationsPreserved = "YES" if same_place else "NO"
+    item.PurposeOfReferenceCodeSequence = [code("121322", "DCM", "Source image for image processing operation")]
+    if frame.instance.frames > 1:
+        item.ReferencedFrameNumber = frame.number + 1
+    return item
+
+
+class _Headers:
+    """Reads source headers, a multi-frame file once."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.dataset = Dataset()
+
+    def read(self, frame: Frame) -> tuple[Dataset, Dataset]:
+        """Return the header and the elements that place this frame, as they were written."""
+        path = frame.instance.path
+        if path != self.path:
+            tags = [*_KEEP, *_GRID, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
+            self.dataset = dcmread(path, stop_before_pixels=True, force=True, specific_tags=list(tags))
+            self.path = path
+        grid = Dataset()
+        holders = [self.dataset]
+        for name, k in (("SharedFunctionalGroupsSequence", 0), ("PerFrameFunctionalGroupsSequence", frame.number)):
+            if name in self.dataset and len(self.dataset[name].value) > k:
+                group = self.dataset[name].value[k]
+                planes = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
+                holders += [group[plane].value[0] for plane in planes if group.get(plane)]
+        for holder in holders:  # the frame's own functional groups come last and win
+            for name in _GRID:
+                if name in holder and not holder[name].is_empty:
+                    _copy(grid, holder, name)
+        if _number(grid, "SpacingBetweenSlices", float) <= 0:  # some scanners count downwards; it is no distance
+            grid.pop("SpacingBetweenSlices", None)
+        return self.dataset, grid
+
+
+def _computed_grid(volume: Volume, k: int) -> Dataset:
+    """Return the elements that place slice ``k`` of a resampled volume."""
+    axes = volume.direction
+    column_mm, row_mm, _ = volume.spacing_mm
+    normal = np.cross(axes[:, 0], axes[:, 1])
+    distance = abs(float(volume.affine[:3, 2] @ normal))
+    position = volume.affine @ np.array([0, 0, k, 1])
+    return _item(
+        PixelSpacing=[_decimal(row_mm), _decimal(column_mm)],
+        ImageOrientationPatient=[_decimal(v) for v in axes[:, :2].T.ravel()],
+        ImagePositionPatient=[_decimal(v) for v in position[:3]],
+        SliceThickness=_decimal(distance),
+        SpacingBetweenSlices=_decimal(distance),
+    )
+
+
+def _same_grid(one: NDArray[np.float64], other: NDArray[np.float64], shape: tuple[int, int, int]) -> bool:
+    depth, rows, columns = shape
+    corners = np.array([[0, 0, 0, 1], [columns, 0, 0, 1], [0, rows, 0, 1], [0, 0, depth, 1]]).T
+    moved = np.abs((one - other) @ corners)  # mm
+    return bool(moved.max() <= POSITION_TOLERANCE_MM)
+
+
+def _outside(source: Series | None) -> Iterator[NDArray[np.bool_] | None]:
+    """Yield where each slice is padded, since nothing was measured there; None where it says nothing of it."""
+    if source is None or all(frame.instance.padding is None for frame in source.frames):
+        yield from repeat(None)
+        return
+    for frame, stored in zip(source.frames, read_stored(source), strict=True):
+        low, high = frame.instance.padding or (1, 0)  # no value lies between these
+        yield (stored >= low) & (stored <= high)
+
+
+def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SmallestImagePixelValue, dataset.LargestImagePixelValue = int(pixels.min()), int(pixels.max())
+    for name in ("SmallestImagePixelValue", "LargestImagePixelValue", "PixelPaddingValue"):
+        if name in dataset:
+            dataset[name].VR = "US"
+    dataset.PixelData = pixels.astype("<u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a new file and wait until the disk has it; its pixels are not compressed."""
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_UID)
+    dataset.file_meta.ImplementationVersionName = "MEDSTYLE_010"
+    with path.open("xb") as file:
+        dataset.save_as(file, enforce_file_format=True)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _copy(target: Dataset, source: Dataset, name: str) -> None:
+    """Copy one element; text is decoded by the source's character set, since the copy is written in UTF-8.
+
+    What its representation forbids, such as words where a number belongs, is left out.
+    """
+    with suppress(ValueError, TypeError):
+        element = source[name]
+        value = element.value
+        if element.VR == "SQ":
+            value = [_copied_code(item) for item in value]
+        elif element.VR == "PN":
+            value = str(value)
+        target.add_new(tag_for_keyword(name), element.VR, value)
+
+
+def _copied_code(item: Dataset) -> Dataset:
+    copy = code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
+    if not copy.CodeValue or len(copy.CodeValue) > 16:  # VR SH holds 16 characters
+        copy.LongCodeValue = copy.CodeValue or str(item.get("LongCodeValue", ""))
+        del copy.CodeValue
+    return copy
+
+
+def _item(**elements: Any) -> Dataset:
+    dataset = Dataset()
+    for name, value in elements.items():
+        setattr(dataset, name, value)
+    return dataset
+
+
+def code(value: str, scheme: str, meaning: str) -> Dataset:
+    """Return the item of a code sequence (PS3.3 8.8)."""
+    return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
+
+
+def _uid(*parts: str) -> str:
+    """Return the UID ``2.25.<UUID>`` (PS3.5 B.2) that follows from ``parts``."""
+    digest = hashlib.sha256("\0".join(parts).encode()).digest()
+    return f"2.25.{UUID(bytes=digest[:16], version=5).int}"
+
+
+def _decimal(value: float) -> str:
+    """Write a number in the 16 characters of a decimal string (PS3.5 6.2)."""
+    for digits in range(16, 0, -1):
+        if len(text := f"{value:.{digits}g}") <= 16:
+            return text
+    return "0"
+
+
+def _number(dataset: Dataset, name: str, kind: type[int] | type[float] = int) -> float:
+    try:
+        return kind(dataset.get(name) or 0)
+    except (TypeError, ValueError):
+        return 0

@@ -1,0 +1,69 @@
+"""The same work on many images: threads of this process, several processes, or the machines of a Dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+from typing import TypeVar
+
+from medstyle.errors import UserError
+from medstyle.jobs.progress import track
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Workers = int | str  # processes here, or the address of a Dask scheduler
+
+
+def each(
+    function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: Workers = 1, threads: int = 1
+) -> Generator[Result]:
+    """Yield ``function(item)`` of every item, in order, and report progress.
+
+    What a worker that died had in hand, or had finished but not handed in, is done again by another: ``function`` must
+    write the same files when it is repeated. It travels to other processes, so it must be importable there.
+
+    Args:
+        function: what to do; it changes nothing but files of its own.
+        items: its arguments.
+        description: beginning of the lines of progress.
+        workers: 1 is this process with ``threads``; more are processes of one thread each; a text such as
+            ``tcp://host:8786`` is a Dask scheduler whose workers run in this folder of a shared disk.
+        threads: of this process, where there are no others.
+
+    Raises:
+        UserError: there is no Dask, or no scheduler at the address.
+    """
+    with ExitStack() as stack:
+        if workers == 1:
+            pool = stack.enter_context(ThreadPoolExecutor(threads))
+            yield from track(pool.map(function, items), description, len(items))
+            return
+        try:
+            from distributed import Client, LocalCluster
+        except ImportError:
+            raise UserError(f'{description}: workers needs Dask: pip install "medstyle[cluster]"') from None
+        cluster: object = workers
+        if isinstance(workers, int):
+            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            cluster = stack.enter_context(local)
+        try:
+            client = stack.enter_context(Client(cluster))
+        except OSError:
+            raise UserError(f"{description}: no Dask scheduler answers at {workers}") from None
+        futures = client.map(partial(_caught, function), items, pure=False)
+        for result, error in track((future.result() for future in futures), description, len(futures)):
+            if error is not None:
+                raise error
+            yield result
+
+
+def _caught(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, Exception | None]:
+    """Return an error instead of raising it: Dask would write it to its log with the item, which may name a patient."""
+    try:
+        return function(item), None
+    except Exception as error:
+        return None, error

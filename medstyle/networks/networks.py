@@ -1,0 +1,102 @@
+"""Generator and style source as one network, and the parameters that build them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from medstyle.errors import UserError
+from medstyle.imaging.modality import DOMAINS
+from medstyle.networks.generator import GENERATORS, build_generator
+from medstyle.networks.style import STYLES, Style
+from medstyle.params import params
+
+
+@params
+class Architecture:
+    """The generator and where its style comes from."""
+
+    generator: str = "medstyle"
+    """medstyle, or a MONAI network in its place: unet, dynunet, swin_unetr."""
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    """Channels per resolution level, fine to coarse."""
+    style: tuple[str, ...] = ("domain",)
+    """Sources of the style code: domain (one per domain), latent (random, diverse), reference (from an image)."""
+    style_size: int = 8
+    """Length of the style code."""
+    bottleneck_blocks: int = 4
+    """Residual blocks at the coarsest level."""
+    repainted: int = 0
+    """Finest levels whose details the decoder paints by itself: 0 keeps anatomy, 1 or 2 give art room."""
+    residual: bool = False
+    """Predict the change instead of the image; source and target must share a unit."""
+    dimensions: Literal[2, 3] = 2
+    """2 renders slices, 3 renders volumes in windows."""
+    neighbours: int = 1
+    """Neighbouring slices that a two-dimensional generator sees, itself included: 1, or 3 or 5 (2.5-D)."""
+
+    def __post_init__(self) -> None:
+        if len(self.widths) < 2 or min(self.widths) < 1 or self.style_size < 1 or self.bottleneck_blocks < 0:
+            raise UserError("network: needs at least two widths and positive sizes")
+        if self.generator not in GENERATORS:
+            raise UserError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
+        if self.repainted and self.generator != "medstyle":
+            raise UserError("network.repainted: MONAI's networks have their own ways for details; set it to 0")
+        if not self.style or not set(self.style) <= set(STYLES):
+            raise UserError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
+        if not 0 <= self.repainted < len(self.widths):
+            raise UserError(f"network.repainted: must lie in [0, {len(self.widths) - 1}]")
+        if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
+            raise UserError("network.neighbours: must be odd, and 1 where dimensions is 3")
+
+
+class Networks(nn.Module):
+    """Generator and style source, trained and saved as one.
+
+    Args:
+        architecture: of the generator and its style.
+        domains: names; their order is the index of the style code.
+        contrasts: number ``M`` of images of a subject that enter together.
+    """
+
+    def __init__(self, architecture: Architecture, domains: Sequence[str], contrasts: int = 1) -> None:
+        super().__init__()
+        channels = {DOMAINS[name].channels for name in domains}
+        if len(channels) != 1:
+            raise UserError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
+        colours = max(channels)
+        self.colours, self.neighbours = colours, architecture.neighbours
+        self.residual, self.dimensions = architecture.residual, architecture.dimensions
+        picture = DOMAINS[domains[0]].unit == "8-bit"
+        self.generator = build_generator(
+            architecture.generator,
+            in_channels=colours * contrasts * architecture.neighbours,
+            out_channels=colours,
+            widths=architecture.widths,
+            style_size=architecture.style_size,
+            spatial_dims=architecture.dimensions,
+            bottleneck_blocks=architecture.bottleneck_blocks,
+            repainted=architecture.repainted,
+            bounded=picture and not architecture.residual,
+            border="replicate" if picture else "zeros",
+        )
+        self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
+
+    def forward(self, x: Tensor, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
+        """Render content ``(N, C_in, ...)`` in the style of domain indices ``(N,)``, a latent or a reference."""
+        return self.render(x, self.style(domain, z, reference))
+
+    def content(self, x: Tensor) -> Tensor:
+        """Return the image ``(N, C, ...)`` that is rendered: the source's own slice among contrasts and neighbours."""
+        return x[:, self.neighbours // 2 : self.colours * self.neighbours : self.neighbours]
+
+    def render(self, x: Tensor, s: Tensor) -> Tensor:
+        """Render content of any size in style ``(N, S)``: padded to the generator's multiple and cut again."""
+        short = [-size % self.generator.multiple for size in x.shape[2:]]
+        inside = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
+        y: Tensor = self.generator(inside, s)
+        whole: list[Any] = [slice(size) for size in x.shape[2:]]
+        y = y[(..., *whole)]
+        return y + self.content(x) if self.residual else y

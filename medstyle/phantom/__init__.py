@@ -1,0 +1,1 @@
+"""The digital brain phantom: a generator of studies whose truth is known."""
