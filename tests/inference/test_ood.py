@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from medstyle import translate_volume
-from medstyle.inference.ood import judge, oddities
+from medstyle.inference.ood import assess, oddities
 from tests.inference.conftest import ANYTHING, Plain, make_translator
 
 BODY = np.ones((2, 8, 8), bool)
@@ -34,9 +34,9 @@ def test_what_lies_outside_the_body_is_not_judged():
 
 
 def test_a_domain_is_judged_by_its_own_statistics():
-    strict = {"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING}
-    reference = {"mr_t1": {"volume": ANYTHING, "slice": ANYTHING}, "mr_t2": strict}
+    strict = Reference(ANYTHING._replace(largest=1e-3), ANYTHING)
+    reference = {"mr_t1": Reference(ANYTHING, ANYTHING), "mr_t2": strict}
     translator = make_translator(reference=reference)
     slices = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert judge(slices, translator).verdict == "ok"
-    assert judge(slices, translator, "mr_t2").verdict == "refuse"
+    assert assess(slices, translator).verdict == "ok"
+    assert assess(slices, translator, "mr_t2").verdict == "refuse"

@@ -2,10 +2,12 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle.networks.deformation import Registrar
+from medstyle.networks.deformation import DeformationFieldNetwork
 from medstyle.networks.networks import Architecture, Networks
-from medstyle.training.objectives.base import EVERY, fade, ramp
-from medstyle.training.objectives.table import RECIPES, Objective
+from medstyle.params import parse
+from medstyle.training.objectives.base import fade, ramp
+from medstyle.training.objectives.paired import PairedParams
+from medstyle.training.objectives.table import OBJECTIVES, AnyObjective
 from tests.data.conftest import SLICES
 from tests.training.conftest import NEEDS, train
 
@@ -17,12 +19,11 @@ def test_schedules_at_known_points():
     assert ramp(0.0, 0.2) == 0.2
 
 
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
     """Each term of a recipe appears in the curves with its default weight, and not with the weight 0."""
-    every = RECIPES[kind].weights | EVERY
-    without = {"perceptual", *(["population"] if RECIPES[kind].paired else [])}
-    weights = {name: value or 1.0 for name, value in every.items() if name not in without}
+    every = {name: term.weight for name, term in OBJECTIVES[kind].terms.items() if term.weight is not None}
+    weights = {name: value or 1.0 for name, value in every.items() if name != "perceptual"} | {"r1": 0.02}
     settings = {"log_every": 1, "architecture": {**NEEDS[kind].get("architecture", {}), "neighbours": 3}}
     _, curve = train(store, tmp_path / "all", kind, steps=8, objective={"weights": weights}, **settings)
     seen = {name.rpartition("/")[2] for row in curve for name in row}
@@ -37,10 +38,10 @@ def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
 
 def test_the_next_slice_is_what_a_step_through_the_stack_shows():
     networks = Networks(Architecture(widths=(4, 6), neighbours=3), ["mr_t1", "mr_t2"], 2)
-    recipe = RECIPES["paired"](networks, Objective(weights={"through_plane": 1.0}), (6, 1), 2)
+    objective = OBJECTIVES["paired"](networks, PairedParams(weights={"through_plane": 1.0}), (6, 1), 2)
     stack = torch.arange(8.0)[:, None, None] + torch.zeros(8, 4, 4)  # slices of one contrast; the other is 100 more
     here, there = (torch.cat([stack[z - 1 : z + 2], 100 + stack[z - 1 : z + 2]])[None] for z in (3, 4))
-    after = recipe.following(here)
+    after = objective.following(here)
     assert torch.equal(networks.content(after), networks.content(there))
     assert torch.equal(after[:, [0, 1, 3, 4]], there[:, [0, 1, 3, 4]])
     assert torch.equal(after[:, [2, 5]], here[:, [2, 5]])
@@ -64,14 +65,14 @@ def test_outputs_follow_each_other_through_the_plane_if_asked(store, tmp_path):
     assert apart[20.0] < 0.7 * apart[0.0]
 
 
-def test_the_registrar_finds_a_known_shift_and_keeps_its_limit():
+def test_the_deformation_field_network_finds_a_known_shift_and_keeps_its_limit():
     torch.manual_seed(0)
     image = torch.nn.functional.interpolate(torch.rand(2, 1, 8, 8), size=(40, 36), mode="bicubic")
     target = torch.roll(image, (2, -1), (2, 3))
-    registrar = Registrar(limit=3.0)
-    optimiser = torch.optim.Adam(registrar.parameters(), 5e-3)
+    network = DeformationFieldNetwork(limit=3.0)
+    optimiser = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(120):
-        warped, field = registrar(image, target)
+        warped, field = network(image, target)
         loss = (warped - target)[..., 4:-4, 4:-4].abs().mean() + 0.05 * field.diff(dim=2).square().mean()
         optimiser.zero_grad()
         loss.backward()
@@ -80,14 +81,16 @@ def test_the_registrar_finds_a_known_shift_and_keeps_its_limit():
     torch.testing.assert_close(inside, torch.tensor([-2.0, 1.0]), atol=0.4, rtol=0)
     assert field.abs().max() <= 3
     with torch.no_grad():
-        for parameter in registrar.head.parameters():
+        for parameter in network.head.parameters():
             parameter.mul_(1e4)
-    assert registrar(image, target)[1].abs().max() <= 3
+    assert network(image, target)[1].abs().max() <= 3
 
 
 def test_styles_are_those_of_their_domains(store, tmp_path):
     """One network renders the same content in three looks, each the known map of it."""
-    weights = dict.fromkeys(RECIPES["multi_domain"].weights, 0.0) | {"adversarial": 1e-3, "pair": 1.0}
+    weights = dict.fromkeys(
+        (name for name, term in OBJECTIVES["multi_domain"].terms.items() if term.weight is not None), 0.0
+    ) | {"adversarial": 1e-3, "pair": 1.0}
     [networks], _ = train(
         store, tmp_path / "a", "multi_domain", steps=150, batch=6, learning_rate=5e-3, log_every=50,
         objective={"weights": weights}, architecture={"style": ("domain",), "widths": (8, 12, 16)},
@@ -101,10 +104,13 @@ def test_styles_are_those_of_their_domains(store, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in NEEDS if "domains" not in NEEDS[kind]])
-def test_the_critic_sees_the_source_only_where_pairs_are_aligned(kind):
+def test_the_discriminator_sees_the_source_only_where_pairs_are_aligned(kind):
     architecture = Architecture(widths=(4, 6), bottleneck_blocks=1, **NEEDS[kind].get("architecture", {}))
-    recipe = RECIPES[kind](
-        Networks(architecture, ["mr_t1", "mr_t2"]), Objective(kind=kind, discriminator_width=4), (1, 1), 2
+    objective = OBJECTIVES[kind](
+        Networks(architecture, ["mr_t1", "mr_t2"]),
+        parse(AnyObjective, {"kind": kind, "discriminator_width": 4}, "objective"),
+        (1, 1),
+        2,
     )
-    first = recipe.discriminator.scales[0].initial_conv.conv
+    first = objective.discriminator.scales[0].initial_conv.conv
     assert first.weight.shape[1] == (2 if kind == "paired" else 1)
