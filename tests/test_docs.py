@@ -33,6 +33,12 @@ def prose(page: Path) -> str:
     return FENCE.sub("", page.read_text(encoding="utf-8"))
 
 
+def code(page: Path) -> str:
+    """Return a page's blocks of code and code within lines, each from the start of a line."""
+    text = page.read_text(encoding="utf-8")
+    return "\n".join([*FENCE.findall(text), *re.findall(r"`([^`]+)`", FENCE.sub("", text))])
+
+
 def anchors(page: Path) -> set[str]:
     """Return the addresses of a page's headings, as GitHub makes them."""
     found: list[str] = []
@@ -95,11 +101,11 @@ def test_every_page_is_reachable_from_the_readme():
 def test_commands_exist(page):
     from medstyle.cli import app
 
-    text = page.read_text(encoding="utf-8")
+    text = code(page)
     known = {command.name or command.callback.__name__ for command in app.registered_commands}
-    assert set(re.findall(r"(?:^|`|\| )medstyle ([a-z]+)", text, re.MULTILINE)) <= known
+    assert set(re.findall(r"(?:^|\| )medstyle ([a-z]+)", text, re.MULTILINE)) <= known
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE)) <= targets
+    assert set(re.findall(r"^make ([a-z]+)", text, re.MULTILINE)) <= targets
     flows = {path.stem for path in (ROOT / "flows").glob("*.py")}
     assert set(re.findall(r"python -m flows\.(\w+)", text)) <= flows
     for script in re.findall(r"python (benchmarks/\w+\.py)", text):
