@@ -96,7 +96,7 @@ def _group(cls: type, path: str) -> list[str]:
         inner = list(dict.fromkeys(_dataclasses(hints[field.name])))
         below = [(one, f"{path}.{field.name}" + (f" ({one.__name__})" if len(inner) > 1 else "")) for one in inner]
         nested += below
-        kind = ", ".join(f"[group]({_anchor(name)})" for _, name in below) or f"`{_type(hints[field.name])}`"
+        kind = ", ".join(f"[group]({_anchor(name)})" for _, name in below) or _type(hints[field.name])
         if inner and typing.get_origin(hints[field.name]) is tuple:
             kind = f"list of {kind}"
         meaning = " ".join(filter(None, [docs.get(field.name, ""), _limits(extras[field.name])]))
@@ -155,13 +155,13 @@ def _type(hint: Any) -> str:
     if hint is type(None):
         return "null"
     if origin is typing.Literal:
-        return " or ".join(str(value) for value in arguments)
-    if origin is tuple and arguments[-1:] == (...,):
-        return f"list of {_type(arguments[0])}"
+        return " or ".join(f"`{value}`" for value in arguments)
+    if origin is tuple and arguments[-1:] != (...,):
+        return f"list of {len(arguments)}: {', '.join(dict.fromkeys(map(_type, arguments)))}"
     if origin in (tuple, list):
-        return f"[{', '.join(map(_type, arguments))}]"
+        return f"list of {_type(arguments[0])}"
     if origin is dict:
-        return "{" + ": ".join(map(_type, arguments)) + "}"
+        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
     if arguments:  # a union
         return " or ".join(map(_type, arguments))
     names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
@@ -238,7 +238,8 @@ def _value(hint: Any) -> str:
         return "|".join(map(str, arguments))
     if arguments:
         return " ".join(map(_value, arguments))
-    return {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}.get(hint, hint.__name__.upper())
+    names: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
+    return names.get(hint) or str(hint.__name__).upper()
 
 
 # codes
