@@ -35,6 +35,14 @@ FILES = {  # what has no docstring
     "tests/": "Tests; the folders mirror those of `medstyle/`.",
     "medstyle/evaluation/report.html": "Template of the report.",
 }
+ENVIRONMENT = {  # variables that the commands read
+    "MEDSTYLE_SECRET": "The secret of the keyed hashes that name subjects.",
+    "MEDSTYLE_SECRET_FILE": "A file that holds the secret, instead of `MEDSTYLE_SECRET`.",
+    "MEDSTYLE_DEBUG": "Shows the text of unexpected errors, which may hold patient data.",
+    "MLFLOW_TRACKING_URI": "The MLflow server; without it everything is in `mlflow.db` and `mlruns/`.",
+    "PREFECT_API_URL": "The Prefect server of the flows; without it they run without one.",
+    "OMP_NUM_THREADS": "The number of threads of each process of `medstyle serve`.",
+}
 REFERENCE_PAGES = {  # pages written by hand, listed in the index beside the generated ones
     "dicom.md": "DICOM and volume files: what is read, what is refused, what is written",
     "serving.md": "Serving: requests, parameters, limits, endpoints, metrics, audit",
@@ -83,7 +91,19 @@ def parameters() -> str:
     ]  # fmt: skip
     for stage in yaml.safe_load((ROOT / "params.yaml").read_text()):
         lines += _group(importlib.import_module(f"medstyle.stages.{stage}").Params, stage)
-    return "\n".join(lines)
+    return "\n".join([*lines, *_domains()])
+
+
+def _domains() -> list[str]:
+    """Return the table of domains."""
+    from medstyle.imaging.modality import DOMAINS
+
+    text = (
+        "Wherever a parameter names a domain, it is one of these. A suffix makes a domain of its own with the same "
+        "unit, for a site, a scanner or a variant: `mr_t1@north`, `photo@poor`."
+    )
+    lines = ["## Domains", "", *_wrapped(text), "", "| domain | what | unit | channels |", "|---|---|---|---|"]
+    return [*lines, *(f"| `{name}` | {m.label} | {m.unit} | {m.channels} |" for name, m in DOMAINS.items()), ""]
 
 
 def _group(cls: type, path: str) -> list[str]:
@@ -211,7 +231,8 @@ def command_line() -> str:
         parameters = inspect.signature(function, eval_str=True).parameters.values()
         if rows := [_parameter(parameter) for parameter in parameters]:
             lines += ["| argument or option | default | meaning |", "|---|---|---|", *rows, ""]
-    return "\n".join(lines)
+    lines += ["## Environment", "", "| variable | meaning |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {text} |" for name, text in ENVIRONMENT.items()), ""])
 
 
 def _parameter(parameter: inspect.Parameter) -> str:
