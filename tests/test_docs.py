@@ -117,3 +117,23 @@ def test_prose_is_at_most_100_columns_wide(page):
     lines = [line.strip() for line in prose(page).splitlines() if len(line) > 100]
     exempt = re.compile(r"\||(?:[-*] )?!?\[[^]]*\]\(\S+\)[.,;]?$|<?https?://\S+$")  # tables, links alone
     assert [line for line in lines if not exempt.match(line)] == []
+
+
+def test_every_parameter_that_is_named_exists(generated):
+    known, section = set(), ""
+    for line in generated[ROOT / "docs/reference/parameters.md"].splitlines():
+        if line.startswith("## "):
+            section = line.removeprefix("## ").partition(" ")[0]
+        elif key := re.match(r"\| `(\w+)` \|", line):
+            known.add(f"{section}.{key[1]}")
+        known |= {f"train.objective.weights.{term}" for term in re.findall(r"`(\w+): [\d.]+`", line)}
+    stages = {name.partition(".")[0] for name in known}
+    groups = {name.split(".")[1] for name in known if name.startswith("train.") and name.count(".") > 1}
+    for page in PAGES:
+        if page.name == "CHANGELOG.md" or page in generated:
+            continue
+        for name in re.findall(r"(?<![\w./-])[a-z]+(?:\.[a-z]\w*)+", code(page)):
+            first = name.partition(".")[0]
+            full = f"train.{name}" if first in groups else name
+            if first in stages | groups and not name.endswith((".py", ".json", ".csv", ".html")):
+                assert full in known | {f"train.{group}" for group in groups}, f"{page.relative_to(ROOT)}: {name}"
