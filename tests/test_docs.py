@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,17 @@ def test_prose_is_at_most_100_columns_wide(page):
     lines = [line.strip() for line in prose(page).splitlines() if len(line) > 100]
     exempt = re.compile(r"\||(?:[-*] )?!?\[[^]]*\]\(\S+\)[.,;]?$|<?https?://\S+$")  # tables, links alone
     assert [line for line in lines if not exempt.match(line)] == []
+
+
+def test_the_diagram_shows_the_layers_in_their_order():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    [layers] = [contract["layers"] for contract in settings["contracts"] if "containers" in contract]
+    page = (ROOT / "docs/explanation/architecture.md").read_text(encoding="utf-8")
+    diagram = next(block for block in FENCE.findall(page) if "entrances" in block)
+    rooms = ["flows", *(room for layer in layers for room in layer.split(" | "))]
+    places = [re.search(rf"\b{room}\b", diagram) for room in rooms]
+    assert all(places)
+    assert [place.start() for place in places] == sorted(place.start() for place in places)
 
 
 def test_every_parameter_that_is_named_exists(generated):
