@@ -114,6 +114,14 @@ def test_commands_exist(page):
 
 
 @names
+def test_files_that_are_named_exist(page):
+    for name in re.findall(
+        r"(?<![\w./-])(?:medstyle|flows|tests|benchmarks|docs|recipes)/[\w./-]*[\w/](?![\w<])", code(page)
+    ):
+        assert (ROOT / name).exists(), name
+
+
+@names
 def test_prose_is_at_most_100_columns_wide(page):
     lines = [line.strip() for line in prose(page).splitlines() if len(line) > 100]
     exempt = re.compile(r"\||(?:[-*] )?!?\[[^]]*\]\(\S+\)[.,;]?$|<?https?://\S+$")  # tables, links alone
