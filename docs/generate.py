@@ -108,40 +108,77 @@ def _domains() -> list[str]:
 
 def _group(cls: type, path: str) -> list[str]:
     """Return the section of one dataclass, followed by those of the dataclasses among its fields."""
+    return [
+        f"## {path}",
+        "",
+        *_wrapped(_plain(inspect.getdoc(cls) or "")),
+        "",
+        *_table(_rows(cls, path)),
+        *_below(cls, path),
+    ]
+
+
+def _choice(classes: list[type], path: str) -> list[str]:
+    """Return the sections of a field that may be any of several dataclasses: what they share, then what each adds."""
+    rows = [_rows(cls, path) for cls in classes]
+    shared = {key: row for key, row in rows[0].items() if all(other.get(key) == row for other in rows)}
+    links = ", ".join(f"[{_kind(cls)}]({_anchor(f'{path} ({_kind(cls)})')})" for cls in classes)
+    lines = [f"## {path}", "", "One of several groups, told apart by `kind`. All have these keys:", "", *_table(shared)]
+    lines += [*_wrapped(f"Each kind adds keys of its own: {links}."), ""]
+    for cls, own in zip(classes, rows, strict=True):
+        lines += [f"## {path} ({_kind(cls)})", "", *_wrapped(_plain(inspect.getdoc(cls) or "")), ""]
+        lines += [
+            *_table({key: row for key, row in own.items() if key not in shared}),
+            *_weights(cls),
+            *_below(cls, path),
+        ]
+    return lines
+
+
+def _kind(cls: type) -> str:
+    """Return the value of ``kind`` that chooses a dataclass."""
+    return str(getattr(cls, "kind", cls.__name__))
+
+
+def _table(rows: dict[str, str]) -> list[str]:
+    return ["| key | type | default | meaning |", "|---|---|---|---|", *rows.values(), ""]
+
+
+def _rows(cls: type, path: str) -> dict[str, str]:
+    """Return one row for each field of a dataclass."""
     hints, extras, docs = typing.get_type_hints(cls), typing.get_type_hints(cls, include_extras=True), field_docs(cls)
-    lines = [f"## {path}", "", *_wrapped(_plain(inspect.getdoc(cls) or "")), ""]
-    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
-    nested: list[tuple[type, str]] = []
+    rows = {}
     for field in dataclasses.fields(cls):
-        inner = list(dict.fromkeys(_dataclasses(hints[field.name])))
-        below = [(one, f"{path}.{field.name}" + (f" ({one.__name__})" if len(inner) > 1 else "")) for one in inner]
-        nested += below
-        kind = ", ".join(f"[group]({_anchor(name)})" for _, name in below) or _type(hints[field.name])
-        if inner and typing.get_origin(hints[field.name]) is tuple:
+        hint = hints[field.name]
+        kind = f"[group]({_anchor(f'{path}.{field.name}')})" if [*_dataclasses(hint)] else _type(hint)
+        if [*_dataclasses(hint)] and typing.get_origin(hint) is tuple:
             kind = f"list of {kind}"
         meaning = " ".join(filter(None, [docs.get(field.name, ""), _limits(extras[field.name])]))
-        lines.append(f"| `{field.name}` | {_cell(kind)} | {_cell(_default(field))} | {_cell(_plain(meaning))} |")
-    return [*lines, "", *_weights(cls), *(line for one, name in nested for line in _group(one, name))]
+        rows[field.name] = f"| `{field.name}` | {_cell(kind)} | {_cell(_default(field))} | {_cell(_plain(meaning))} |"
+    return rows
+
+
+def _below(cls: type, path: str) -> list[str]:
+    """Return the sections of the dataclasses among the fields of one."""
+    lines = []
+    for field in dataclasses.fields(cls):
+        inner = list(dict.fromkeys(_dataclasses(typing.get_type_hints(cls)[field.name])))
+        if len(inner) > 1:
+            lines += _choice(inner, f"{path}.{field.name}")
+        elif inner:
+            lines += _group(inner[0], f"{path}.{field.name}")
+    return lines
 
 
 def _weights(cls: type) -> list[str]:
-    """Return the terms of each kind of objective with their default weights, below the class that has ``weights``."""
-    module = sys.modules[cls.__module__]
-    table = getattr(module, "OBJECTIVES", None) or getattr(module, "RECIPES", None)
-    if "weights" not in {field.name for field in dataclasses.fields(cls)} or table is None:
+    """Return the terms of a kind of objective with their default weights."""
+    modules = [module for name, module in sys.modules.items() if name.startswith("medstyle.")]
+    objectives: dict[str, Any] = next((module.OBJECTIVES for module in modules if hasattr(module, "OBJECTIVES")), {})
+    resolve = getattr(objectives.get(_kind(cls)), "resolve", None)
+    if resolve is None:
         return []
-    link = "[Terms](../explanation/training.md#terms)"
-    lines = [
-        *_wrapped(f"The terms of each `kind` with their default `weights`. {link} explains them."),
-        "",
-        "| kind | terms |",
-        "|---|---|",
-    ]
-    common = getattr(module, "EVERY", {})
-    for kind, objective in table.items():
-        terms = ", ".join(f"`{name}: {weight:g}`" for name, weight in (objective.weights | common).items())
-        lines.append(f"| `{kind}` | {terms} |")
-    return [*lines, ""]
+    terms = ", ".join(f"`{name}: {weight:g}`" for name, weight in resolve(cls()).items())
+    return ["| [terms](../explanation/training.md#terms) with their default `weights` |", "|---|", f"| {terms} |", ""]
 
 
 def field_docs(cls: type) -> dict[str, str]:
