@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
+from medstyle.transforms.descriptors import Reference
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
 

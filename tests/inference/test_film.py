@@ -12,7 +12,7 @@ from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference import film
 from medstyle.inference.files import Request
 from medstyle.inference.render_options import RenderOptions
-from medstyle.transforms.descriptors import FeatureStatistics
+from medstyle.transforms.descriptors import FeatureStatistics, Reference
 from tests.inference.conftest import make_translator
 from tests.inference.test_temporal import pan
 

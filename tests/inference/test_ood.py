@@ -4,6 +4,7 @@ import torch
 
 from medstyle import translate_volume
 from medstyle.inference.ood import assess, oddities
+from medstyle.transforms.descriptors import Reference
 from tests.inference.conftest import ANYTHING, Plain, make_translator
 
 BODY = np.ones((2, 8, 8), bool)
