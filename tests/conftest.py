@@ -7,13 +7,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"  # data beside the project; tests that need it are skipped where it is absent
@@ -70,13 +71,52 @@ def write_params(folder: Path, changes: dict | None = None) -> Path:
     return path
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run acquire, ingest, denoise, train and evaluate once, through the stages' own functions."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Once]:
+    """Return a function that has a folder made by the first process that asks for it; all share it, nobody may write.
+
+    What a test has changed in such a folder fails the last test of the process that made it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    mine: dict[Path, dict[str, int]] = {}
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made = base / name
+        with FileLock(base / f"{name}.lock"):
+            if not (base / f"{name}.made").exists():
+                shutil.rmtree(made, ignore_errors=True)  # of a process that failed half-way
+                made.mkdir()
+                make(made)
+                (base / f"{name}.made").touch()
+                mine[made] = stamps(made)
+        return made
+
+    yield folder
+    for made, before in mine.items():
+        assert stamps(made) == before, f"a test has changed the shared folder {made.name}"
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """Return when each file of ``folder`` was last written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="session")
+def run(once: Once) -> Run:
+    """Return the run that was made once. Do not change it."""
+    return Run(once("run", _make_run))
+
+
+def _make_run(root: Path) -> None:
+    """Run acquire, ingest, denoise, train and evaluate, through the stages' own functions."""
     from medstyle import params
     from medstyle.stages import acquire, denoise, evaluate, ingest, train
 
-    root = tmp_path_factory.mktemp("run")
     file = write_params(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -88,7 +128,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         train.run(params.load(train.Params, "train", file), data / "slices", model, Path("reports/training.csv"))
         settings = params.load(evaluate.Params, "evaluate", file)
         evaluate.run(settings, data / "scans", data / "slices", model, data / "raw/truth", Path("reports"))
-    return Run(root)
 
 
 class Project:
@@ -162,11 +201,17 @@ def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Proje
 
 
 @pytest.fixture(scope="session")
-def finished(copy_project: Callable[[], Project]) -> Project:
-    """Return a copy of the project in which the whole run has been made once. Do not change it."""
-    project = copy_project()
-    project.run("dvc", "repro")
-    return project
+def finished(once: Once) -> Project:
+    """Return a copy of the project in which the whole run has been made once. Do not change it, use ``copied``."""
+    return Project(once("finished", lambda folder: Project.copy(folder).run("dvc", "repro")))
+
+
+@pytest.fixture
+def copied(finished: Project, tmp_path: Path) -> Project:
+    """Return a copy of the finished project, to be changed; its registry is empty, since paths in one are absolute."""
+    left_out = shutil.ignore_patterns("mlflow.db*", "mlruns")
+    shutil.copytree(finished.folder, tmp_path / "project", ignore=left_out)
+    return Project(tmp_path / "project")
 
 
 @pytest.fixture
