@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import Run
 from tests.flows.conftest import Prefect
 
 pytestmark = [pytest.mark.ops, pytest.mark.filterwarnings("ignore")]  # Prefect's and MLflow's own
 
 
 @pytest.fixture
-def registry(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registry(registry_folder: Path) -> None:
     """A registry with two versions, of which neither has passed a gate and the first was made champion all the same."""
-    import mlflow
+    from medstyle.registry import models
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with contextlib.chdir(tmp_path):
-        from medstyle.registry import models
-
-        client = models.connect().MlflowClient()
-        client.create_registered_model("medstyle")
-        run_id = client.create_run(client.get_experiment_by_name("medstyle").experiment_id).info.run_id
-        for number in (1, 2):
-            client.create_model_version("medstyle", f"file:///nothing/{number}", run_id=run_id)
-            client.set_model_version_tag("medstyle", str(number), "gate", "failed")
-        models.promote("1", "the first")
-        yield
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    client = models.connect().MlflowClient()
+    client.create_registered_model("medstyle")
+    run_id = client.create_run(client.get_experiment_by_name("medstyle").experiment_id).info.run_id
+    for number in (1, 2):
+        client.create_model_version("medstyle", f"file:///nothing/{number}", run_id=run_id)
+        client.set_model_version_tag("medstyle", str(number), "gate", "failed")
+    models.promote("1", "the first")
 
 
 def champion() -> str | None:

@@ -1,6 +1,5 @@
 """A search over params.yaml: killed, resumed, pruned; its winner; nothing of the checkout is touched."""
 
-import contextlib
 import json
 import os
 import re
@@ -8,12 +7,11 @@ import signal
 import sqlite3
 import time
 
-import mlflow
 import optuna
 import pytest
 import yaml
 
-from tests.conftest import ROOT, write_params
+from tests.conftest import ROOT, TINY, write_params
 from tests.flows.conftest import Prefect
 
 pytestmark = [pytest.mark.ops, pytest.mark.filterwarnings("ignore")]  # of Prefect, Optuna and MLflow
@@ -30,6 +28,8 @@ def trials(folder):
 @pytest.mark.slow
 def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
     project = copied
+    training = {**TINY["train"]["training"], "steps": 80, "validate_every": 6, "checkpoint_s": 0.2}
+    write_params(project.folder, {"train": {**TINY["train"], "training": training}})
     params = project.folder / "params.yaml"
     params.write_text("# why this run is made\n" + params.read_text())
     before = {path: path.stat().st_mtime_ns for path in project.folder.rglob("*") if ".medstyle" not in str(path)}
@@ -79,22 +79,18 @@ def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
     assert "changed since the study rate began" in process.communicate()[0]
 
 
-def test_a_search_shows_its_trials_and_leaves_the_data_alone(called: Prefect, run, tmp_path, monkeypatch):
+def test_a_search_shows_its_trials_and_leaves_the_data_alone(called: Prefect, run, registry_folder):
     from flows.tune import tune
 
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data/slices").symlink_to(run.root / "data/slices")
-    write_params(tmp_path)
+    (registry_folder / "data").mkdir()
+    (registry_folder / "data/slices").symlink_to(run.root / "data/slices")
+    write_params(registry_folder)
     space = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][3]["parameters"]["space"]
-    with contextlib.chdir(tmp_path):
-        state = tune(space, trials=2, study="called", return_state=True)
-        assert state.is_completed(), state
-        table = called.artifacts(str(state.state_details.flow_run_id))["search"]
-        assert len(re.findall(r"^\| \d \| complete", table, re.MULTILINE)) == 2
-        assert (tmp_path / ".medstyle/tune/called/params.yaml").is_file()
-        state = tune({"evaluate.seed": {"choices": [1]}}, trials=2, study="wrong", return_state=True)
-        assert state.is_failed()
-        assert "only keys of the section train" in state.message
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    state = tune(space, trials=2, study="called", return_state=True)
+    assert state.is_completed(), state
+    table = called.artifacts(str(state.state_details.flow_run_id))["search"]
+    assert len(re.findall(r"^\| \d \| complete", table, re.MULTILINE)) == 2
+    assert (registry_folder / ".medstyle/tune/called/params.yaml").is_file()
+    state = tune({"evaluate.seed": {"choices": [1]}}, trials=2, study="wrong", return_state=True)
+    assert state.is_failed()
+    assert "only keys of the section train" in state.message
