@@ -41,7 +41,7 @@ from medstyle.imaging.volume import Volume
 from medstyle.inference.translate import prepare_source, translate_volume
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import Translator, TranslatorConfig
-from medstyle.transforms.descriptors import FeatureStatistics
+from medstyle.transforms.descriptors import FeatureStatistics, Reference
 from medstyle.transforms.prepare import Preparation
 
 DOMAINS = ["mr_t1", "mr_t2"]

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+
+# before anything counts the cores: the tests run beside each other
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS", "1")
+
+import contextlib
+import logging
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"  # data beside the project; tests that need it are skipped where it is absent
@@ -21,27 +32,26 @@ SHARED = ROOT.parent / "shared"  # data beside the project; tests that need it a
 TINY = {
     "acquire": {"subjects": 5, "matrix": 48, "slices": 8, "spacing_mm": [4.8, 4.8, 12.0], "lesions": 4},
     "ingest": {
+        "source": "data/raw",
         "rules": [
             {"domain": "mr_t1", "when": {"Modality": "MR", "SeriesDescription": "*T1*"}},
             {"domain": "mr_t2", "when": {"Modality": "MR", "SeriesDescription": "*T2*"}},
-        ]
+        ],
     },
     "denoise": {"size": [48, 40], "validation": 0.2, "test": 0.2},
     "train": {
         "source": "mr_t1",
         "target": "mr_t2",
-        "training": {"steps": 12, "batch": 2, "threads": 1, "device": "cpu", "validate_every": 6, "log_every": 3},
+        # long enough to be killed in the middle
+        "training": {
+            **{"steps": 40, "batch": 2, "threads": 1, "device": "cpu", "validate_every": 10, "log_every": 5},
+            "checkpoint_s": 0.0,
+        },
         "objective": {"discriminator_width": 8},
         "network": {"widths": [4, 8, 8], "bottleneck_blocks": 2},
     },
     "evaluate": {"segmenter": 20},
     "register": {},
-}
-
-# What DVC needs too, and training long enough to be killed in the middle.
-LONGER = {
-    "ingest": {**TINY["ingest"], "source": "data/raw"},
-    "train": {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 80, "checkpoint_s": 0.2}},
 }
 
 
@@ -70,13 +80,52 @@ def write_params(folder: Path, changes: dict | None = None) -> Path:
     return path
 
 
+Once = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Run acquire, ingest, denoise, train and evaluate once, through the stages' own functions."""
+def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Once]:
+    """Return a function that has a folder made by the first process that asks for it; all share it, nobody may write.
+
+    What a test has changed in such a folder fails the last test of the process that made it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    mine: dict[Path, dict[str, int]] = {}
+
+    def folder(name: str, make: Callable[[Path], object]) -> Path:
+        made = base / name
+        with FileLock(base / f"{name}.lock"):
+            if not (base / f"{name}.made").exists():
+                shutil.rmtree(made, ignore_errors=True)  # of a process that failed half-way
+                made.mkdir()
+                make(made)
+                (base / f"{name}.made").touch()
+                mine[made] = stamps(made)
+        return made
+
+    yield folder
+    for made, before in mine.items():
+        assert stamps(made) == before, f"a test has changed the shared folder {made.name}"
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    """Return when each file of ``folder`` was last written."""
+    files = (path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in files}
+
+
+@pytest.fixture(scope="session")
+def run(once: Once) -> Run:
+    """Return the run that was made once. Do not change it."""
+    return Run(once("run", _make_run))
+
+
+def _make_run(root: Path) -> None:
+    """Run acquire, ingest, denoise, train and evaluate, through the stages' own functions."""
     from medstyle import params
     from medstyle.stages import acquire, denoise, evaluate, ingest, train
 
-    root = tmp_path_factory.mktemp("run")
     file = write_params(root)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
@@ -88,7 +137,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         train.run(params.load(train.Params, "train", file), data / "slices", model, Path("reports/training.csv"))
         settings = params.load(evaluate.Params, "evaluate", file)
         evaluate.run(settings, data / "scans", data / "slices", model, data / "raw/truth", Path("reports"))
-    return Run(root)
 
 
 class Project:
@@ -100,7 +148,7 @@ class Project:
 
     @classmethod
     def copy(cls, folder: Path) -> Project:
-        """Copy this checkout, with uncommitted changes and LONGER params."""
+        """Copy this checkout, with uncommitted changes and small params."""
         project = cls(folder)
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -110,7 +158,7 @@ class Project:
             if (ROOT / name).is_file() and name != "dvc.lock":
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / name, folder / name)
-        write_params(folder, LONGER)
+        write_params(folder)
         for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "copy"]):
             project.run("git", "-c", "user.name=test", "-c", "user.email=test@localhost", *command)
         return project
@@ -162,11 +210,75 @@ def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Proje
 
 
 @pytest.fixture(scope="session")
-def finished(copy_project: Callable[[], Project]) -> Project:
-    """Return a copy of the project in which the whole run has been made once. Do not change it."""
-    project = copy_project()
-    project.run("dvc", "repro")
-    return project
+def finished(once: Once) -> Project:
+    """Return a copy of the project in which the whole run has been made once. Do not change it, use ``copied``."""
+    return Project(once("finished", _make_finished))
+
+
+def _make_finished(folder: Path) -> None:
+    """Run the pipeline from nothing, kill it in training, and run it again; what that printed is in `printed`."""
+    project = Project.copy(folder)
+    project.run("dvc", "repro", "denoise")
+    process = project.start("dvc", "repro", "train")
+    while process.poll() is None and not list((folder / ".medstyle/train").glob("*/step-*.pt")):
+        time.sleep(0.02)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = (folder / "models/translator").exists()
+    folder.with_name("printed").write_text(f"a model before the kill: {left}\n" + project.run("dvc", "repro"))
+
+
+@pytest.fixture
+def copied(finished: Project, tmp_path: Path) -> Project:
+    """Return a copy of the finished project, to be changed; its registry is empty, since paths in one are absolute."""
+    left_out = shutil.ignore_patterns("mlflow.db*", "mlruns")
+    shutil.copytree(finished.folder, tmp_path / "project", ignore=left_out)
+    return Project(tmp_path / "project")
+
+
+@pytest.fixture
+def registry_folder(once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Change to a folder that holds the database of an empty registry: MLflow needs a second to make its tables."""
+    import mlflow
+
+    def migrate(folder: Path) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+
+    shutil.copy(once("registry", migrate) / "mlflow.db", tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database, database:
+        database.execute("UPDATE experiments SET artifact_location = ?", (str(tmp_path / "mlruns/0"),))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    mlflow.set_tracking_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture
+def medstyle(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
+    """Call the command line in this process: another one would import for seconds before it does anything."""
+    from medstyle.cli import main
+
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+    handlers, level = logging.root.handlers[:], logging.root.level
+
+    def call(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["medstyle", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        return subprocess.CompletedProcess(sys.argv, end.value.code, *capfd.readouterr())
+
+    yield call
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
 
 
 @pytest.fixture

@@ -28,14 +28,14 @@ from medstyle import write_volume
 from medstyle.dicom.acquired import write_series
 from medstyle.dicom.elements import words
 from tests.canary import DIGITS, DISGUISES, ELEMENTS, IN_PATH, WORD, find, plant, search, value_of, zipped
-from tests.conftest import LONGER, TINY, Project, write_params
+from tests.conftest import TINY, Project, write_params
 from tests.flows.conftest import wait_for
 from tests.inference.conftest import head, make_translator
 
 pytestmark = [pytest.mark.slow, pytest.mark.ops, pytest.mark.timeout(1500)]
 
 RULES = [
-    *LONGER["ingest"]["rules"],
+    *TINY["ingest"]["rules"],
     {"domain": "mr_t1", "when": {"path": "*t1.nii*"}},
     {"domain": "mr_t2", "when": {"path": "*t2.mha"}},
     {"domain": "photo", "when": {"path": "*.png"}},
@@ -129,7 +129,7 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     say("acquire", "medstyle acquire")
     mine = project.folder / "data/mine"
     fill(mine, project.folder / "data/raw", slice_file)
-    write_params(project.folder, {**LONGER, "ingest": {"source": "data/mine", "rules": RULES}, "train": TINY["train"]})
+    write_params(project.folder, {"ingest": {"source": "data/mine", "rules": RULES}})
     say("inspect", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken data/mine/unfit", 3)
     say("inspect --json", "medstyle inspect data/mine/studies data/mine/nifti data/mine/broken --json", 3)
     for name, code in (("studies", 0), ("unfit", 0), ("broken", 2)):
@@ -289,7 +289,7 @@ def malform(study: Path) -> None:
 
 def interrupt_training(project: Project) -> None:
     """Kill a long training, so that its state stays behind."""
-    training = {**LONGER["train"], "training": {**LONGER["train"]["training"], "steps": 100_000}}
+    training = {**TINY["train"], "training": {**TINY["train"]["training"], "steps": 100_000}}
     parameters = write_params(project.folder / "data", {"train": training})
     process = project.start("medstyle", "train", "--params", str(parameters))
     states = project.folder / ".medstyle/train"

@@ -10,25 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medstyle.cli import main
 from tests.conftest import TINY, write_params
-
-
-@pytest.fixture
-def medstyle(monkeypatch, capfd):
-    """Call the command line in this process: another one would import for seconds before it does anything."""
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("NO_COLOR", "1")
-
-    def call(*arguments, cwd):
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["medstyle", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        return subprocess.CompletedProcess(sys.argv, end.value.code, *capfd.readouterr())
-
-    return call
 
 
 def commands():

@@ -15,15 +15,16 @@ import pytest
 
 from medstyle import Client, Refusal, Translator, UserError, read_volume, translate_path
 from tests.conftest import Run
-from tests.registry.conftest import Service, free_port, register, serving
+from tests.registry.conftest import Service, free_port, registered, serving, versions
 
 pytestmark = pytest.mark.ops
+__all__ = ["versions"]  # a fixture of the registry's tests
 
 
 @pytest.fixture(scope="module")
-def service(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(versions: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
-    with serving(register(run, folder, run.translator), folder, "--capacity", "1") as running:
+    with serving(registered(versions, folder), folder, "--capacity", "1") as running:
         yield running
 
 

@@ -1,4 +1,4 @@
-"""A Prefect server, worker and deployment of their own, around a copy of the project."""
+"""A Prefect server of their own: for flows that a test calls, for deployments, and for those that a worker runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import signal
 import socket
 import subprocess
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +53,20 @@ class Prefect:
         found = self.ask("artifacts/filter", artifacts={"flow_run_id": {"any_": [run]}})
         return {artifact["key"]: artifact["data"] for artifact in found}
 
+    def tasks(self, run: str) -> dict[str, dict[str, Any]]:
+        """Return the task runs of a flow run by name, in their order."""
+        found = self.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
+        return {task["name"]: task for task in found}
+
+    def logs(self, run: str) -> str:
+        """Return the lines of a flow run; they arrive a little later than its state."""
+        found = self.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
+        return "\n".join(line["message"] for line in found)
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """Return the events of a name; they arrive a little later than the state of the run that sent them."""
+        return list(self.ask("events/filter", filter={"event": {"name": [name]}})["events"])
+
     def state(self, run: str) -> dict[str, Any]:
         """Return the state of a flow run: its type, name and message."""
         (found,) = self.ask("flow_runs/filter", flow_runs={"id": {"any_": [run]}})
@@ -66,47 +83,82 @@ def wait_for(what: Callable[[], Any], seconds: float = 90) -> Any:
 
 
 @pytest.fixture(scope="session")
-def prefect(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
-    """Start a server and a worker on a copy of the finished project, with its deployments and their schedules."""
+def prefect(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prefect]:
+    """Start a server around a project in which nothing was made yet."""
     folder = tmp_path_factory.mktemp("prefect")
-    shutil.copytree(finished.folder, folder / "project", ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
+    (folder / "project").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    project, api = Project(folder / "project"), f"http://127.0.0.1:{port}/api"
+    project, api = Project.copy(folder / "project"), f"http://127.0.0.1:{port}/api"
     project.more_env = {
         "PREFECT_HOME": str(folder / "home"),
         "PREFECT_API_URL": api,
         "PREFECT_CLI_PROMPT": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "1",
     }
-    groups: list[subprocess.Popen[bytes]] = []
-
-    def background(name: str, *command: str) -> None:
-        with (folder / f"{name}.log").open("wb") as log:  # a pipe that nobody reads would fill and stop it
-            process = subprocess.Popen(
-                command, cwd=project.folder, env=project.env, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            )  # fmt: skip
-        groups.append(process)
 
     def healthy() -> bool:
-        assert groups[0].poll() is None, (folder / "server.log").read_text()
+        assert process.poll() is None, (folder / "server.log").read_text()
         try:
             return requests.get(f"{api}/health", timeout=5).ok
         except requests.ConnectionError:
             return False
 
-    try:
-        background("server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
-        wait_for(healthy)
-        project.run("prefect", "work-pool", "create", "local-process", "--type", "process")
-        project.run("prefect", "--no-prompt", "deploy", "--all")
-        background("worker", "prefect", "worker", "start", "--pool", "local-process", "--type", "process")
+    start = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port), "--no-ui")
+    with background(project, folder / "server.log", *start) as process:
+        wait_for(healthy, seconds=180)
         yield Prefect(project, api)
+
+
+@pytest.fixture(scope="session")
+def called(prefect: Prefect) -> Iterator[Prefect]:
+    """Let flows that are called in this process run against the server."""
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        patch.setenv("PREFECT_HOME", str(prefect.project.folder.parent / "home"))
+        patch.setenv("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+        warnings.simplefilter("ignore")  # of Prefect's imports
+        from prefect.events.worker import EventsWorker
+        from prefect.logging.handlers import APILogWorker
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with temporary_settings({PREFECT_API_URL: prefect.api}):
+            yield prefect
+            APILogWorker.instance().drain()
+            EventsWorker.drain_all()
+
+
+@pytest.fixture(scope="session")
+def deployed(prefect: Prefect) -> Prefect:
+    """Return the server with the project's deployments and their schedules."""
+    prefect.project.run("prefect", "work-pool", "create", "local-process", "--type", "process")
+    prefect.project.run("prefect", "--no-prompt", "deploy", "--all")
+    return prefect
+
+
+@pytest.fixture(scope="session")
+def worker(deployed: Prefect, finished: Project) -> Iterator[Prefect]:
+    """Start a worker on the server's project, in which the whole run has been made."""
+    left_out = shutil.ignore_patterns(".git", "mlflow.db*", "mlruns")
+    prefect, folder = deployed, deployed.project.folder
+    shutil.copytree(finished.folder, folder, dirs_exist_ok=True, ignore=left_out)
+    start = ("prefect", "worker", "start", "--pool", "local-process", "--type", "process")
+    with background(prefect.project, folder.parent / "worker.log", *start):
+        yield prefect
+
+
+@contextmanager
+def background(project: Project, log: Path, *command: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a command beside the tests; its whole process group ends with the block."""
+    with log.open("wb") as file:  # a pipe that nobody reads would fill and stop it
+        process = subprocess.Popen(
+            command, cwd=project.folder, env=project.env, stdin=subprocess.DEVNULL,
+            stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+    try:
+        yield process
     finally:
-        for process in reversed(groups):
-            _end(process)
+        _end(process)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -1,37 +1,47 @@
-"""Promotion and rollback as deployments."""
+"""Promotion and rollback as flows."""
 
-import json
+from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.flows.conftest import Prefect
 
-pytestmark = pytest.mark.ops
+pytestmark = [pytest.mark.ops, pytest.mark.filterwarnings("ignore")]  # Prefect's and MLflow's own
 
 
-@pytest.mark.slow
-def test_promotion_and_rollback_by_deployment(prefect: Prefect):
-    def champion() -> str | None:
-        rows = json.loads(prefect.project.run("medstyle", "models", "--json"))
-        return next((row["version"] for row in rows if "champion" in row["aliases"].split()), None)
+@pytest.fixture
+def registry(registry_folder: Path) -> None:
+    """A registry with two versions, of which neither has passed a gate and the first was made champion all the same."""
+    from medstyle.registry import models
 
-    def run(name: str, **parameters: object) -> dict:
-        run_id = prefect.start_run(name, **parameters)
-        return {**prefect.finish(run_id), "artifacts": prefect.artifacts(run_id)}
+    client = models.connect().MlflowClient()
+    client.create_registered_model("medstyle")
+    run_id = client.create_run(client.get_experiment_by_name("medstyle").experiment_id).info.run_id
+    for number in (1, 2):
+        client.create_model_version("medstyle", f"file:///nothing/{number}", run_id=run_id)
+        client.set_model_version_tag("medstyle", str(number), "gate", "failed")
+    models.promote("1", "the first")
 
-    prefect.project.run("dvc", "repro", "-f", "-s", "register")
-    before = champion()
-    [row] = json.loads(prefect.project.run("medstyle", "models", "--json"))[:1]
-    assert row["gate"] == "failed", "the tiny model passes no gate"
-    refused = run("promote/on-demand", version=int(row["version"]))
-    assert refused["type"] == "FAILED"
-    assert "did not pass the gate" in refused["message"]
-    assert champion() == before
-    done = run("promote/on-demand", version=int(row["version"]), because="a test")
-    assert done["type"] == "COMPLETED", done
-    assert "champion" in done["artifacts"]["champion"]
-    assert champion() == row["version"]
 
-    back = run("rollback/on-demand")
-    assert back["type"] == ("FAILED" if before is None else "COMPLETED"), back
-    assert champion() == (before or row["version"])
+def champion() -> str | None:
+    from medstyle.registry import models
+
+    return next((row["version"] for row in models.versions() if "champion" in row["aliases"].split()), None)
+
+
+def test_promotion_needs_the_gate_or_a_reason_and_can_be_taken_back(registry: None, called: Prefect) -> None:
+    from flows.promote import promote, rollback
+
+    refused = promote(2, return_state=True)
+    assert refused.is_failed()
+    assert "did not pass the gate" in refused.message
+    assert champion() == "1"
+    done = promote(2, because="a test", return_state=True)
+    assert done.is_completed(), done
+    assert "champion" in called.artifacts(str(done.state_details.flow_run_id))["champion"]
+    assert champion() == "2"
+    back = rollback(return_state=True)
+    assert back.is_completed(), back
+    assert champion() == "1"

@@ -1,15 +1,15 @@
-"""The flow on a real Prefect server: schedule, a run by the worker, a run by hand, cancel."""
+"""The flow `train` on a real Prefect server: schedule, a call, a run by the worker, cancel."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import re
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,26 +22,27 @@ import yaml
 from PIL import Image
 
 from medstyle import Translator, translate_path
-from tests.conftest import Project
+from tests.conftest import Project, stamps
 from tests.flows.conftest import Prefect, wait_for
 
 pytestmark = pytest.mark.ops
 
 STAGES = ["acquire", "ingest", "denoise", "train", "evaluate", "register"]
+MADE = ["data", "models", "reports"]
 
 
-def set_steps(prefect: Prefect, steps: int) -> None:
+def set_steps(project: Project, steps: int) -> None:
     """Change the length of training, so that `train` and what follows are to be made again."""
-    path = prefect.project.folder / "params.yaml"
+    path = project.folder / "params.yaml"
     document = yaml.safe_load(path.read_text())
     document["train"]["training"]["steps"] = steps
     path.write_text(yaml.safe_dump(document))
 
 
-def test_the_schedule_makes_runs(prefect):
+def test_the_schedule_makes_runs(deployed):
     # With SQLAlchemy 2.1 the deployment says that it is active, and nothing ever happens.
     runs = wait_for(
-        lambda: prefect.ask(
+        lambda: deployed.ask(
             "flow_runs/filter",
             flow_runs={"state": {"type": {"any_": ["SCHEDULED"]}}},
             deployments={"name": {"any_": ["nightly"]}},
@@ -50,18 +51,34 @@ def test_the_schedule_makes_runs(prefect):
     assert all(run["auto_scheduled"] and run["expected_start_time"][11:16] == "02:00" for run in runs)
 
 
-def test_by_hand_nothing_is_made_twice(prefect):
-    weights, start = prefect.project.weights, time.monotonic()
-    output = prefect.project.run("python", "-m", "flows.train")
-    assert time.monotonic() - start < 60
-    assert "Finished in state Completed" in output
-    assert "Running stage 'train'" not in output
-    assert prefect.project.weights == weights
+def called_in(project: Project, called: Prefect) -> tuple[dict, str]:
+    """Call the flow in a project's folder; returns its state and its lines."""
+    from flows.train import train
+
+    with contextlib.chdir(project.folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(project.folder))
+        run = str(train(return_state=True).state_details.flow_run_id)
+    wait_for(lambda: "Finished in state" in called.logs(run))
+    return {**called.state(run), "tasks": called.tasks(run), "artifacts": called.artifacts(run)}, called.logs(run)
+
+
+@pytest.mark.filterwarnings("ignore")  # Prefect's own
+def test_a_call_makes_nothing_twice(called, copied):
+    lock, before = (copied.folder / "dvc.lock").read_bytes(), [stamps(copied.folder / name) for name in MADE]
+    state, lines = called_in(copied, called)
+    assert state["type"] == "COMPLETED", state
+    assert list(state["tasks"])[1:] == STAGES
+    assert lines.count("didn't change, skipping") == len(STAGES) - 1  # the registry looks each time
+    assert "Running stage 'register'" in lines
+    assert "Running stage 'train'" not in lines
+    assert (copied.folder / "dvc.lock").read_bytes() == lock
+    assert [stamps(copied.folder / name) for name in MADE] == before
 
 
 @pytest.mark.slow
-def test_the_deployment_makes_a_new_model_and_shows_the_result(prefect):
-    set_steps(prefect, 15)
+def test_the_deployment_makes_a_new_model_and_shows_the_result(worker):
+    prefect = worker
+    set_steps(prefect.project, 15)
     run = prefect.start_run()
     state = prefect.finish(run)
     assert state["type"] == "COMPLETED", state
@@ -75,10 +92,8 @@ def test_the_deployment_makes_a_new_model_and_shows_the_result(prefect):
     assert Path(report).is_file()
     [picture] = re.findall(r"\(data:image/png;base64,([^)]+)\)", artifacts["result"])
     assert Image.open(io.BytesIO(base64.b64decode(picture))).width > 100
-    logs = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
-    assert any("train: 15/15 steps" in line["message"] for line in logs)
-    tasks = prefect.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, sort="EXPECTED_START_TIME_ASC")
-    assert [task["name"].split("-")[0] for task in tasks] == ["pull", *STAGES]
+    wait_for(lambda: "train: 15/15 steps" in prefect.logs(run))
+    assert [name.split("-")[0] for name in prefect.tasks(run)] == ["pull", *STAGES]
 
 
 @pytest.fixture
@@ -108,9 +123,8 @@ def bucket(tmp_path) -> Iterator[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path, kind, request):
-    project = Project(tmp_path / "project")
-    shutil.copytree(finished.folder, project.folder)
+def test_what_a_remote_has_is_pulled_and_not_made_again(finished, copied, tmp_path, kind, request):
+    project = copied
     address = str(tmp_path / "remote") if kind == "folder" else "s3://bucket/medstyle"
     project.run("dvc", "remote", "add", "--default", "--local", "place", address)
     if kind == "s3":
@@ -136,28 +150,25 @@ def test_what_a_remote_has_is_pulled_and_not_made_again(finished, tmp_path, kind
 
 
 @pytest.mark.slow
-def test_a_mistake_in_params_is_shown_and_not_tried_again(prefect):
-    set_steps(prefect, 0)
-    run = prefect.start_run()
-    state = prefect.finish(run)
+@pytest.mark.filterwarnings("ignore")  # Prefect's own
+def test_a_mistake_in_params_is_shown_and_not_tried_again(called, copied):
+    set_steps(copied, 0)
+    state, _ = called_in(copied, called)
     assert state["type"] == "FAILED"
     assert "training.steps: must be at least 1, got 0" in state["message"]
-    assert (
-        prefect.ask("task_runs/filter", flow_runs={"id": {"any_": [run]}}, task_runs={"name": {"like_": "train"}})[0][
-            "run_count"
-        ]
-        == 1
-    )
+    assert state["tasks"]["train"]["run_count"] == 1
 
 
 @pytest.mark.slow
-def test_a_cancelled_run_leaves_no_process_behind(prefect):
+def test_a_cancelled_run_leaves_no_process_behind(worker):
+    prefect = worker
+
     def training() -> list[psutil.Process]:
         own = str(prefect.project.folder)
         found = psutil.process_iter(["cmdline", "cwd"])
         return [p for p in found if p.info["cwd"] == own and (p.info["cmdline"] or [])[-1:] == ["train"]]
 
-    set_steps(prefect, 1_000_000)
+    set_steps(prefect.project, 1_000_000)
     run = prefect.start_run()
     wait_for(training)
     wait_for(lambda: list((prefect.project.folder / ".medstyle/train").glob("*/step-*.pt")))
@@ -166,14 +177,15 @@ def test_a_cancelled_run_leaves_no_process_behind(prefect):
     wait_for(lambda: not training(), seconds=1)  # an orphan ends too, at the next line that nobody reads
 
 
-@pytest.mark.slow
 def stored(root: Path) -> np.ndarray:
     """Read the stored values of the one series below ``root``, by instance number."""
     slices = sorted(map(pydicom.dcmread, root.rglob("*.dcm")), key=lambda dataset: dataset.InstanceNumber)
     return np.stack([dataset.pixel_array for dataset in slices]).astype(int)
 
 
-def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect, finished):
+@pytest.mark.slow
+def test_the_inbox_is_emptied_on_schedule_and_drift_makes_a_new_model(worker, finished):
+    prefect = worker
     folder = prefect.project.folder
     model = str(finished.folder / "models/translator")  # a cancelled training has left the copy without one
     wait_for(lambda: prefect.ask("flow_runs/filter", deployments={"name": {"any_": ["inbox"]}}))  # by its schedule
@@ -187,17 +199,13 @@ def test_the_inbox_is_emptied_on_schedule_and_by_hand(prefect, finished):
     np.testing.assert_allclose(made, direct, atol=1)  # of 4095: another number of threads rounds another way
     assert set(prefect.artifacts(run)) == {f"study-{derived.name}"}
 
-    def logs() -> list[str]:  # they arrive a little later than the state
-        found = prefect.ask("logs/filter", logs={"flow_run_id": {"any_": [run]}})
-        return [line["message"] for line in found]
-
-    wait_for(lambda: any("1 derived" in line for line in logs()))
-    assert not any("Doe" in line for line in logs())
-    set_steps(prefect, 15)
+    wait_for(lambda: "1 derived" in prefect.logs(run))
+    assert "Doe" not in prefect.logs(run)
+    set_steps(prefect.project, 15)
     run = prefect.start_run("monitor/daily", folder="data/station", model=model, false_alarms=1.1)
     assert prefect.finish(run)["type"] == "COMPLETED"
     assert "of 1 images of the last 30 days" in prefect.artifacts(run)["drift"]
-    events = wait_for(lambda: prefect.ask("events/filter", filter={"event": {"name": ["medstyle.drift"]}})["events"])
+    events = wait_for(lambda: prefect.events("medstyle.drift"))
     assert events[0]["payload"]["images"] == 1
 
     def retraining() -> list[dict]:

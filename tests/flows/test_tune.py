@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import time
@@ -12,10 +11,10 @@ import optuna
 import pytest
 import yaml
 
-from tests.conftest import Project
-from tests.flows.conftest import Prefect, wait_for
+from tests.conftest import ROOT, TINY, write_params
+from tests.flows.conftest import Prefect
 
-pytestmark = pytest.mark.ops
+pytestmark = [pytest.mark.ops, pytest.mark.filterwarnings("ignore")]  # of Prefect, Optuna and MLflow
 
 RATE = {"low": 1e-9, "high": 1e-2, "log": True}
 SPACE = json.dumps({"train.training.learning_rate": RATE, "train.training.batch": {"choices": [2]}})
@@ -27,10 +26,10 @@ def trials(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
-def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(finished, tmp_path):
-    project = Project(tmp_path / "project")
-    shutil.copytree(finished.folder, project.folder, ignore=shutil.ignore_patterns("mlflow.db*", "mlruns"))
+def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
+    project = copied
+    training = {**TINY["train"]["training"], "steps": 80, "validate_every": 6, "checkpoint_s": 0.2}
+    write_params(project.folder, {"train": {**TINY["train"], "training": training}})
     params = project.folder / "params.yaml"
     params.write_text("# why this run is made\n" + params.read_text())
     before = {path: path.stat().st_mtime_ns for path in project.folder.rglob("*") if ".medstyle" not in str(path)}
@@ -80,19 +79,18 @@ def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(finished, tmp_p
     assert "changed since the study rate began" in process.communicate()[0]
 
 
-@pytest.mark.slow
-def test_the_deployment_searches(prefect: Prefect):
-    folder = prefect.project.folder
-    if not (folder / "data/slices").is_dir():
-        prefect.project.run("dvc", "repro", "-s", "denoise")
-    document = yaml.safe_load((folder / "params.yaml").read_text())
-    document["train"]["training"]["steps"] = 12
-    (folder / "params.yaml").write_text(yaml.safe_dump(document))
-    run = prefect.start_run("tune/on-demand", trials=2, study="deployed")
-    state = prefect.finish(run)
-    assert state["type"] == "COMPLETED", state
-    table = prefect.artifacts(run)["search"]
+def test_a_search_shows_its_trials_and_leaves_the_data_alone(called: Prefect, run, registry_folder):
+    from flows.tune import tune
+
+    (registry_folder / "data").mkdir()
+    (registry_folder / "data/slices").symlink_to(run.root / "data/slices")
+    write_params(registry_folder)
+    space = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][3]["parameters"]["space"]
+    state = tune(space, trials=2, study="called", return_state=True)
+    assert state.is_completed(), state
+    table = called.artifacts(str(state.state_details.flow_run_id))["search"]
     assert len(re.findall(r"^\| \d \| complete", table, re.MULTILINE)) == 2
-    wait_for((folder / ".medstyle/tune/deployed/params.yaml").is_file)
-    run = prefect.start_run("tune/on-demand", trials=2, study="wrong", space={"evaluate.seed": {"choices": [1]}})
-    assert "only keys of the section train" in prefect.finish(run)["message"]
+    assert (registry_folder / ".medstyle/tune/called/params.yaml").is_file()
+    state = tune({"evaluate.seed": {"choices": [1]}}, trials=2, study="wrong", return_state=True)
+    assert state.is_failed()
+    assert "only keys of the section train" in state.message

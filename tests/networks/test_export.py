@@ -53,8 +53,18 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("suffix", SUFFIXES)
+# TorchScript's traces are quick; of the others one kind is exported in each run of the tests, and all in slow ones
+QUICK = [(".ts", kind) for kind in KINDS] + [(suffix, "repainted pictures") for suffix in SUFFIXES if suffix != ".ts"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "kind"),
+    [
+        pytest.param(suffix, kind, marks=() if (suffix, kind) in QUICK else pytest.mark.slow)
+        for suffix in SUFFIXES
+        for kind in KINDS
+    ],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_every_kind_of_translator_is_exported(suffix, kind, tmp_path):
     model = translator(2, **KINDS[kind])

@@ -15,13 +15,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+import pytest
 import requests
 import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from medstyle import Translator
-from tests.conftest import ROOT, Run
+from tests.conftest import ROOT, Once, Run
 from tests.flows.conftest import wait_for
 
 
@@ -42,19 +44,31 @@ def vary(translator: Path, out: Path, noise: float) -> Path:
     return out
 
 
-def register(run: Run, folder: Path, *translators: Path) -> dict[str, str]:
-    """Register translators in a new registry in ``folder``, the first as champion; returns the environment."""
+@pytest.fixture(scope="session")
+def versions(run: Run, once: Once) -> Path:
+    """Return the folder of a registry, made once: the champion, another version, and one that makes no numbers."""
+
+    def make(folder: Path) -> None:
+        others = [vary(run.translator, folder / name, noise) for name, noise in (("second", 1e-2), ("broken", np.nan))]
+        env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT)}
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
+        code = (
+            "import json; from pathlib import Path; from medstyle.registry.models import register, promote\n"
+            f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
+            f"for path in {[str(path) for path in (run.translator, *others)]!r}:\n"
+            "    register(Path(path), metrics, [root / 'reports/report.html'])\n"
+            "promote('1', 'a test')"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
+
+    return once("versions", make)
+
+
+def registered(versions: Path, folder: Path) -> dict[str, str]:
+    """Copy the registry's database to ``folder``; returns the environment in which it is used."""
+    shutil.copy(versions / "mlflow.db", folder)
     env = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db", "PYTHONPATH": str(ROOT)}
-    env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"
-    code = (
-        "import json; from pathlib import Path; from medstyle.registry.models import register, promote\n"
-        f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
-        f"for path in {[str(path) for path in translators]!r}:\n"
-        "    register(Path(path), metrics, [root / 'reports/report.html'])\n"
-        "promote('1', 'a test')"
-    )
-    subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)
-    return env
+    return {**env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{env['PATH']}"}
 
 
 def body_of(*images: bytes, params: dict[str, Any] | None = None, columns: Sequence[str] = ("image",)) -> bytes:

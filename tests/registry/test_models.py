@@ -26,17 +26,11 @@ METRICS = {
 
 
 @pytest.fixture
-def registry(tmp_path, monkeypatch):
+def registry(registry_folder):
     """An empty registry in SQLite, reached as in a fresh clone."""
-    import mlflow
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
     from medstyle.registry import models
 
-    yield models
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    return models
 
 
 def another(folder, out, seed):
@@ -210,7 +204,7 @@ def test_curves_and_pictures_reach_the_run(registry, run, tmp_path):
     [found] = mlflow.search_runs(search_all_experiments=True, output_format="list")
     history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "generator/l1")
     assert [point.step for point in history] == list(range(30))
-    assert found.data.params["training.steps"] == "12"
+    assert found.data.params["training.steps"] == "40"
     assert len(found.data.tags["medstyle.weights_sha256"]) == 64
     assert list((tmp_path / "mlruns").rglob("*.png"))
 

@@ -1,6 +1,5 @@
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -22,18 +21,12 @@ pytestmark = pytest.mark.filterwarnings(  # MLflow's own
 
 
 @pytest.fixture
-def project(run, tmp_path, monkeypatch):
+def project(run, registry_folder):
     """A copy of the tiny run with an empty registry, and its metrics to change."""
-    import mlflow
-
     for name in ("models", "reports"):
-        shutil.copytree(run.root / name, tmp_path / name)
-    shutil.copy(run.params, tmp_path)
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    mlflow.set_tracking_uri(None)
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+        shutil.copytree(run.root / name, registry_folder / name)
+    shutil.copy(run.params, registry_folder)
+    return registry_folder
 
 
 def nothing(model):

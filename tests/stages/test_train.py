@@ -16,7 +16,7 @@ from tests.conftest import TINY
 def test_outputs(run):
     assert {p.name for p in run.translator.iterdir()} == {"weights.safetensors", "translator.json", "MODEL_CARD.md"}
     rows = list(csv.DictReader((run.root / "reports/training.csv").read_text().splitlines()))
-    assert float(rows[-1]["step"]) == 12
+    assert float(rows[-1]["step"]) == TINY["train"]["training"]["steps"]
     assert {"generator/l1", "discriminator/share_right", "validation/l1"} <= set(rows[0])
     config = json.loads((run.translator / "translator.json").read_text())
     assert config["source"] == "mr_t1"
@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on_only_if_nothing_changed(name, run, tmp_path,
     shutil.copytree(run.root / "data/slices", tmp_path / "slices")
     shutil.copytree(run.translator, tmp_path / "features")
     base = {**TINY["train"], "objective": {**TINY["train"]["objective"], "features": "features"}}
-    base["training"] = {**base["training"], "checkpoint_s": 0}
+    base["training"] = {**base["training"], "steps": 12, "validate_every": 6, "log_every": 1}
 
     def start(changes, stop=None):
         merged = {key: {**base.get(key, {}), **value} for key, value in changes.items()}

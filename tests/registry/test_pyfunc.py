@@ -8,22 +8,23 @@ import subprocess
 import sys
 import time
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import requests
 
-from tests.conftest import ROOT, Run
-from tests.registry.conftest import ask, free_port, register
+from tests.conftest import ROOT
+from tests.registry.conftest import ask, free_port, registered
 
 pytestmark = pytest.mark.ops
 
 
 @pytest.fixture(scope="module")
-def server(run: Run, tmp_path_factory):
-    """Register the tiny translator, make it champion, serve it as the README says; yields the URL."""
+def server(versions: Path, tmp_path_factory):
+    """Serve the champion as the README says; yields the URL."""
     folder = tmp_path_factory.mktemp("serving")
-    env = register(run, folder, run.translator)
+    env = registered(versions, folder)
     port = free_port()
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/medstyle@champion"]
     command += ["--env-manager", "local", "-h", "127.0.0.1", "-p", str(port)]
