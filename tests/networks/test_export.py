@@ -48,13 +48,15 @@ PICTURES = {"domains": ("photo", "painting"), "contrasts": (), "residual": False
 KINDS = {
     "2.5-D": {"neighbours": 3},
     "pictures": PICTURES,
-    "repainted pictures": {**PICTURES, "repainted": 1},
+    "pictures with a level without skip": {**PICTURES, "levels_without_skip": 1},
     "a MONAI network": {"generator": "unet"},
 }
 
 
 # TorchScript's traces are quick; of the others one kind is exported in each run of the tests, and all in slow ones
-QUICK = [(".ts", kind) for kind in KINDS] + [(suffix, "repainted pictures") for suffix in SUFFIXES if suffix != ".ts"]
+QUICK = [(".ts", kind) for kind in KINDS] + [
+    (suffix, "pictures with a level without skip") for suffix in SUFFIXES if suffix != ".ts"
+]
 
 
 @pytest.mark.parametrize(
