@@ -4,6 +4,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,13 @@ from tests.inference.conftest import make_translator
 from tests.training.conftest import NEEDS, train
 from tests.training.processes import fork
 
-DIMENSIONS = [(kind, dims) for kind, recipe in RECIPES.items() for dims in recipe.dimensions]
+VOLUMES = ("paired", "unpaired_contrastive")
+DIMENSIONS = [
+    # volumes take longer and are trained as slices are: here by one recipe with pairs and one without
+    pytest.param(kind, dims, marks=pytest.mark.slow if dims == 3 and kind not in VOLUMES else ())
+    for kind, recipe in RECIPES.items()
+    for dims in recipe.dimensions
+]
 
 
 def weights(members):
@@ -97,18 +104,36 @@ def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
     assert straight == killed
 
 
+def together(folder, kind, name, **settings):
+    """Train in two processes that were told of each other as torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [{**world, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in (0, 1)]
+    both = [fork(folder, kind, name, rank, **settings) for rank in ranks]
+    for process, _ in both:
+        process.join()
+    assert [process.exitcode for process, _ in both] == [0, 0]
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
 @pytest.mark.parametrize(
-    ("kinds", "steps"),
-    [(["unpaired_contrastive"], 5), pytest.param(list(RECIPES), 18, marks=pytest.mark.slow)],  # R1 comes every 16
+    ("start", "kinds", "steps"),
+    [
+        (together, ["unpaired_contrastive"], 5),
+        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(RECIPES), 18, marks=pytest.mark.slow),
+    ],
+    ids=["one recipe", "every recipe by torchrun"],  # for long enough: R1 comes every 16 steps
 )
-def test_two_processes_are_one(kinds, steps, store, tmp_path):
+def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
     """A batch divided among two processes gives the weights of one process, up to the order of sums."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
         if not RECIPES[kind].paired and kind != "exemplar":  # of pictures, which have no atlas
             settings["objective"] = {"weights": {"population": 1.0}}
-        program(tmp_path, kind, kind, *launcher, **settings, processes=2)
+        start(tmp_path, kind, kind, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
         for name, value in one.state_dict().items():
@@ -127,7 +152,7 @@ def test_several_contrasts_and_neighbours_enter_together(store, tmp_path):
     rng = np.random.default_rng(1)
     np.save(tmp_path / "store/train/mr_t1.npy", rng.permutation(array))  # T1 tells nothing any more
     np.save(tmp_path / "store/train/mr_t2.npy", -array)
-    settings = {"steps": 60, "learning_rate": 3e-3, "batch": 4, "objective": {"weights": {"adversarial": 0.0}}}
+    settings = {"steps": 50, "learning_rate": 3e-3, "batch": 4, "objective": {"weights": {"adversarial": 0.0}}}
     errors = {}
     for contrasts in ((), ("mr_flair",)):
         for neighbours in (1, 3):

@@ -56,7 +56,7 @@ def test_outputs_follow_each_other_through_the_plane_if_asked(store, tmp_path):
     blocks = torch.stack([stack[z - 1 : z + 2] for z in range(1, SLICES - 1)])
     apart = {}
     for weight in (0.0, 20.0):
-        settings = {"steps": 60, "batch": 4, "learning_rate": 3e-3, "architecture": {"neighbours": 3}}
+        settings = {"steps": 40, "batch": 4, "learning_rate": 3e-3, "architecture": {"neighbours": 3}}
         objective = {"weights": {"adversarial": 0.0, "through_plane": weight}}
         [network], _ = train(store, tmp_path / f"{weight}", objective=objective, **settings)
         with torch.no_grad():
@@ -89,7 +89,7 @@ def test_styles_are_those_of_their_domains(store, tmp_path):
     """One network renders the same content in three looks, each the known map of it."""
     weights = dict.fromkeys(RECIPES["multi_domain"].weights, 0.0) | {"adversarial": 1e-3, "pair": 1.0}
     [networks], _ = train(
-        store, tmp_path / "a", "multi_domain", steps=150, batch=6, learning_rate=5e-3, log_every=50,
+        store, tmp_path / "a", "multi_domain", steps=90, batch=6, learning_rate=5e-3, log_every=50,
         objective={"weights": weights}, architecture={"style": ("domain",), "widths": (8, 12, 16)},
     )  # fmt: skip
     content = torch.from_numpy(store.array("mr_t1", "validation")[:6].astype("float32"))
