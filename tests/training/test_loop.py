@@ -4,7 +4,6 @@ import os
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,10 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from medstyle.errors import UserError
-from medstyle.jobs.checkpoint import load_state, run_key, save_state
 from medstyle.training.loop import Training, pick_device, schedule
 from medstyle.training.objectives.table import RECIPES, Objective
 from medstyle.transforms.augment import Augmentation
@@ -102,42 +99,6 @@ def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
     process.join()
     straight, killed = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("straight", "killed"))
     assert straight == killed
-
-
-def together(folder, kind, name, **settings):
-    """Train in two processes that were told of each other as torchrun tells them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    ranks = [{**world, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in (0, 1)]
-    both = [fork(folder, kind, name, rank, **settings) for rank in ranks]
-    for process, _ in both:
-        process.join()
-    assert [process.exitcode for process, _ in both] == [0, 0]
-
-
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
-
-@pytest.mark.parametrize(
-    ("start", "kinds", "steps"),
-    [
-        (together, ["unpaired_contrastive"], 5),
-        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(RECIPES), 18, marks=pytest.mark.slow),
-    ],
-    ids=["one recipe", "every recipe by torchrun"],  # for long enough: R1 comes every 16 steps
-)
-def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
-    """A batch divided among two processes gives the weights of one process, up to the order of sums."""
-    for kind in kinds:
-        settings = {"steps": steps, "batch": 4}
-        if not RECIPES[kind].paired and kind != "exemplar":  # of pictures, which have no atlas
-            settings["objective"] = {"weights": {"population": 1.0}}
-        start(tmp_path, kind, kind, **settings, processes=2)
-        two = load_file(tmp_path / f"{kind}.safetensors")
-        [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
-        for name, value in one.state_dict().items():
-            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=f"{kind}: {name}")
 
 
 def test_training_learns(store, tmp_path):
@@ -281,35 +242,6 @@ def test_the_rate_is_a_function_of_the_step():
     assert schedule(0) == 0
     assert schedule(1) == pytest.approx(0)
     assert max(schedule(t / 100) for t in range(100)) <= 1
-
-
-def test_a_damaged_state_falls_back_to_the_one_before(tmp_path):
-    for step in (1, 2, 3):
-        save_state(tmp_path, step, {"step": step, "x": torch.arange(1000)})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000002.pt", "step-000000003.pt"]
-    newest = tmp_path / "step-000000003.pt"
-    newest.write_bytes(newest.read_bytes()[:500])
-    assert load_state(tmp_path)["step"] == 2
-    assert load_state(tmp_path / "none") is None
-
-
-def test_a_full_disk_stops_with_its_cause_and_loses_nothing(store, tmp_path):
-    """The kernel's own device that is always full stands where the state is written."""
-    (tmp_path / "a").mkdir()
-    save_state(tmp_path / "a", 1, {"step": 1})
-    (tmp_path / "a/writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"after step 2 cannot be written .*make room"):
-        save_state(tmp_path / "a", 2, {"step": 2, "x": torch.zeros(10**6)})
-    assert load_state(tmp_path / "a") == {"step": 1}
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b/writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="make room"):
-        train(store, tmp_path / "b")
-
-
-def test_anything_changed_is_another_run():
-    assert run_key({"a": 1}, "data") == run_key({"a": 1}, "data")
-    assert len({run_key({"a": 1}, "x"), run_key({"a": 2}, "x"), run_key({"a": 1}, "y")}) == 3
 
 
 @pytest.mark.slow
