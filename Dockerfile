@@ -1,4 +1,4 @@
-# The environment of flows and stages. The code comes from git at run time: see docs/operations.md.
+# The environment of flows and stages. The code comes from git at run time: see docs/how-to/scale-out.md.
 FROM python:3.11-slim
 RUN apt-get update \
  && apt-get install -y --no-install-recommends git \

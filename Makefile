@@ -11,7 +11,7 @@ export DO_NOT_TRACK := 1
 # One process for each core and each with one thread; the tests of a file stay together, since they share fixtures.
 PYTEST := OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
 
-.PHONY: help demo test slow lint bench serve lock clean
+.PHONY: help demo test slow lint docs bench serve lock clean
 
 help:             ## list the commands
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 14
@@ -31,6 +31,9 @@ lint: $(READY)    ## check style, types and the direction of imports
 	ruff format --check
 	mypy
 	lint-imports
+
+docs: $(READY)    ## renew the generated reference pages
+	python docs/generate.py
 
 bench: $(READY)   ## run every benchmark
 	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; python "$$script"; done

@@ -379,15 +379,16 @@ def write_ct(folder: Path, slices: int, name: str) -> None:
 def _write(folder: Path, values: Any, spacing_mm: tuple[float, float, float], domain: str, name: str) -> None:
     import numpy as np
 
-    from medstyle.dicom.acquired import uid, write_series
+    from medstyle.dicom.acquired import write_series
+    from medstyle.dicom.uids import uid_of
     from medstyle.imaging.volume import Volume
 
     attributes = {
         "PatientID": name,
         "PatientName": name,
-        "StudyInstanceUID": uid(name, "study"),
-        "SeriesInstanceUID": uid(name, "series"),
-        "FrameOfReferenceUID": uid(name, "frame"),
+        "StudyInstanceUID": uid_of(name, "study"),
+        "SeriesInstanceUID": uid_of(name, "series"),
+        "FrameOfReferenceUID": uid_of(name, "frame"),
         "StudyID": "1",
         "SeriesNumber": 1,
         "SeriesDescription": "benchmark",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -23,15 +23,14 @@ from peers.data import BRAIN, CACHE, DOMAINS, store_of
 from medstyle.data.store import Row, SliceStore
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume, read_volume
-from medstyle.inference.ood import judge
+from medstyle.inference.ood import assess
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import Translator, TranslatorConfig
-from medstyle.params import parse
 from medstyle.phantom.studies import SITES, PhantomParams, acquire, draw_subject
 from medstyle.pseudonyms import subject_key
-from medstyle.stages.train import reference_statistics
+from medstyle.stages.train import reference_of
 from medstyle.transforms.descriptors import image_features
-from medstyle.transforms.prepare import Preparation, prepare
+from medstyle.transforms.prepare import prepare
 
 RNG = np.random.default_rng(0)
 
@@ -106,25 +105,25 @@ def main() -> None:
     normalisation = "percentile"
     store = store_of(data, normalisation)
     source, target = DOMAINS[data]
-    settings = parse(Preparation, store.index["preparation"], "store")
+    settings = store.index.preparation
     rows: dict[str, list[tuple[str, str]]] = defaultdict(list)
 
     @cache
     def judged_without(absent: frozenset[str]) -> Translator:
-        reference = reference_statistics(Without(store.folder, store.index, absent), source)
+        reference = {source: reference_of(Without(store.folder, store.index, absent), source)}
         config = TranslatorConfig(
-            Architecture(widths=(4, 6)), [source, target], source, target, asdict(settings),
+            Architecture(widths=(4, 6)), (source, target), source, target, settings,
             {source: Fingerprint((0, 1)), target: Fingerprint((0, 1))}, reference=reference,
         )  # fmt: skip
         return Translator(config, [Networks(config.architecture, config.domains, 1)])
 
     def enter(name: str, volume: Volume, *absent: str) -> None:
         translator, slices = judged_without(frozenset(absent)), prepare(volume, settings).slices
-        reference = translator.config.reference["volume"]
-        z = (image_features(slices.numpy()) - reference["centre"]) / reference["spread"]
-        rows[name].append((judge(slices, translator).verdict, FEATURES[int(np.abs(z).argmax())]))
+        statistics = translator.config.reference[source].volume
+        z = (image_features(slices.numpy()) - np.array(statistics.centre)) / np.array(statistics.spread)
+        rows[name].append((assess(slices, translator).verdict, FEATURES[int(np.abs(z).argmax())]))
 
-    for subject in sorted(store.index["subjects"]):
+    for subject in sorted(store.index.subjects):
         scan, other = (
             read_volume(CACHE / f"{data}-{normalisation}/scans" / subject / f"{domain}.nii.gz", source)
             for domain in (source, target)
@@ -137,7 +136,7 @@ def main() -> None:
         if subject in RARE:
             enter("another scanner", scan, *RARE)
     if data == "phantom":
-        two, count = PhantomParams(sites=2), len(store.index["subjects"])
+        two, count = PhantomParams(sites=2), len(store.index.subjects)
         for index in range(count + 1, count + 17, 2):  # heads beyond the store's
             head = draw_subject(two, index)
             assert head.site is SITES[1]

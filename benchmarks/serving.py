@@ -24,7 +24,6 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,12 +34,14 @@ import psutil
 import torch
 import urllib3
 
+from medstyle.cohort.rules import Rule
 from medstyle.dicom.acquired import write_series
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
 from medstyle.inference.translate import prepare_source, translate_volume
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import Translator, TranslatorConfig
+from medstyle.transforms.descriptors import FeatureStatistics, Reference
 from medstyle.transforms.prepare import Preparation
 
 DOMAINS = ["mr_t1", "mr_t2"]
@@ -120,15 +121,15 @@ def register(folder: Path, architecture: Architecture) -> Translator:
 
     torch.manual_seed(0)
     networks = Networks(architecture, DOMAINS).eval().requires_grad_(False)
-    anything = {"centre": [0.0] * 21, "spread": [1.0] * 21, "largest": 100.0}
+    anything = FeatureStatistics((0.0,) * 21, (1.0,) * 21, 100.0)
     config = TranslatorConfig(
         architecture,
         DOMAINS,
         *DOMAINS,
-        asdict(Preparation()),
+        Preparation(),
         {name: Fingerprint((0.0, 800.0)) for name in DOMAINS},
-        rules=[{"domain": "mr_t1", "when": {"Modality": "MR"}}],
-        reference={"slice": anything, "volume": anything},
+        rules=(Rule("mr_t1", {"Modality": "MR"}),),
+        reference={"mr_t1": Reference(anything, anything)},
     )
     Translator(config, [networks]).save(folder / "translator")
     (folder / "translator/MODEL_CARD.md").write_text("random weights")

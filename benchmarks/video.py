@@ -29,9 +29,9 @@ from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.video import MEASURES, measure_clip
 from medstyle.imaging.picture import from_unit, write_picture
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
-from medstyle.inference.files import translate_path
-from medstyle.inference.render_options import Look
-from medstyle.inference.translate import translate_frames
+from medstyle.inference.files import Request, translate_path
+from medstyle.inference.render_options import RenderOptions
+from medstyle.inference.translate import render_frames, rendering
 from medstyle.networks.translator import Translator
 
 STEADY = 0.8  # as `medstyle translate` has it
@@ -94,7 +94,7 @@ def classical(clip: Path, frames: int, name: str, reference: np.ndarray) -> Iter
 def styled(clip: Path, frames: int, translator: Translator, steady: float) -> Iterator[Frame]:
     """Render a clip by a model."""
     pixels = (frame.pixels for frame in source(clip, frames))
-    made = translate_frames(pixels, translator, look=Look(steady=steady))
+    made = render_frames(pixels, rendering(translator, options=RenderOptions(temporal_smoothing=steady)))
     for frame, result in zip(source(clip, frames), made, strict=True):
         yield Frame(result.image, frame.time)
 
@@ -134,7 +134,7 @@ def _translate(path: Path, out: Path, model: Path, threads: int) -> tuple[float,
     torch.set_num_threads(threads)
     translator = Translator.load(model)
     start = time.perf_counter()
-    translate_path(path, out, translator, look=Look(steady=STEADY), force=True)
+    translate_path(path, out, translator, Request(options=RenderOptions(temporal_smoothing=STEADY), force=True))
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
     return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024

@@ -128,8 +128,9 @@ def _domain_by_params() -> Any:
     if not Path("params.yaml").is_file():
         return None
     from medstyle.cohort.rules import domain_of
+    from medstyle.data.canonical import attributes_of, labels_of
     from medstyle.params import load
-    from medstyle.stages.ingest import Params, attributes_of, labels_of
+    from medstyle.stages.ingest import Params
 
     params = load(Params, "ingest")
     source, labels = Path(params.source), labels_of(params)
@@ -229,23 +230,17 @@ def evaluate(
 
         run(params, *_inputs(file, Path("models/translator")), Path("reports"), lineage=lineage())
         return
-    from medstyle.evaluation.protocols import PROTOCOLS
-    from medstyle.evaluation.statistics import compare as difference
+    from medstyle.evaluation.summary import compare_models
     from medstyle.registry.models import model_folder
 
-    values = [_measure(file, model_folder(name)) for name in compare]
-    if values[0].keys() != values[1].keys():
-        raise UserError(f"{' and '.join(compare)}: they can be measured on different subjects only: other contrasts?")
-    result = {
-        name: difference([row[name] for row in values[0].values()], [values[1][subject][name] for subject in values[0]])
-        for name in PROTOCOLS[params.protocol].measures
-    }
+    first, second = (_measure(file, model_folder(name)) for name in compare)
+    result = compare_models(first, second, params.protocol)
     if json_:
         print(json.dumps(result, indent=1))
         return
     from rich.table import Table
 
-    title = f"{len(values[0])} subjects, protocol {params.protocol}"
+    title = f"{len(first)} subjects, protocol {params.protocol}"
     table = Table("measure", *compare, "second - first", "95 % interval", "p", title=title, title_justify="left")
     for name, of in result.items():
         p = "" if of["p"] is None else f"{of['p']:.3f}"
@@ -303,7 +298,7 @@ def translate(
     mask: Annotated[
         Path | None, typer.Option(help="Pictures: a picture, white where the style goes, black where nothing changes.")
     ] = None,
-    steady: Annotated[
+    temporal_smoothing: Annotated[
         float, typer.Option(help="Videos: share of the frame before, where it is found again; 0: each frame by itself.")
     ] = 0.8,
     sharpen: Annotated[float, typer.Option(help="Pictures: raise edges, 0 not at all, 1 strongly.")] = 0.0,
@@ -321,30 +316,21 @@ def translate(
 
     Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
     """
-    from medstyle.inference.files import read_mask, translate_path
-    from medstyle.inference.render_options import Look
+    from medstyle.inference.files import Request, read_mask, translate_path
+    from medstyle.inference.render_options import RenderOptions
 
     weights = weight or [1.0] * len(style or [])
     if len(weights) != len(style or []):
         raise UserError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
-    look = Look(strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, steady)
-    if method is not None:
-        _classical(source, out, style or [], method, look)
-        return
-
-    results = translate_path(
-        source,
-        out,
-        _translator(model),
-        target=to,
-        source_domain=from_,
-        reference=list(zip(weights, style or [], strict=True)),
-        seed=seed,
-        uncertainty=uncertainty,
-        look=look,
-        force=force,
-        allow=allow or (),
+    options = RenderOptions(
+        strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, temporal_smoothing
     )
+    if method is not None:
+        _classical(source, out, style or [], method, options)
+        return
+    mixture = list(zip(weights, style or [], strict=True))
+    request = Request(to, from_, mixture, seed, uncertainty, options, force, tuple(allow or ()))
+    results = translate_path(source, out, _translator(model), request)
     if json_:
         print(json.dumps(results, indent=1))
         return
@@ -357,9 +343,16 @@ def translate(
             print(f"medstyle: warning: {warning}", file=sys.stderr)
 
 
-def _classical(source: Path, out: Path, style: list[Path], method: str, look: Any) -> None:
+def _classical(source: Path, out: Path, style: list[Path], method: str, options: Any) -> None:
     from medstyle.evaluation.baselines import PICTURE_METHODS
-    from medstyle.imaging.picture import PICTURE_SUFFIXES, SYNTHETIC_NOTE, over_white, read_picture, write_picture
+    from medstyle.imaging.picture import (
+        PICTURE_SUFFIXES,
+        SYNTHETIC_NOTE,
+        over_white,
+        read_picture,
+        to_unit,
+        write_picture,
+    )
 
     if method not in PICTURE_METHODS:
         raise UserError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
@@ -369,7 +362,8 @@ def _classical(source: Path, out: Path, style: list[Path], method: str, look: An
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise UserError(f"{out}: {why} choose another name")
     pixels = read_picture(source, alpha=True)
-    made = look.applied(pixels, PICTURE_METHODS[method](over_white(pixels), read_picture(style[0])))
+    styled = to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(style[0])))
+    made = options.apply(pixels, styled)
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 
@@ -383,12 +377,12 @@ def ensemble(
 
     Example: medstyle ensemble models/ensemble models/seed-0 models/seed-1 models/seed-2
     """
-    from medstyle.networks.translator import join
+    from medstyle.networks.translator import ensemble as combine
 
     if out.exists():
         raise UserError(f"{out}: exists already; name a new folder")
-    joined = join(folders, out)
-    print(f"{out}: {len(joined.members)} members, weights sha256 {joined.sha256[:16]}")
+    combined = combine(folders, out)
+    print(f"{out}: {len(combined.members)} members, weights sha256 {combined.sha256[:16]}")
 
 
 def _translator(reference: str) -> Any:

@@ -48,23 +48,59 @@ def _sections(path: Path) -> dict[str, Any]:
     return document
 
 
+# keys of params.yaml by their former names; the last part of the new name is said
+RENAMED = {
+    "denoise.registration": "alignment",
+    "denoise.atlas": "common_space",
+    "train.network.repainted": "levels_without_skip",
+    "evaluate.steady": "temporal_smoothing",
+    "register.survival": "lesion_contrast",
+}
+
+
 def parse(cls: type[T], values: object, where: str) -> T:
-    """Check plain ``values`` (as YAML gives them) against ``cls``; ``where`` begins the error message."""
+    """Check plain ``values`` (as YAML gives them) against ``cls``; ``where`` begins the error message.
+
+    Raises:
+        UserError: a key is unknown, has another name now or is missing, or a value has the wrong type.
+    """
+    try:
+        # JSON mode, because there a list may fill a tuple field although types are otherwise strict.
+        return parse_json(cls, json.dumps(values), where)
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; quote the value if it is meant as text") from None
+
+
+def parse_json(cls: type[T], text: str | bytes, where: str) -> T:
+    """Check JSON against ``cls``; see :func:`parse`."""
     from pydantic import ValidationError
 
     try:
-        # JSON mode, because there a list may fill a tuple field although types are otherwise strict.
-        return _adapter(cls).validate_json(json.dumps(values))  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"{where}: {error}; quote the value if it is meant as text") from None
+        return _adapter(cls).validate_json(text)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join([where, *map(str, first["loc"])])
+        key = ".".join([where, *_keys(first["loc"], text)])
         cause = {"unexpected_keyword_argument": "unknown key", "missing": "missing key"}.get(
             first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
         )
+        if new := next((new for old, new in RENAMED.items() if key.endswith(old)), None):
+            cause = f"is now called {new}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise UserError(f"{key}: {cause}{more}") from None
+
+
+def _keys(location: tuple[int | str, ...], text: str | bytes) -> list[str]:
+    """Return the keys that lead to a fault; pydantic puts the tag of a union between them."""
+    value: Any = json.loads(text) if location else None
+    keys = []
+    for part in location:
+        known = (isinstance(value, dict) and part in value) or (
+            isinstance(value, list) and isinstance(part, int) and part < len(value)
+        )
+        if known or part is location[-1]:
+            keys.append(str(part))
+            value = value[part] if known else None
+    return keys
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from medstyle import Translator, params, read_picture, translate_path
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.video import MEASURES
 from medstyle.imaging.modality import DOMAINS
+from medstyle.inference.files import Request
 from medstyle.stages import acquire, denoise, evaluate, ingest, register, train
 from tests.conftest import ROOT
 from tests.data.conftest import make_store
@@ -167,7 +168,7 @@ def test_exemplars_are_measured_one_by_one_and_differ(tmp_path):
     for name, weights in (("first", (1, 0)), ("second", (0, 1)), ("both", (1, 1)), ("most", (3, 1))):
         mixture = [(w, styles / f"{i}.jpg") for i, w in enumerate(weights)]
         out = tmp_path / f"{name}.png"
-        translate_path(photo, out, translator, reference=mixture, force=True)
+        translate_path(photo, out, translator, Request(reference=mixture, force=True))
         made[name] = read_picture(out).astype(float)
     apart = np.abs(made["first"] - made["second"]).mean()
     assert apart > 0
@@ -187,12 +188,12 @@ def test_twins_that_were_made_worse_are_paired_and_measured(tmp_path):
 def test_a_picture_and_a_folder_of_pictures_are_translated(project, tmp_path):
     translator = Translator.load(project / "models/translator")
     photo = project / "data/pictures/photo/0.jpg"
-    [row] = translate_path(photo, tmp_path / "out.png", translator, force=True)
+    [row] = translate_path(photo, tmp_path / "out.png", translator, Request(force=True))
     made = read_picture(tmp_path / "out.png")
     assert made.shape == (42, 56, 3)
     assert row["domain"] == "painting"
     with Image.open(tmp_path / "out.png") as image:
         assert "SYNTHETIC" in image.text["Comment"]
-    rows = translate_path(photo.parent.parent, tmp_path / "all", translator, force=True)
+    rows = translate_path(photo.parent.parent, tmp_path / "all", translator, Request(force=True))
     assert len(rows) == 12, "the paintings in the folder are left alone"
     assert (tmp_path / "all/photo/3.jpg").is_file()

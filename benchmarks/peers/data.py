@@ -25,7 +25,7 @@ from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.protocols import plain
 from medstyle.phantom.studies import PhantomParams
 from medstyle.stages import acquire, denoise, ingest
-from medstyle.transforms.common_space import Stored, join, middling
+from medstyle.transforms.common_space import Stored, map_to_space, median_scan
 from medstyle.transforms.prepare import Preparation
 
 ROOT = Path(__file__).parents[2]
@@ -50,7 +50,8 @@ def store_of(name: str, normalisation: str = "nyul", tuning: bool = False) -> Sl
             rules = tuple(Rule(domain, {"path": f"*/{file}.nii.gz"}) for domain, file in _FILES.items())
             settings = ingest.Params(str(BRAIN), rules)
             slices = denoise.Params(
-                preparation=Preparation(denoise="none", normalisation=normalisation), registration="rigid", atlas=True,
+                preparation=Preparation(denoise="none", normalisation=normalisation),
+                alignment="rigid", common_space=True,
                 validation=validation, seed=3,  # one of the three is of the second protocol, as of the five
                 test_subjects=tuple(f"sub-{number}" for number in ("04", "11", "18", "21", "23")),
             )  # fmt: skip
@@ -59,7 +60,7 @@ def store_of(name: str, normalisation: str = "nyul", tuning: bool = False) -> Sl
             rules = tuple(Rule(d, {"SeriesDescription": f"*{d[-2:]}*"}) for d in DOMAINS[name])
             settings = ingest.Params(str(folder / "raw"), rules)
             slices = denoise.Params(
-                validation=validation, atlas=True, preparation=Preparation(normalisation=normalisation)
+                validation=validation, common_space=True, preparation=Preparation(normalisation=normalisation)
             )
         ingest.run(settings, folder / "scans", folder / "ingest.json")
         denoise.run(slices, folder / "scans", folder / "slices")
@@ -121,9 +122,9 @@ def atlas_seconds(name: str, store: SliceStore, threads: int) -> float:
                 np.save(path, array[[i for i, row in enumerate(rows) if row.subject == subject]])
                 scans.append(Stored(path, SPACING_MM[name]))
         start = time.perf_counter()
-        space = middling(scans)
+        space = median_scan(scans)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda scan: join(scan, space), scans))
+            list(pool.map(lambda scan: map_to_space(scan, space), scans))
         return time.perf_counter() - start
 
 

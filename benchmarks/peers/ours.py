@@ -16,7 +16,7 @@ from medstyle.networks.networks import Architecture, Networks
 from medstyle.params import parse
 from medstyle.stages.train import Params
 from medstyle.training.loop import fit
-from medstyle.training.objectives.table import RECIPES
+from medstyle.training.objectives.table import OBJECTIVES
 from medstyle.transforms.body import box_around, extent_of
 
 Settings = dict[str, Any]  # sections of params.yaml's `train`: training, objective, network, augmentation
@@ -100,7 +100,7 @@ def textbook_step(
 
     params = parse(Params, {**settings, "source": domains[0], "target": domains[1]}, "benchmark")
     networks = Networks(params.network, list(domains))
-    recipe = RECIPES[params.objective.kind](networks, params.objective, (x.shape[1], x.shape[1]), 2)
+    recipe = OBJECTIVES[params.objective.kind](networks, params.objective, (x.shape[1], x.shape[1]), 2)
     modules = {name: change(module).to(x.device) for name, module in recipe.players.items()}
     average = copy.deepcopy(networks)
     optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}

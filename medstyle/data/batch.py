@@ -9,10 +9,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 
-class Alike(NamedTuple):
-    """Another person at the same place of the body, by the atlas.
+class MatchedSubject(NamedTuple):
+    """Another subject at the same place of the body, by the common space.
 
-    ``image`` as the batch's target; ``seen (N, 1, ...)`` above 0 where the scan reaches; size of a voxel, z first.
+    Attributes:
+        image: as the batch's target.
+        seen: ``(N, 1, ...)``, above 0 where the scan reaches.
+        voxel_mm: size of a voxel, z first.
     """
 
     image: Tensor
@@ -32,7 +35,7 @@ class Batch:
         seeds: one for each example, for whatever a loss samples.
         step: number of the step.
         progress: share of the steps that are done, in [0, 1).
-        alike: what the target's scan shows where the source is; only for ``population``.
+        matched: what the target's scan shows where the source is; only for ``cross_subject``.
     """
 
     source: Tensor
@@ -43,4 +46,4 @@ class Batch:
     seeds: Sequence[int]
     step: int
     progress: float
-    alike: Alike | None = None
+    matched: MatchedSubject | None = None

@@ -8,31 +8,84 @@ the size.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.cohort.rules import Rule
 from medstyle.errors import UserError
-
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+from medstyle.imaging.modality import Fingerprint
+from medstyle.params import params, parse_json
+from medstyle.transforms.body import Extent
+from medstyle.transforms.prepare import Preparation
 
 SPLITS = ("train", "validation", "test")
+Matrix = tuple[tuple[float, ...], ...]  # (4, 4)
 
 
 class Row(NamedTuple):
     """Where a stored slice comes from.
 
-    ``position`` runs from 0 (first slice of its volume) to 1; ``foreground`` is the share of body pixels.
+    Attributes:
+        subject: key of the subject.
+        slice: its number in the volume.
+        position: from 0 (first slice of its volume) to 1.
+        foreground: share of body pixels.
+        body: first and last row, first and last column of the body; None where the slice shows none.
     """
 
     subject: str
     slice: int
     position: float
     foreground: float
+    body: Extent | None
+
+
+class Pair(NamedTuple):
+    """What became of a scan beside the first one of its subject: ``code`` and ``reason`` are "" where it fits."""
+
+    subject: str
+    domain: str
+    used: bool
+    code: str
+    reason: str
+    overlap: float | None = None
+    information: float | None = None
+
+
+@params
+class StoreIndex:
+    """What the store holds, and how it was made.
+
+    Attributes:
+        size: ``(H, W)`` of all slices.
+        preparation: with the landmarks that were learned.
+        alignment: how the scans of a subject came onto one grid.
+        rules: that named the domains.
+        subjects: key -> split.
+        rows: split -> domain -> one for each slice.
+        fingerprints: split -> domain -> one for each image.
+        pairs: verdict on each scan beside its subject's first.
+        common_space: domain -> training subject -> map of stored voxels ``(z, y, x, 1)`` to a space that all share.
+    """
+
+    size: tuple[int, int]
+    preparation: Preparation
+    alignment: str
+    rules: tuple[Rule, ...]
+    subjects: dict[str, str]
+    rows: dict[str, dict[str, tuple[Row, ...]]]
+    fingerprints: dict[str, dict[str, tuple[Fingerprint, ...]]]
+    pairs: tuple[Pair, ...] = ()
+    common_space: dict[str, dict[str, Matrix]] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Return the text of ``index.json``."""
+        return json.dumps(asdict(self)) + "\n"
 
 
 @dataclass(frozen=True)
@@ -40,15 +93,15 @@ class SliceStore:
     """A store opened for reading; arrays are mapped, not loaded."""
 
     folder: Path
-    index: Mapping[str, Any]
+    index: StoreIndex
 
     @staticmethod
     def open(folder: Path | str) -> SliceStore:
         """Open ``folder``; raises :class:`UserError` if it holds no readable index."""
         path = Path(folder) / "index.json"
         try:
-            return SliceStore(Path(folder), json.loads(path.read_text()))
-        except (OSError, ValueError):
+            return SliceStore(Path(folder), parse_json(StoreIndex, path.read_bytes(), str(path)))
+        except (OSError, ValueError, UserError):
             raise UserError(f"{path}: no readable slice store here; run `medstyle denoise` first") from None
 
     def array(self, domain: str, split: str) -> NDArray[np.float16]:
@@ -59,31 +112,30 @@ class SliceStore:
         mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")
         return mapped
 
-    def rows(self, domain: str, split: str) -> list[Row]:
+    def rows(self, domain: str, split: str) -> Sequence[Row]:
         """Describe each row of :meth:`array`."""
-        return [Row(*row) for row in self.index["rows"].get(split, {}).get(domain, [])]
+        return self.index.rows.get(split, {}).get(domain, ())
 
-    def atlas(self, domain: str) -> dict[str, NDArray[np.float64]]:
+    def common_space(self, domain: str) -> dict[str, NDArray[np.float64]]:
         """Return for each training subject the map ``(4, 4)`` of stored voxels ``(z, y, x, 1)`` to a common space.
 
-        Subjects that could not be brought there are missing; none is there without ``denoise.atlas``.
+        Subjects that could not be brought there are missing; none is there without ``denoise.common_space``.
         """
-        found = self.index.get("atlas", {}).get(domain, {})
-        return {subject: np.array(matrix) for subject, matrix in found.items()}
+        return {subject: np.array(matrix) for subject, matrix in self.index.common_space.get(domain, {}).items()}
 
     @property
     def domains(self) -> list[str]:
         """Domains that have slices in any split."""
-        return sorted({domain for split in self.index["rows"].values() for domain in split})
+        return sorted({domain for split in self.index.rows.values() for domain in split})
 
     def subjects(self, split: str) -> list[str]:
         """Subject keys of ``split``."""
-        return [key for key, where in self.index["subjects"].items() if where == split]
+        return [key for key, where in self.index.subjects.items() if where == split]
 
     def domains_of(self, subject: str) -> set[str]:
         """Domains in which the store holds ``subject``."""
-        rows = self.index["rows"].get(self.index["subjects"][subject], {})
-        return {domain for domain, of in rows.items() if any(row[0] == subject for row in of)}
+        rows = self.index.rows.get(self.index.subjects[subject], {})
+        return {domain for domain, of in rows.items() if any(row.subject == subject for row in of)}
 
     def pairs(self, source: str, target: str, split: str) -> NDArray[np.int64]:
         """Return ``(n, 2)`` row numbers where source and target show the same slice of the same subject."""
@@ -97,7 +149,7 @@ class SliceStore:
 
 
 def write_rows(path: Path, blocks: Sequence[Path]) -> None:
-    """Join the ``.npy`` files ``blocks`` along the first axis into ``path`` without holding them in memory."""
+    """Concatenate the ``.npy`` files ``blocks`` along the first axis into ``path`` without holding them in memory."""
     mapped = [np.load(block, mmap_mode="r") for block in blocks]
     shape = (sum(len(block) for block in mapped), *mapped[0].shape[1:])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.dicom.uids import IMPLEMENTATION_UID, uid_of
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
-IMPLEMENTATION_UID = "2.25.302148715936702837145213398862213548711"
 MAX_STORED = 4095  # 12 bits, what most MR and CT scanners store
 CT_INTERCEPT = -1024
 FIXED_DATE = "20200101"  # a fixed day, so that the same content has the same bytes
@@ -23,12 +22,6 @@ FIXED_DATE = "20200101"  # a fixed day, so that the same content has the same by
 MR = {"ScanOptions": None, "MRAcquisitionType": "2D", "PatientPosition": "HFS", "PositionReferenceIndicator": ""}
 CT = {"KVP": "120", "AcquisitionNumber": 1, "PatientPosition": "HFS", "PositionReferenceIndicator": ""}
 CT |= {"RescaleIntercept": str(CT_INTERCEPT), "RescaleSlope": "1", "RescaleType": "HU"}
-
-
-def uid(*parts: object) -> str:
-    """Return a unique identifier that is a function of ``parts`` (DICOM PS3.5 B.2, ``2.25.`` + a 128-bit number)."""
-    digest = hashlib.sha256("\n".join(map(str, parts)).encode()).digest()
-    return f"2.25.{int.from_bytes(digest[:16], 'big')}"
 
 
 def write_series(folder: Path, volume: Volume, attributes: Mapping[str, Any], names: Sequence[int]) -> None:
@@ -61,7 +54,7 @@ def _decimals(values: NDArray[np.float64]) -> list[Any]:
 def _place(dataset: Any, volume: Volume, k: int) -> None:
     """Set what differs between slices, but for the pixels."""
     position = volume.affine[:3, 3] + k * volume.affine[:3, 2]
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid(dataset.SeriesInstanceUID, k)
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid_of(dataset.SeriesInstanceUID, k)
     dataset.InstanceNumber = k + 1
     dataset.ImagePositionPatient = _decimals(position)
     dataset.SliceLocation = _decimals(np.array([volume.direction[:, 2] @ position]))[0]

@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from uuid import UUID
 
 from pydicom import dcmread
 from pydicom.datadict import dictionary_VR
@@ -22,6 +21,7 @@ from medstyle.dicom.elements import BoundedFile, Skip, quiet, words
 from medstyle.dicom.header import Instance, read_frames
 from medstyle.dicom.read import read_pixels
 from medstyle.dicom.scan import FileVerdict, find_files
+from medstyle.dicom.uids import uid_from
 from medstyle.dicom.write import code, save, settle_laterality
 from medstyle.errors import Refusal, UserError
 from medstyle.jobs.progress import track
@@ -301,7 +301,7 @@ def _shifted(date: str, days: timedelta) -> str:
 
 
 def _mapped_uid(uid: str) -> str:
-    return f"2.25.{UUID(bytes=digest('uid', uid)[:16], version=5).int}"
+    return uid_from(digest("uid", uid))
 
 
 def private_element(text: str) -> tuple[int, int, str]:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,7 +13,6 @@ from datetime import datetime
 from itertools import product, repeat
 from pathlib import Path
 from typing import Any, Literal
-from uuid import UUID
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +20,20 @@ from pydicom import dcmread
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, ExplicitVRLittleEndian
+from pydicom.valuerep import format_number_as_ds
 
 from medstyle.dicom.elements import quiet, words
 from medstyle.dicom.header import Frame
 from medstyle.dicom.read import read_stored
 from medstyle.dicom.scan import POSITION_TOLERANCE_MM, Series
+from medstyle.dicom.uids import IMPLEMENTATION_UID, uid_of
 from medstyle.errors import Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
+from medstyle.jobs.atomic import atomic_folder
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
-IMPLEMENTATION_UID = "2.25.131797183890386993657555570534283336269"  # uuid5(NAMESPACE_URL, "medstyle")
 _STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2"}
 _KEEP = words(
     "PatientName PatientID PatientBirthDate PatientSex PatientWeight PatientIdentityRemoved DeidentificationMethod "
@@ -73,43 +73,50 @@ class ModelIdentity:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def write_derived(
-    volume: Volume,
-    source: Series,
-    out_dir: Path,
-    model: ModelIdentity,
-    *,
-    now: datetime | None = None,
-    kind: Literal["synthetic", "uncertainty"] = "synthetic",
-    source_domain: str | None = None,
-    reach: int | None = 0,
-    contrasts: Sequence[Series] = (),
-    registered: bool = False,
-) -> list[Path]:
-    """Write ``volume`` as a series of MR or CT images derived from ``source``, one file for each slice.
+@dataclass(frozen=True)
+class Derivation:
+    """What a derived series comes from, and how.
+
+    Attributes:
+        source: the series whose patient, study and grid the new one has.
+        model: what made it.
+        source_domain: of ``source``, for the description.
+        contrasts: series that entered beside ``source``.
+        neighbourhood: how many slices of ``source`` on either side of its own entered each slice; None: all.
+        aligned: whether the contrasts were moved, so that their positions do not tell which of their slices entered.
+        kind: what the voxels are.
+        now: date and time of the new series.
+    """
+
+    source: Series
+    model: ModelIdentity
+    source_domain: str | None = None
+    contrasts: tuple[Series, ...] = ()
+    neighbourhood: int | None = 0
+    aligned: bool = False
+    kind: Literal["synthetic", "uncertainty"] = "synthetic"
+    now: datetime | None = None
+
+
+def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list[Path]:
+    """Write ``volume`` as a series of MR or CT images derived from another, one file for each slice.
 
     The files go to a new folder below ``out_dir``, which appears complete or not at all. On the source's grid the
     geometry is copied as it was written; on another grid it is computed from the affine. UIDs follow from the source,
-    the weights, the domain, ``kind`` and the contrasts: the same call makes the same UIDs. A synthetic CT is padded
+    the weights, the domain, the kind and the contrasts: the same call makes the same UIDs. A synthetic CT is padded
     where the CT that it comes from was.
 
     Args:
         volume: of an MR or CT domain.
-        source: the series whose patient, study and grid the new one has.
+        derivation: what it comes from.
         out_dir: where the new folder goes.
-        model: what made ``volume``.
-        now: date and time of the new series.
-        kind: what ``volume`` is.
-        source_domain: of ``source``, for the description.
-        reach: how many slices of ``source`` on either side of its own entered each slice; None: all.
-        contrasts: series that entered beside ``source``.
-        registered: whether they were moved, so that their positions do not tell which of their slices entered.
 
     Raises:
         Refusal: ``E_EXISTS`` the folder is there already, ``E_SOPCLASS`` the domain has no DICOM modality,
             ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds several volumes,
             ``E_NOT_FINITE`` NaN or infinity among the voxels.
     """
+    source, model, kind, contrasts = derivation.source, derivation.model, derivation.kind, derivation.contrasts
     modality = DOMAINS[volume.domain].dicom
     if modality not in _STORAGE:
         raise Refusal("E_SOPCLASS", f"domain {volume.domain} is not an MR or CT image; write pictures instead")
@@ -120,47 +127,53 @@ def write_derived(
     stored, pixel_module, facts = _quantise(volume, modality, kind)
     first = source.frames[0].instance
     begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
-    series_uid = _uid(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
-    label = DOMAINS[source_domain].label if source_domain else source.attributes.get("Modality", "")
-    arrow = f"{label}->{DOMAINS[volume.domain].label}"
-    title = f"SYNTHETIC AI {arrow}" if kind == "synthetic" else f"UNCERTAINTY MAP AI {arrow}"
+    series_uid = uid_of(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
     details = json.dumps({**model.details, **facts}, sort_keys=True, allow_nan=False)
-    common = _common(modality, model, now or datetime.now(), details) | {
+    common = _common(modality, model, derivation.now or datetime.now(), details) | {
         "SeriesInstanceUID": series_uid,
-        "SeriesDescription": f"{title[:44]} NOT FOR DIAGNOSIS",
+        "SeriesDescription": f"{_title(volume, derivation)[:44]} NOT FOR DIAGNOSIS",
         **pixel_module,
     }
-    same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
-    same_grid &= first.tiles == 1  # a mosaic's elements place the sheet, not its tiles
-    entered = _Entered(volume, source, same_grid, reach, contrasts, registered)
-    padded = same_grid and kind == "synthetic" and modality == source.attributes.get("Modality") == "CT"
     final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
         raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
-    scratch = final.with_name(f".part-{os.getpid()}-{final.name}")
-    try:
-        scratch.mkdir(parents=True)
-        with quiet():
-            reader = _Headers()
-            for k, (pixels, outside) in enumerate(zip(stored, _outside(source if padded else None), strict=False)):
-                header, grid = reader.read(source.frames[k if same_grid else 0])
-                if not same_grid:
-                    grid = _computed_grid(volume, k)
-                dataset = _slice(header, grid, entered.at(k), common)
-                dataset.InstanceNumber = k + 1
-                dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if kind == "synthetic" else 9500)
-                dataset.SOPInstanceUID = _uid(series_uid, str(k))
-                if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
-                    dataset.FrameOfReferenceUID = _uid("frame of reference", source.series_uid)
-                if outside is not None:
-                    pixels[outside] = dataset.PixelPaddingValue = 0
-                _add_pixels(dataset, pixels)
-                save(dataset, scratch / f"{k + 1:04d}.dcm")
-        scratch.rename(final)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
+    with atomic_folder(final, own=True) as scratch, quiet():
+        _write_slices(volume, derivation, stored, common, scratch)
     return sorted(final.iterdir())
+
+
+def _title(volume: Volume, derivation: Derivation) -> str:
+    source, domain = derivation.source, derivation.source_domain
+    label = DOMAINS[domain].label if domain else source.attributes.get("Modality", "")
+    what = "SYNTHETIC" if derivation.kind == "synthetic" else "UNCERTAINTY MAP"
+    return f"{what} AI {label}->{DOMAINS[volume.domain].label}"
+
+
+def _write_slices(
+    volume: Volume, derivation: Derivation, stored: NDArray[np.uint16], common: Mapping[str, Any], folder: Path
+) -> None:
+    source, series_uid = derivation.source, str(common["SeriesInstanceUID"])
+    synthetic = derivation.kind == "synthetic"
+    assert source.affine is not None
+    same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
+    same_grid &= source.frames[0].instance.tiles == 1  # a mosaic's elements place the sheet, not its tiles
+    entered = _Entered(volume, derivation, same_grid)
+    padded = same_grid and synthetic and DOMAINS[volume.domain].dicom == source.attributes.get("Modality") == "CT"
+    reader = _Headers()
+    for k, (pixels, outside) in enumerate(zip(stored, _outside(source if padded else None), strict=False)):
+        header, grid = reader.read(source.frames[k if same_grid else 0])
+        if not same_grid:
+            grid = _computed_grid(volume, k)
+        dataset = _slice(header, grid, entered.at(k), common)
+        dataset.InstanceNumber = k + 1
+        dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if synthetic else 9500)
+        dataset.SOPInstanceUID = uid_of(series_uid, str(k))
+        if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
+            dataset.FrameOfReferenceUID = uid_of("frame of reference", source.series_uid)
+        if outside is not None:
+            pixels[outside] = dataset.PixelPaddingValue = 0
+        _add_pixels(dataset, pixels)
+        save(dataset, folder / f"{k + 1:04d}.dcm")
 
 
 def _quantise(
@@ -246,26 +259,24 @@ class _Entered:
     """Which slices of which series entered each slice of ``volume``; see :func:`write_derived`."""
 
     volume: Volume
-    source: Series
+    derivation: Derivation
     same_grid: bool
-    reach: int | None
-    contrasts: Sequence[Series]
-    registered: bool
 
     def at(self, k: int) -> list[tuple[Frame, bool]]:
         """Return them for slice ``k``, its own first; true where all pixels are at the places that they had."""
         depth = len(self.volume.voxels)
-        reach = depth if self.reach is None else self.reach
+        source, reach = self.derivation.source, self.derivation.neighbourhood
+        reach = depth if reach is None else reach
         around = range(max(0, k - reach), min(depth, k + reach + 1))
-        own = [self.source.frames[k]] if self.same_grid else []
-        frames = [*own, *(self.source.frames[j] for j in around)] if self.same_grid else list(self.source.frames)
-        for other in self.contrasts:
+        own = [source.frames[k]] if self.same_grid else []
+        frames = [*own, *(source.frames[j] for j in around)] if self.same_grid else list(source.frames)
+        for other in self.derivation.contrasts:
             frames += self._near(other, around)
         return [(frame, any(_same_place(frame, one) for one in own)) for frame in frames]
 
     def _near(self, other: Series, around: range) -> Sequence[Frame]:
         """Return the slices of ``other`` between which those ``around`` a slice of the volume were interpolated."""
-        if self.registered or other.affine is None:
+        if self.derivation.aligned or other.affine is None:
             return other.frames
         _, rows, columns = self.volume.voxels.shape
         ends = product((0, columns - 1), (0, rows - 1), (around[0], around[-1]), (1,))
@@ -380,11 +391,11 @@ def _computed_grid(volume: Volume, k: int) -> Dataset:
     distance = abs(float(volume.affine[:3, 2] @ normal))
     position = volume.affine @ np.array([0, 0, k, 1])
     return _item(
-        PixelSpacing=[_decimal(row_mm), _decimal(column_mm)],
-        ImageOrientationPatient=[_decimal(v) for v in axes[:, :2].T.ravel()],
-        ImagePositionPatient=[_decimal(v) for v in position[:3]],
-        SliceThickness=_decimal(distance),
-        SpacingBetweenSlices=_decimal(distance),
+        PixelSpacing=[format_number_as_ds(float(row_mm)), format_number_as_ds(float(column_mm))],
+        ImageOrientationPatient=[format_number_as_ds(float(v)) for v in axes[:, :2].T.ravel()],
+        ImagePositionPatient=[format_number_as_ds(float(v)) for v in position[:3]],
+        SliceThickness=format_number_as_ds(float(distance)),
+        SpacingBetweenSlices=format_number_as_ds(float(distance)),
     )
 
 
@@ -462,20 +473,6 @@ def _item(**elements: Any) -> Dataset:
 def code(value: str, scheme: str, meaning: str) -> Dataset:
     """Return the item of a code sequence (PS3.3 8.8)."""
     return _item(CodeValue=value, CodingSchemeDesignator=scheme, CodeMeaning=meaning)
-
-
-def _uid(*parts: str) -> str:
-    """Return the UID ``2.25.<UUID>`` (PS3.5 B.2) that follows from ``parts``."""
-    digest = hashlib.sha256("\0".join(parts).encode()).digest()
-    return f"2.25.{UUID(bytes=digest[:16], version=5).int}"
-
-
-def _decimal(value: float) -> str:
-    """Write a number in the 16 characters of a decimal string (PS3.5 6.2)."""
-    for digits in range(16, 0, -1):
-        if len(text := f"{value:.{digits}g}") <= 16:
-            return text
-    return "0"
 
 
 def _number(dataset: Dataset, name: str, kind: type[int] | type[float] = int) -> float:

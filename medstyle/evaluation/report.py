@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.evaluation.measured import Row
 from medstyle.imaging.picture import from_unit
 from medstyle.imaging.video import Frame, VideoWriter
+from medstyle.jobs.atomic import write_text
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -23,20 +25,12 @@ def figure(
 
     The column named ``error`` is drawn in a heat map from 0 to 0.3 with its scale; no other value is stretched.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     n = len(rows)
     height, width = next(iter(columns.values()))[0].shape[:2]
-    plot, axes = plt.subplots(
-        n,
-        len(columns),
-        figsize=(2.2 * len(columns), 2.2 * n * height / width + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    plot = Figure(figsize=(2.2 * len(columns), 2.2 * n * height / width + 0.4), layout="constrained")
+    axes = plot.subplots(n, len(columns), squeeze=False)
     for j, (title, pictures) in enumerate(columns.items()):
         for i in range(n):
             axis = axes[i][j]
@@ -51,20 +45,17 @@ def figure(
         if title == error:
             plot.colorbar(drawn, ax=[row[j] for row in axes], fraction=0.06, pad=0.02)
     plot.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(plot)
 
 
-def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequence[str]) -> None:
+def distribution(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> None:
     """Write one panel per measure with a point per subject and method, a line joining each subject's points."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    methods = list(dict.fromkeys(str(row["method"]) for row in rows))
-    subjects = list(dict.fromkeys(str(row["subject"]) for row in rows))
-    value = {(row["subject"], row["method"]): row for row in rows}
-    plot, axes = plt.subplots(1, len(measures), figsize=(3.2 * len(measures), 3), squeeze=False, layout="constrained")
+    methods = list(dict.fromkeys(row.method for row in rows))
+    subjects = list(dict.fromkeys(row.subject for row in rows))
+    value = {(row.subject, row.method): row.measures for row in rows}
+    plot = Figure(figsize=(3.2 * len(measures), 3), layout="constrained")
+    axes = plot.subplots(1, len(measures), squeeze=False)
     for axis, measure in zip(axes[0], measures, strict=True):
         for subject in subjects:
             axis.plot(
@@ -74,7 +65,6 @@ def distribution(path: Path, rows: Sequence[Mapping[str, Any]], measures: Sequen
         axis.set_xticks(range(len(methods)), [m.replace("_", "\n") for m in methods], fontsize=8)
         axis.set_xlim(-0.3, len(methods) - 0.7)
     plot.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(plot)
 
 
 def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
@@ -134,10 +124,7 @@ def curves(path: Path, table: Path) -> None:
     """Draw the losses of ``training.csv`` over steps, one panel for each player, on a logarithmic axis if positive."""
     import csv
 
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -147,7 +134,8 @@ def curves(path: Path, table: Path) -> None:
             groups.setdefault(name.partition("/")[0], []).append(name)
     if not groups:
         return
-    plot, axes = plt.subplots(1, len(groups), figsize=(3.6 * len(groups), 2.8), squeeze=False, layout="constrained")
+    plot = Figure(figsize=(3.6 * len(groups), 2.8), layout="constrained")
+    axes = plot.subplots(1, len(groups), squeeze=False)
     for axis, (group, names) in zip(axes[0], groups.items(), strict=True):
         drawn = []
         for name in names:
@@ -161,7 +149,6 @@ def curves(path: Path, table: Path) -> None:
             axis.set_yscale("log")
         axis.legend(fontsize=6)
     plot.savefig(path, dpi=110, metadata={"Software": None})
-    plt.close(plot)
 
 
 def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any) -> None:
@@ -173,6 +160,4 @@ def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any)
     )
     environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the viewer's layers stand in their own order
     pictures = {f.stem: f"data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}" for f in figures}
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(environment.get_template(template).render(pictures=pictures, **facts), encoding="utf-8")
-    part.replace(path)
+    write_text(path, environment.get_template(template).render(pictures=pictures, **facts))

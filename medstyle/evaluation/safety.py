@@ -119,7 +119,7 @@ def by_lesion(
     }
 
 
-def thumbnails(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.float32]:
+def signatures(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.float32]:
     """Return each of ``(n, H, W)`` shrunk to ``side`` pixels, flat, centred and of length 1: ``(n, side * side)``."""
     import torch
 
@@ -130,7 +130,7 @@ def thumbnails(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.floa
 
 
 def nearest(images: NDArray[np.float32], library: NDArray[np.float32]) -> float:
-    """Return how unlike the most similar of ``library`` each of ``images`` is, both of :func:`thumbnails`, mean.
+    """Return how unlike the most similar of ``library`` each of ``images`` is, both of :func:`signatures`, mean.
 
     One minus the correlation: 0 is a copy. A generator that gives training images back (memorisation) comes nearer to
     them than real unseen images do.

@@ -1,80 +1,65 @@
-"""What single subjects' measures say together."""
+"""What the measures of single subjects say together: ``metrics.json``."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from medstyle.data.manifest import ManifestItem
+from medstyle.errors import UserError
 from medstyle.evaluation.distances import set_distances
-from medstyle.evaluation.measured import Params
-from medstyle.evaluation.protocols import PROTOCOLS, Protocol
-from medstyle.evaluation.safety import (
-    Lesion,
-    survival,
-)
-from medstyle.evaluation.scans import _Scans
-from medstyle.evaluation.statistics import differences_kept, effect, holm, paired_test, summary, told_apart
-from medstyle.networks.translator import Translator
+from medstyle.evaluation.gate import Subjects
+from medstyle.evaluation.measured import EvaluateParams, Means, Measured, Row
+from medstyle.evaluation.protocols import PROTOCOLS
+from medstyle.evaluation.safety import Lesion, survival
+from medstyle.evaluation.statistics import compare, differences_kept, effect, holm, paired_test, summary, told_apart
 
 
-def _means(rows: list[dict[str, float]], seed: int) -> dict[str, dict[str, float]]:
+def summarise(
+    measured: Sequence[Measured], params: EvaluateParams, weights_sha256: str, training: NDArray[np.float64] | None
+) -> dict[str, Any]:
+    """Return the document of ``metrics.json``, without what only pictures, videos and manifests tell.
+
+    Args:
+        measured: one for each unseen subject.
+        params: of the evaluation.
+        weights_sha256: names the model.
+        training: the segmenter's features of what it was trained on; None where there is no segmenter.
+    """
+    rows = [row for one in measured for row in one.rows]
+    names = dict.fromkeys(name for one in measured for name in one.structures)
+    lesions = [lesion for one in measured for lesion in one.lesions]
+    return {
+        **_headline(rows, lesions, params, weights_sha256),
+        "safety": means([one.safety for one in measured], params.seed),
+        "structures": {
+            name: means([one.structures[name] for one in measured if name in one.structures], params.seed)
+            for name in names
+        },
+        "distances": _distances(measured, training, params.seed),
+        "sites": _sites([one.descriptors for one in measured if one.descriptors]),
+    }
+
+
+def means(rows: Sequence[Mapping[str, float]], seed: int) -> Means:
+    """Return mean, standard deviation and interval of each measure over the subjects that have it."""
     names = sorted({name for one in rows for name in one})
     return {name: summary([one[name] for one in rows if name in one], seed) for name in names}
 
 
-def _distances(deep: list[dict[str, NDArray]], measure: object, subjects: list[str], seed: int) -> dict[str, Any]:
-    """Return how far outputs and baselines lie from the unseen real targets, slices as samples."""
-    if not isinstance(measure, _Scans) or measure.seen is None:
-        return {}
-    sets = {name: np.concatenate([one[name] for one in deep]) for name in deep[0]}
-    real = sets.pop("real")
-    table = set_distances(sets, real, measure.seen, seed)
-    return {"features": "segmenter", "subjects": subjects, "slices": len(real), "table": table} if table else {}
-
-
-def _sites(features: list[dict[str, NDArray]]) -> dict[str, float]:
-    """Tell how well sources and outputs can be told from targets, and whether subjects keep their differences."""
-    if len(features) < 4:  # a classifier that is tested on one subject must learn from some
-        return {}
-    source, output, target = (np.stack([one[name] for one in features]) for name in ("source", "output", "target"))
-    return {
-        "told_apart_before": told_apart(source, target),
-        "told_apart_after": told_apart(output, target),
-        "differences_kept": differences_kept(source, output),
-    }
-
-
-def _subgroups(
-    rows: list[dict[str, Any]], items: list[dict[str, Any]], source: str, protocol: Protocol, seed: int
-) -> dict[str, dict[str, Any]]:
-    """Return the model's headline measures by what the manifest says of the scanner, where that differs."""
-    scanner = {item["subject"]: item.get("scanner", {}) for item in items if item["domain"] == source}
-    ours = [row for row in rows if row["method"] == "model" and row["reference"] == rows[0]["reference"]]
-    found: dict[str, dict[str, Any]] = {}
-    for attribute in sorted({name for of in scanner.values() for name in of}):
-        groups: dict[str, list[dict[str, Any]]] = {}
-        for row in ours:
-            groups.setdefault(str(scanner[row["subject"]].get(attribute, "unknown")), []).append(row)
-        if len(groups) > 1:
-            found[attribute] = {
-                value: {name: summary([row[name] for row in members], seed) for name in protocol.headline}
-                | {"subjects": len(members)}
-                for value, members in sorted(groups.items())
-            }
-    return found
-
-
-def _summarise(
-    rows: list[dict[str, Any]], found: list[Lesion], params: Params, translator: Translator
+def _headline(
+    rows: Sequence[Row], lesions: list[Lesion], params: EvaluateParams, weights_sha256: str
 ) -> dict[str, Any]:
+    """Return the tables of all methods, and how the model does beside the baselines."""
     protocol = PROTOCOLS[params.protocol]
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    references = list(dict.fromkeys(row["reference"] for row in rows))
+    methods = list(dict.fromkeys(row.method for row in rows))
+    references = list(dict.fromkeys(row.reference for row in rows))
 
     def values(reference: str, method: str, name: str) -> list[float]:
-        return [row[name] for row in rows if row["reference"] == reference and row["method"] == method]
+        return [row.measures[name] for row in rows if row.reference == reference and row.method == method]
 
     main = references[0]
     wins = {}
@@ -83,8 +68,8 @@ def _summarise(
         ours = np.array(values(main, "model", name)) * sign
         best = np.max([np.array(values(main, method, name)) * sign for method in methods if method != "model"], axis=0)
         wins[name] = int((ours > best).sum())
-    count = len(values(main, "model", protocol.headline[0]))
     first = protocol.headline[0]
+    count = len(values(main, "model", first))
     sign = 1 if protocol.measures[first] == "higher" else -1
     others = {method: values(main, method, first) for method in methods if method != "model"}
     tests = {method: paired_test(values(main, "model", first), theirs) for method, theirs in others.items()}
@@ -93,7 +78,7 @@ def _summarise(
         "protocol_version": protocol.version,
         "reference": main,
         "subjects": count,
-        "weights_sha256": translator.sha256,
+        "weights_sha256": weights_sha256,
         "measures": dict(protocol.measures),
         "headline": list(protocol.headline),
         "better_on_subjects": wins,
@@ -107,5 +92,63 @@ def _summarise(
             }
             for reference in references
         },
-        "lesions": survival(found) if found else {},
+        "lesions": survival(lesions) if lesions else {},
+    }
+
+
+def _distances(measured: Sequence[Measured], training: NDArray[np.float64] | None, seed: int) -> dict[str, Any]:
+    """Return how far outputs and baselines lie from the unseen real targets, slices as samples."""
+    if training is None:
+        return {}
+    sets = {name: np.concatenate([one.deep[name] for one in measured]) for name in measured[0].deep}
+    real = sets.pop("real")
+    table = set_distances(sets, real, training, seed)
+    subjects = [one.rows[0].subject for one in measured]
+    return {"features": "segmenter", "subjects": subjects, "slices": len(real), "table": table} if table else {}
+
+
+def _sites(descriptors: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
+    """Return how well sources and outputs can be told from targets, and whether subjects keep their differences."""
+    if len(descriptors) < 4:  # a classifier that is tested on one subject must learn from some
+        return {}
+    source, output, target = (np.stack([one[name] for one in descriptors]) for name in ("source", "output", "target"))
+    return {
+        "told_apart_before": told_apart(source, target),
+        "told_apart_after": told_apart(output, target),
+        "differences_kept": differences_kept(source, output),
+    }
+
+
+def subgroups(
+    rows: Sequence[Row], items: Sequence[ManifestItem], source: str, params: EvaluateParams
+) -> dict[str, dict[str, Any]]:
+    """Return the model's headline measures by what the manifest says of the scanner, where that differs."""
+    headline = PROTOCOLS[params.protocol].headline
+    scanner = {item.subject: item.scanner for item in items if item.domain == source}
+    ours = [row for row in rows if row.method == "model" and row.reference == rows[0].reference]
+    by_attribute: dict[str, dict[str, Any]] = {}
+    for attribute in sorted({name for of in scanner.values() for name in of}):
+        groups: dict[str, list[Row]] = {}
+        for row in ours:
+            groups.setdefault(str(scanner[row.subject].get(attribute, "unknown")), []).append(row)
+        if len(groups) > 1:
+            by_attribute[attribute] = {
+                value: {name: summary([row.measures[name] for row in of], params.seed) for name in headline}
+                | {"subjects": len(of)}
+                for value, of in sorted(groups.items())
+            }
+    return by_attribute
+
+
+def compare_models(first: Subjects, second: Subjects, protocol: str) -> dict[str, dict[str, float | None]]:
+    """Set two models side by side that were measured on the same subjects: measure -> means, difference, interval, p.
+
+    Raises:
+        UserError: the subjects differ.
+    """
+    if first.keys() != second.keys():
+        raise UserError("the two models can be measured on different subjects only: do they need other contrasts?")
+    return {
+        name: compare([row[name] for row in first.values()], [second[key][name] for key in first])
+        for name in PROTOCOLS[protocol].measures
     }

@@ -91,16 +91,6 @@ def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
     return np.rint(np.clip(values, 0, 1) * white).astype(dtype)
 
 
-def thumbnail(pixels: Pixels) -> NDArray[np.float32]:
-    """Return what is left of ``(H, W, 3)`` at 16 x 16 pixels, centred and of length 1, flat."""
-    from PIL import Image
-
-    small = Image.fromarray(from_unit(to_unit(pixels), np.uint8)).resize((16, 16), Image.Resampling.BOX)
-    flat = np.asarray(small, np.float32).ravel()
-    flat -= flat.mean()
-    return flat / np.maximum(np.linalg.norm(flat), np.float32(1e-6))
-
-
 def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
     """Return colours ``(H, W, 1, 3 or 4)``, grey, RGB or CMYK, and opacity ``(H, W, 0 or 1)``, upright."""
     from PIL import ImageOps

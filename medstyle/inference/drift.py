@@ -52,5 +52,6 @@ def recent(folder: Path, translator: Translator, days: float) -> Drift:
         if facts.stat().st_mtime >= since:
             rows = json.loads(facts.read_text())
             scores += [row["ood_score"] for row in rows if row["weights_sha256"] == translator.sha256]
-    limit = translator.config.reference["volume"]["largest"]
-    return drift(scores, float(limit), int(translator.config.facts.get("training subjects", 0)))
+    config = translator.config
+    limit = config.reference[config.source].volume.largest
+    return drift(scores, limit, int(config.facts.get("training subjects", 0)))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item, inventory
-from medstyle.cohort.rules import Rule, domain_of
+from medstyle.cohort.rules import domain_of
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
@@ -21,38 +21,78 @@ from medstyle.imaging.volume import Volume, write_volume
 from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from medstyle.inference.film import Film
 from medstyle.inference.ood import Verdict
-from medstyle.inference.render_options import FULL, Look
-from medstyle.inference.translate import Image, Reference, Translation, style_of, translate_picture, translate_volume
+from medstyle.inference.render_options import FULL, RenderOptions
+from medstyle.inference.translate import (
+    Image,
+    Reference,
+    Rendering,
+    Translation,
+    prepare_source,
+    render_picture,
+    style_of,
+    translate_prepared,
+)
 from medstyle.networks.translator import Translator
-from medstyle.params import parse
+
+if TYPE_CHECKING:
+    from medstyle.dicom.scan import Series
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
+Row = dict[str, Any]  # as JSON
 CLINICAL_NOTE = f"{SYNTHETIC_MARK} - NOT FOR DIAGNOSTIC USE"
 
 
 def domain_in(item: Item, path: str, translator: Translator) -> str | None:
     """Tell the domain of ``item`` at ``path`` by the translator's rules, else by a file name that is a domain's."""
-    rules = [parse(Rule, rule, "translator rules") for rule in translator.config.rules]
     named = item.path.name.split(".")[0] if item.source != "dicom" else ""
-    return domain_of({**item.attributes, "path": path}, rules) or (named if named in DOMAINS else None)
+    return domain_of({**item.attributes, "path": path}, translator.config.rules) or (
+        named if named in DOMAINS else None
+    )
 
 
-def translate_path(
-    source: Path,
-    out: Path,
-    translator: Translator,
-    *,
-    target: str | None = None,
-    source_domain: str | None = None,
-    reference: Path | Sequence[tuple[float, Path]] | None = None,
-    seed: int | None = None,
-    uncertainty: bool = False,
-    look: Look = FULL,
-    force: bool = False,
-    allow: Collection[str] = (),
-) -> list[dict[str, Any]]:
-    """Translate every image of the source domain below ``source``; answers with a row of facts for each.
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a translation of files.
+
+    Attributes:
+        target: domain; default: the one that the translator was trained for.
+        source_domain: default: the one that it was trained from. Its images are told by the translator's rules or by
+            their file names. Where none are, all images are taken for it if it was named, and else a single file.
+        reference: image of ``target`` whose style is taken: a file, or a folder with one such image; or several with
+            their weights.
+        seed: draws a style.
+        uncertainty: also write a map of how much the output changes where it should not.
+        options: how much of the style a picture or video gets.
+        force: translate even what is unlike the training images.
+        allow: codes of images that the caller has looked at and overrides, such as ``E_BURNED_IN``.
+    """
+
+    target: str | None = None
+    source_domain: str | None = None
+    reference: Path | Sequence[tuple[float, Path]] | None = None
+    seed: int | None = None
+    uncertainty: bool = False
+    options: RenderOptions = FULL
+    force: bool = False
+    allow: Collection[str] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image to translate: where it is, where its translation goes, and from what into what."""
+
+    item: Item
+    out: Path
+    domain: str
+    target: str
+    contrasts: tuple[Item, ...]
+    style: Reference | None
+    request: Request
+
+
+def translate_path(source: Path, out: Path, translator: Translator, request: Request = Request()) -> list[Row]:
+    """Translate every image of the source domain below ``source``; returns a row of facts for each.
 
     DICOM series become series in folders below ``out``. One volume file, picture or video becomes the file ``out`` (or
     a file of the same name in the folder ``out``). Nothing is overwritten. A translator of several contrasts finds the
@@ -62,80 +102,80 @@ def translate_path(
         source: file or folder.
         out: file or folder.
         translator: see :class:`Translator`.
-        target: default: the domain it was trained for.
-        source_domain: default: the domain it was trained from. Its images are told by the translator's rules or by
-            their file names. Where none are, all images are taken for it if it was named, and else a single file.
-        reference: image of ``target`` whose style is taken: a file, or a folder with one such image; or several with
-            their weights.
-        seed, uncertainty: see :func:`translate_volume`.
-        look: how much of the style a picture or video gets.
-        force: translate even what is unlike the training images.
-        allow: codes of images that a person has looked at and overrides, such as ``E_BURNED_IN``.
+        request: see :class:`Request`.
 
     Raises:
         UserError: nothing below ``source`` fits the translator, a contrast is missing, or an output exists.
-        Refusal: ``E_OUT_OF_DISTRIBUTION`` unless ``force``.
+        Refusal: ``E_OUT_OF_DISTRIBUTION`` unless the request forces it.
     """
+    return [translate_job(job, translator) for job in plan(source, out, translator, request)]
+
+
+def plan(source: Path, out: Path, translator: Translator, request: Request) -> list[Job]:
+    """Find the images to translate and everything that each needs; raises what :func:`translate_path` does."""
     config = translator.config
-    for name in filter(None, (target, source_domain)):
+    for name in filter(None, (request.target, request.source_domain)):
         translator.index(name)
-    items = _usable(source, allow)
-    target, wanted = target or config.target, source_domain or config.source
+    items = _usable(source, request.allow)
+    target, wanted = request.target or config.target, request.source_domain or config.source
     root = source if source.is_dir() else source.parent
-    around = _usable(root, allow) if config.contrasts and source.is_file() else items
+    around = _usable(root, request.allow) if config.contrasts and source.is_file() else items
     domains = {o.key: domain_in(o, o.path.relative_to(root).as_posix(), translator) for o in (*items, *around)}
-    if source_domain is not None and wanted not in {domains[o.key] for o in items}:  # a person's word
+    if request.source_domain is not None and wanted not in {domains[o.key] for o in items}:  # the caller knows better
         domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
     elif len(items) == 1 and items[0].source != "dicom":
         domains[items[0].key] = domains[items[0].key] or wanted
     chosen = [item for item in items if domains[item.key] == wanted]
     if not chosen:
-        why = f"none of its {len(items)} images matches the model's rules for {wanted}; name it with --from"
-        for item in inventory([source]).volumes:  # there may be one that cannot be used
-            if domain_in(item, item.path.relative_to(root).as_posix(), translator) == wanted:
-                why = f"{_name(item)}: {item.code}: {item.reason}"
-        raise UserError(f"{source}: nothing to translate: {why}")
-    several = [(1.0, reference)] if isinstance(reference, Path) else reference or []
+        raise UserError(f"{source}: nothing to translate: {_why_none(source, root, translator, wanted, len(items))}")
+    several = [(1.0, request.reference)] if isinstance(request.reference, Path) else request.reference or []
     style = [(weight, read_reference(path, translator, target)) for weight, path in several] or None
-    rows = []
-    for item in chosen:
-        place = _place(item, source, out)
-        if item.source == "video":
-            rows.append(_film(item, place, translator, wanted, target, style, seed, look, force))
-            continue
-        contrasts = [_beside(item, name, around, domains) for name in config.contrasts]
-        result = _translate(item, contrasts, translator, wanted, target, style, seed, uncertainty, look, allow)
-        if result.ood.verdict == "refuse" and not force:
-            raise _unlike(item, result.ood.score)
-        written = _write(item, contrasts, place, result, translator, wanted)
-        shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
-        notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in item.doubts())]
-        rows.append(_row(item, written, target, shape, result.ood, notes, translator))
-    return rows
+    return [
+        Job(
+            item,
+            _place(item, source, out),
+            wanted,
+            target,
+            tuple(_beside(item, name, around, domains) for name in config.contrasts),
+            style,
+            request,
+        )
+        for item in chosen
+    ]
 
 
-def _film(
-    item: Item,
-    place: Path,
-    translator: Translator,
-    domain: str,
-    target: str,
-    reference: Reference | None,
-    seed: int | None,
-    look: Look,
-    force: bool,
-) -> dict[str, Any]:
+def _why_none(source: Path, root: Path, translator: Translator, wanted: str, count: int) -> str:
+    for item in inventory([source]).volumes:  # there may be one that cannot be used
+        if domain_in(item, item.path.relative_to(root).as_posix(), translator) == wanted:
+            return f"{_name(item)}: {item.code}: {item.reason}"
+    return f"none of its {count} images matches the model's rules for {wanted}; name it with --from"
+
+
+def translate_job(job: Job, translator: Translator) -> Row:
+    """Translate one image and write it; returns its row of facts."""
+    if job.item.source == "video":
+        return _film(job, translator)
+    result = _translate(job, translator)
+    if result.ood.verdict == "refuse" and not job.request.force:
+        raise _unlike(job.item, result.ood.score)
+    written = _write(job, result, translator)
+    shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
+    notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in job.item.doubts())]
+    return _row(job, written, shape, result.ood, notes, translator)
+
+
+def _film(job: Job, translator: Translator) -> Row:
     """Translate a video in one style; returns the row of facts, with the score of the oddest frame."""
-    if DOMAINS[domain].dicom is not None:
-        raise UserError(f"{_name(item)}: a video is no input for {domain} -> {target}")
-    style = style_of(translator, target, reference, seed)
-    film = Film(item.path, place, translator, target, domain, style, look, SYNTHETIC_NOTE)
-    for result in film.render(item.shape[0] or None):
-        if result.ood.verdict == "refuse" and not force:
+    if DOMAINS[job.domain].dicom is not None:
+        raise UserError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
+    codes = style_of(translator, job.target, job.style, job.request.seed)
+    rendering = Rendering(translator, job.target, job.domain, codes, job.request.options)
+    film = Film(job.item.path, job.out, rendering, SYNTHETIC_NOTE)
+    for result in film.render(job.item.shape[0] or None):
+        if result.ood.verdict == "refuse" and not job.request.force:
             film.discard()
-            raise _unlike(item, result.ood.score)
-    shape = [film.frames, *film.shape]
-    return _row(item, place, target, shape, film.worst, sorted(film.warnings), translator)
+            raise _unlike(job.item, result.ood.score)
+    return _row(job, job.out, [film.frames, *film.shape], film.worst, sorted(film.warnings), translator)
 
 
 def _unlike(item: Item, score: float) -> Refusal:
@@ -147,18 +187,12 @@ def _unlike(item: Item, score: float) -> Refusal:
 
 
 def _row(
-    item: Item,
-    written: Path,
-    target: str,
-    shape: Sequence[int],
-    ood: Verdict,
-    warnings: Sequence[str],
-    translator: Translator,
-) -> dict[str, Any]:
+    job: Job, written: Path, shape: Sequence[int], ood: Verdict, warnings: Sequence[str], translator: Translator
+) -> Row:
     return {
-        "series": item.key,
+        "series": job.item.key,
         "out": str(written),
-        "domain": target,
+        "domain": job.target,
         "shape": list(shape),
         "ood_score": ood.score,
         "ood_verdict": ood.verdict,
@@ -180,7 +214,7 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
 
 
 def read_mask(path: Path) -> NDArray[np.float32]:
-    """Read a picture as the mask of a :class:`Look`: white gets the whole style, black none."""
+    """Read a picture as the mask of :class:`RenderOptions`: white gets the whole style, black none."""
     return to_unit(read_picture(path)).mean(axis=2)
 
 
@@ -216,26 +250,17 @@ def _name(item: Item) -> str:
     return f"image {item.key}"
 
 
-def _translate(
-    item: Item,
-    contrasts: Sequence[Item],
-    translator: Translator,
-    domain: str,
-    target: str,
-    reference: Reference | None,
-    seed: int | None,
-    uncertainty: bool,
-    look: Look,
-    allow: Collection[str],
-) -> Translation:
-    if (item.source == "picture") != (DOMAINS[domain].dicom is None):
-        raise UserError(f"{_name(item)}: a {item.source} is no input for {domain} -> {target}")
+def _translate(job: Job, translator: Translator) -> Translation:
+    item, request = job.item, job.request
+    if (item.source == "picture") != (DOMAINS[job.domain].dicom is None):
+        raise UserError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
     if item.source == "picture":
-        if uncertainty:
+        if request.uncertainty:
             raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
         pixels = read_picture(item.path, "picture", alpha=True)
-        return translate_picture(pixels, translator, target, domain=domain, reference=reference, seed=seed, look=look)
-    if not look.whole:
+        codes = style_of(translator, job.target, job.style, request.seed)
+        return render_picture(pixels, Rendering(translator, job.target, job.domain, codes, request.options))
+    if not request.options.whole:
         why = "strength, colours, mask, sharpness and size are for pictures; half a scan means nothing"
         raise UserError(f"{_name(item)}: {why}")
     if item.series is not None and item.affine is None:  # it could not be written: say so before the work
@@ -243,58 +268,48 @@ def _translate(
             "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
         )
     names = translator.config.contrasts
-    volumes = [other.load(name, allow=allow) for other, name in zip(contrasts, names, strict=True)]
-    return translate_volume(
-        item.load(domain, allow=allow),
-        translator,
-        target,
-        contrasts=volumes,
-        reference=reference,
-        seed=seed,
-        uncertainty=uncertainty,
-    )
+    volumes = [other.load(name, allow=request.allow) for other, name in zip(job.contrasts, names, strict=True)]
+    source = item.load(job.domain, allow=request.allow)
+    prepared = prepare_source(source, translator, volumes)
+    codes = style_of(translator, job.target, job.style, request.seed)
+    return translate_prepared(prepared, translator, job.target, style=codes, uncertainty=request.uncertainty)
 
 
-def _write(
-    item: Item, contrasts: Sequence[Item], place: Path, result: Translation, translator: Translator, domain: str
-) -> Path:
+def _write(job: Job, result: Translation, translator: Translator) -> Path:
     """Write image and uncertainty beside each other; returns the file, or the folder of a DICOM series."""
     image, uncertainty = result.image, result.uncertainty
     if not isinstance(image, Volume):
-        write_picture(place, image, SYNTHETIC_NOTE)
-    elif item.series is None:
-        write_volume(place, image, CLINICAL_NOTE)
-        if uncertainty is not None:
-            write_volume(_companion(place), uncertainty, f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+        write_picture(job.out, image, SYNTHETIC_NOTE)
+    elif job.item.series is not None:
+        return _write_dicom(job, job.item.series, image, result, translator)
     else:
-        from importlib.metadata import version
-
-        from medstyle.dicom.write import ModelIdentity, write_derived
-
-        config = translator.config
-        details: dict[str, Any] = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
-        details["config_sha256"] = hashlib.sha256(config.to_json().encode()).hexdigest()
+        write_volume(job.out, image, CLINICAL_NOTE)
         if uncertainty is not None:
-            inside = uncertainty.voxels[uncertainty.voxels > 0]
-            details["uncertainty_mean"] = float(inside.mean()) if inside.size else 0.0
-            details["uncertainty_max"] = float(uncertainty.voxels.max())
-        name = f"medstyle {DOMAINS[domain].label}->{DOMAINS[image.domain].label}"
-        model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
-        write = partial(
-            write_derived,
-            source=item.series,
-            out_dir=place,
-            model=model,
-            source_domain=domain,
-            reach=_reach(image, translator),
-            contrasts=[other.series for other in contrasts if other.series is not None],
-            registered=config.registration != "headers",
-        )
-        written = write(image)[0].parent
-        if uncertainty is not None:
-            write(uncertainty, kind="uncertainty")
-        return written
-    return place
+            write_volume(_companion(job.out), uncertainty, f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+    return job.out
+
+
+def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, translator: Translator) -> Path:
+    from importlib.metadata import version
+
+    from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
+
+    config, uncertainty = translator.config, result.uncertainty
+    details: dict[str, Any] = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
+    details["config_sha256"] = hashlib.sha256(config.to_json().encode()).hexdigest()
+    if uncertainty is not None:
+        inside = uncertainty.voxels[uncertainty.voxels > 0]
+        details["uncertainty_mean"] = float(inside.mean()) if inside.size else 0.0
+        details["uncertainty_max"] = float(uncertainty.voxels.max())
+    name = f"medstyle {DOMAINS[job.domain].label}->{DOMAINS[image.domain].label}"
+    model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
+    contrasts = tuple(other.series for other in job.contrasts if other.series is not None)
+    aligned = config.alignment != "headers"
+    derivation = Derivation(series, model, job.domain, contrasts, _reach(image, translator), aligned)
+    written = write_derived(image, derivation, job.out)[0].parent
+    if uncertainty is not None:
+        write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+    return written
 
 
 def _reach(volume: Volume, translator: Translator) -> int | None:

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
-from torch import Tensor
 
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference.ood import Verdict
-from medstyle.inference.render_options import Look
 from medstyle.inference.temporal import Shot
-from medstyle.inference.translate import Translation, translate_frames
+from medstyle.inference.translate import Rendering, Translation, render_frames
 from medstyle.jobs.checkpoint import load_state, run_key, save_state
 from medstyle.jobs.progress import track
-from medstyle.networks.translator import Translator
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -31,7 +28,7 @@ class Film:
 
     Args:
         source, out: files.
-        translator, target, domain, style, look: see :func:`translate_frames`; ``style`` is of :func:`style_of`.
+        how: the frames are rendered.
         note: goes into the container's comment.
 
     Attributes:
@@ -41,31 +38,20 @@ class Film:
         warnings: on any frame.
     """
 
-    def __init__(
-        self,
-        source: Path,
-        out: Path,
-        translator: Translator,
-        target: str,
-        domain: str,
-        style: list[Tensor],
-        look: Look,
-        note: str,
-    ) -> None:
-        self.source, self.out, self.note = source, out, note
-        self.translator, self.target, self.domain, self.style, self.look = translator, target, domain, style, look
-        self.shot = Shot(translator, look.steady)
+    def __init__(self, source: Path, out: Path, how: Rendering, note: str) -> None:
+        self.source, self.out, self.how, self.note = source, out, how, note
+        self.shot = Shot(how.translator, how.options.temporal_smoothing)
         self.folder = out.with_name(f".part-{out.name}.{self._key()}")
         self.frames, self.shape = 0, [0, 0]
         self.worst, self.warnings = Verdict(0.0, "ok"), set[str]()
 
     def _key(self) -> str:
         """Name everything that decides the result; parts of another run are of no use."""
-        about, mask = self.source.stat(), self.look.mask
-        picture = None if mask is None else mask.tolist()
-        codes = [code.tolist() for code in self.style]
-        where = (about.st_size, about.st_mtime_ns, self.domain, self.target)
-        return run_key(where, repr(replace(self.look, mask=None)), picture, codes, self.translator.sha256)
+        about, options = self.source.stat(), self.how.options
+        mask = None if options.mask is None else options.mask.tolist()
+        codes = [code.tolist() for code in self.how.style]
+        where = (about.st_size, about.st_mtime_ns, self.how.domain, self.how.target)
+        return run_key(where, repr(replace(options, mask=None)), mask, codes, self.how.translator.sha256)
 
     def render(self, total: int | None) -> Iterator[Translation]:
         """Write the video; yields each new frame's translation, of which the caller may refuse one by raising."""
@@ -96,12 +82,10 @@ class Film:
                 times.append(frame.time)
                 yield frame.pixels
 
-        made = translate_frames(
-            pixels(), self.translator, self.target, domain=self.domain, style=self.style, look=self.look, shot=self.shot
-        )
+        rendered = render_frames(pixels(), self.how, self.shot)
         path = self.folder / f"{self.frames:08d}.nut"  # a container that keeps times as they are
         with VideoWriter(path, self.source, sound=False, part_of=self.out) as writer:
-            for result in made:
+            for result in rendered:
                 yield result
                 self.frames += 1
                 self.worst, self.shape = max(self.worst, result.ood), list(result.image.shape[:2])  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ from typing import Literal
 from medstyle.dicom.scan import find_files
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.inference.files import translate_path
+from medstyle.inference.files import Request, translate_path
 from medstyle.jobs.workers import Workers, each
 from medstyle.networks.translator import Translator
 
@@ -117,7 +117,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
             # nothing but its place tells what a picture is of, and its place is the inbox
             pictures = DOMAINS[translator.config.source].dicom is None
             source = translator.config.source if pictures else None
-            rows = translate_path(study, scratch, translator, target=target, source_domain=source)
+            rows = translate_path(study, scratch, translator, Request(target, source))
         except OSError:
             raise
         except Exception as error:  # no other study may wait for this one; the text may name the patient

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.networks.translator import Translator
-from medstyle.transforms.descriptors import image_features
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -25,17 +24,13 @@ class Verdict(NamedTuple):
     verdict: Literal["ok", "warn", "refuse"]
 
 
-def judge(slices: Tensor, translator: Translator, domain: str | None = None) -> Verdict:
-    """Compare prepared slices ``(D, C, H, W)`` of ``domain`` with the training reference of the translator.
-
-    A reference may hold statistics for each domain by its name; else one set stands for all.
-    """
-    statistics = translator.config.reference
-    reference = statistics.get(domain or translator.config.source, statistics)["volume" if len(slices) > 1 else "slice"]
-    features = image_features(slices.numpy())
-    z = (features - np.array(reference["centre"])) / np.array(reference["spread"])
-    score = float(np.abs(z).max())
-    ratio = score / max(float(reference["largest"]), 1e-6)
+def assess(slices: Tensor, translator: Translator, domain: str | None = None) -> Verdict:
+    """Compare prepared slices ``(D, C, H, W)`` with training images of ``domain``, else of the source."""
+    config = translator.config
+    reference = config.reference.get(domain or config.source) or config.reference[config.source]
+    statistics = reference.volume if len(slices) > 1 else reference.slice
+    score = statistics.score(slices.numpy())
+    ratio = score / max(statistics.largest, 1e-6)
     return Verdict(round(score, 4), "refuse" if ratio > REFUSE else "warn" if ratio > WARN else "ok")
 
 

@@ -16,7 +16,7 @@ __patient_data__ = True  # an error that passes through here may quote it: medst
 
 
 @dataclass(frozen=True)
-class Look:
+class RenderOptions:
     """How much of the style a picture gets, and what is done to it afterwards.
 
     Attributes:
@@ -25,7 +25,7 @@ class Look:
         size: shorter side, pixels, at which the picture is painted; the change is enlarged and added to the picture, so
             that strokes become larger and details stay. None: its own size.
         mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
-        steady: frames of a video: share of what the frame before showed, where it is found again; see :class:`Shot`.
+        temporal_smoothing: frames of a video: share of the frame before, where it is found again; see :class:`Shot`.
         sharpen: in [0, 1], how strongly edges are raised.
         upscale: 1 to 4, how many times the rows and columns; interpolated, so no detail is added.
     """
@@ -36,7 +36,7 @@ class Look:
     upscale: int = 1
     size: int | None = None
     mask: NDArray[np.float32] | None = field(default=None, compare=False)
-    steady: float = 0.8
+    temporal_smoothing: float = 0.8
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
@@ -51,49 +51,61 @@ class Look:
     @property
     def whole(self) -> bool:
         """Tell whether the output is the network's as it is."""
-        return replace(self, steady=FULL.steady) == FULL and self.mask is None
+        return replace(self, temporal_smoothing=FULL.temporal_smoothing) == FULL and self.mask is None
 
-    def applied(self, source: Pixels, made: Pixels) -> Pixels:
-        """Mix and finish RGB pictures of one type, both ``(H, W, 3)``; a fourth channel of the source is taken over."""
-        source, opacity = over_white(source), source[..., 3:]
+    def apply(self, source: Pixels, rendered: NDArray[np.float32]) -> Pixels:
+        """Blend the ``rendered`` picture ``(H, W, 3)`` in [0, 1] with its source, and post-process it.
+
+        The result has the type of ``source``, to which it is rounded once, at the end, and its opacity.
+        """
+        original, opacity = to_unit(over_white(source)), to_unit(source[..., 3:])
+        image = rendered
         if self.keep_colour:
-            from skimage.color import lab2rgb, rgb2lab
-
-            lab = rgb2lab(source)
-            lab[..., 0] = rgb2lab(made)[..., 0]
-            with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
-                made = from_unit(lab2rgb(lab), made.dtype)
+            lab = _to_lab(original)
+            lab[..., 0] = _to_lab(image)[..., 0]
+            image = _from_lab(lab)
         if self.strength < 1 or self.mask is not None:
-            share: Any = self.strength
+            share: Any = np.float32(self.strength)
             if self.mask is not None:
                 from skimage.transform import resize
 
-                share = share * resize(self.mask, source.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
-            made = from_unit((1 - share) * to_unit(source) + share * to_unit(made), made.dtype)
+                share = share * resize(self.mask, image.shape[:2], order=1, mode="edge").astype(np.float32)[..., None]
+            image = (1 - share) * original + share * image
         if self.sharpen:
-            made = sharpen(made, self.sharpen)
-        image = np.dstack([made, opacity])
-        return enlarge(image, self.upscale) if self.upscale > 1 else image
+            image = sharpen(image, self.sharpen)
+        image = np.dstack([image, opacity])
+        return from_unit(enlarge(image, self.upscale) if self.upscale > 1 else image, source.dtype)
 
 
-FULL = Look()
+FULL = RenderOptions()
 
 
 RADIUS = 2.0  # pixels: standard deviation of the blur whose loss is given back
 
 
-def sharpen(pixels: Pixels, amount: float) -> Pixels:
-    """Add ``amount`` of what a blur takes from the lightness (CIELAB) of ``(H, W, 3)``; colours stay as they are."""
-    from skimage.color import lab2rgb, rgb2lab
+def _to_lab(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    from skimage.color import rgb2lab
+
+    return np.asarray(rgb2lab(image), np.float32)
+
+
+def _from_lab(lab: NDArray[np.float32]) -> NDArray[np.float32]:
+    from skimage.color import lab2rgb
+
+    with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
+        return np.asarray(lab2rgb(lab), np.float32)
+
+
+def sharpen(image: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
+    """Add ``amount`` of what a blur takes from the lightness (CIELAB) of ``(H, W, 3)`` in [0, 1]; colours stay."""
     from skimage.filters import unsharp_mask
 
-    lab = rgb2lab(pixels)
+    lab = _to_lab(image)
     lab[..., 0] = 100 * unsharp_mask(lab[..., 0] / 100, radius=RADIUS, amount=amount)
-    with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
-        return from_unit(lab2rgb(lab), pixels.dtype)
+    return _from_lab(lab)
 
 
-def enlarge(pixels: Pixels, factor: int) -> Pixels:
+def enlarge(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     """Return ``(H, W, C)`` with ``factor`` times the rows and columns (Lanczos); it invents no detail.
 
     Raises:
@@ -101,9 +113,9 @@ def enlarge(pixels: Pixels, factor: int) -> Pixels:
     """
     from PIL import Image
 
-    height, width = (factor * n for n in pixels.shape[:2])
+    height, width = (factor * n for n in image.shape[:2])
     if height * width > MAX_PIXELS:
         raise Refusal("E_TOO_LARGE", f"enlarged to {width} x {height} pixels; the limit is {MAX_PIXELS}")
-    bands = [Image.fromarray(band) for band in np.moveaxis(to_unit(pixels), -1, 0)]
+    bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
     large = [np.asarray(band.resize((width, height), Image.Resampling.LANCZOS)) for band in bands]
-    return from_unit(np.dstack(large), pixels.dtype)
+    return np.dstack(large)

@@ -16,9 +16,11 @@ from medstyle.inference.shared_norm import Statistics
 from medstyle.inference.uncertainty import spread
 from medstyle.inference.windows import Render, blend
 from medstyle.networks.translator import Translator
-from medstyle.transforms.body import box_around, extent_of
+from medstyle.transforms.body import AIR, box_around, extent_of
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+Box = tuple[slice, slice]  # rows and columns
 
 CHUNK = {
     "cpu": 1 << 16,
@@ -63,29 +65,19 @@ def synthesise(
     codes = style or translator.style(target)
     if out is None:
         channels = DOMAINS[translator.config.domains[0]].channels
-        out = content.new_full((len(content), channels, *content.shape[2:]), -1.0)
+        out = content.new_full((len(content), channels, *content.shape[2:]), AIR)
     outs = [out] if deviation is None else [out, deviation]
 
     def render(x: Tensor) -> Sequence[Tensor]:
         return [translator(x, style=codes)] if deviation is None else spread(translator, x, codes)
 
-    size = content.shape[2:]
     if architecture.dimensions == 3:
-        inside = (..., *box_around((0, -1, 0, -1) if body is None else extent_of(body), size, translator.multiple))
+        extent = None if body is None else extent_of(body)
+        inside = (..., *box_around(extent, content.shape[2:], translator.multiple))
         volume = content[inside].movedim(0, 1)[None]
         blend(render, volume, training or volume.shape[2:], [image[inside].movedim(0, 1)[None] for image in outs])
         return out
-    # slices with boxes of one size are rendered together, wherever these lie
-    alike: dict[tuple[int, int], list[tuple[int, tuple[slice, slice]]]] = defaultdict(list)
-    for place in range(len(content)):
-        extent = (0, -1, 0, -1)
-        if body is not None:
-            extent = extent_of(body[_around(place, architecture.neighbours, len(content))])
-            if extent[1] < 0:  # air alone
-                continue
-        rows, columns = box_around(extent, size, translator.multiple)
-        alike[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
-    for (height, width), places in alike.items():
+    for (height, width), places in _boxes(translator, content, body).items():
         large = height * width > WHOLE
         window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
         step = 1 if large else max(1, CHUNK[translator.device.type] // (height * width))
@@ -97,6 +89,21 @@ def synthesise(
                 for (z, box), one in zip(chunk, part, strict=True):
                     image[(z, ..., *box)] = one
     return out
+
+
+def _boxes(
+    translator: Translator, content: Tensor, body: NDArray[np.bool_] | None
+) -> dict[tuple[int, int], list[tuple[int, Box]]]:
+    """Return the slices to render and the box of each, by the size of the box: those are rendered together."""
+    boxes: dict[tuple[int, int], list[tuple[int, Box]]] = defaultdict(list)
+    for place in range(len(content)):
+        around = _around(place, translator.config.architecture.neighbours, len(content))
+        extent = None if body is None else extent_of(body[around])
+        if body is not None and extent is None:  # air alone
+            continue
+        rows, columns = box_around(extent, content.shape[2:], translator.multiple)
+        boxes[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
+    return boxes
 
 
 def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence[int], parts: Sequence[Tensor]) -> None:

@@ -22,6 +22,8 @@ from medstyle.networks.translator import Translator
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
+Rendered = NDArray[np.float32]  # a picture (H, W, 3) in [0, 1]
+
 MEMORY = 0.9  # share of the statistics that comes from the frames before
 CUT = 0.4  # share of pixels that must be found again, else a new shot begins
 FLOW_PX = 1 << 18  # pixels on which flow is computed; larger frames are shrunk
@@ -29,7 +31,7 @@ LIKE = 0.06  # difference of grey levels, of 1, at which a pixel is trusted by h
 
 
 class Shot:
-    """Follows the frames of a video, one after the other, and begins anew at each cut.
+    """The state of a shot: follows the frames of a video, one after the other, and begins anew at each cut.
 
     Args:
         translator: whose statistics are followed.
@@ -39,7 +41,7 @@ class Shot:
 
     def __init__(self, translator: Translator, amount: float) -> None:
         if not 0 <= amount < 1:
-            raise UserError(f"steady: must lie in [0, 1), got {amount:g}")
+            raise UserError(f"temporal smoothing: must lie in [0, 1), got {amount:g}")
         self.amount = amount
         self.statistics = Statistics(one.generator for one in translator.members)
         self.before: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None  # grey input, output
@@ -57,26 +59,26 @@ class Shot:
         self.statistics.held = state["held"]
 
     @contextmanager
-    def frame(self, pixels: Pixels) -> Iterator[Callable[[Pixels], Pixels]]:
-        """Render the next frame ``pixels`` ``(H, W, 3)`` inside; yields what joins its output to the frames before."""
+    def frame(self, pixels: Pixels) -> Iterator[Callable[[Rendered], Rendered]]:
+        """Render the next frame ``pixels`` ``(H, W, 3)`` inside; yields what blends its output with those before."""
         if self.amount == 0:
-            yield lambda made: made
+            yield lambda rendered: rendered
             return
         grey = _grey(pixels)
         found = self._found(grey)
         if found is None:
             self.statistics.held.clear()
 
-        def join(made: Pixels) -> Pixels:
-            image = made.astype(np.float32)
+        def blend(rendered: Rendered) -> Rendered:
+            image = rendered
             if found is not None:
                 shifted, trust = found
-                image += self.amount * trust * (shifted - image)
+                image = image + self.amount * trust * (shifted - image)
             self.before = grey, image
-            return np.rint(np.clip(image, 0, np.iinfo(made.dtype).max)).astype(made.dtype)
+            return np.clip(image, 0, 1)
 
         with self.statistics.share(MEMORY):
-            yield join
+            yield blend
 
     def _found(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Return the output before, moved to where the input is now, and how far to trust each pixel; None at a cut."""
@@ -100,7 +102,7 @@ def flow_library() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UserError("steady videos need OpenCV: pip install medstyle[video]") from None
+        raise UserError("temporal smoothing of videos needs OpenCV: pip install medstyle[video]") from None
     return cv2
 
 

@@ -15,14 +15,13 @@ from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import Pixels, over_white
 from medstyle.imaging.volume import Volume
-from medstyle.inference.ood import Verdict, judge, oddities
-from medstyle.inference.render_options import FULL, Look
+from medstyle.inference.ood import Verdict, assess, oddities
+from medstyle.inference.render_options import FULL, RenderOptions
 from medstyle.inference.synthesise import synthesise
 from medstyle.inference.temporal import Shot
 from medstyle.networks.translator import Translator
-from medstyle.params import parse
 from medstyle.transforms.align import onto_grid
-from medstyle.transforms.prepare import Preparation, Prepared, frame_picture, picture_slices, prepare, slices_picture
+from medstyle.transforms.prepare import Prepared, frame_picture, picture_slices, prepare, unit_picture
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -82,7 +81,7 @@ def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[V
     """Clean and grid ``volume`` and its contrasts as the translator's training images were."""
     config = translator.config
     translator.index(volume.domain)
-    settings = parse(Preparation, config.preparation, "translator preparation")
+    settings = config.preparation
     given = [other.domain for other in contrasts]
     if sorted(given) != sorted(config.contrasts):
         needs = " and ".join(config.contrasts) or "nothing"
@@ -92,7 +91,7 @@ def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[V
         return prepared
     stack = [prepared.slices]
     for other in sorted(contrasts, key=lambda other: config.contrasts.index(other.domain)):
-        stack.append(prepare(onto_grid(other, volume, config.registration), settings).slices)
+        stack.append(prepare(onto_grid(other, volume, config.alignment), settings).slices)
     return replace(prepared, slices=torch.cat(stack, 1))
 
 
@@ -107,18 +106,17 @@ def style_of(
         return translator.style(target, seed=seed)
     if seed is not None:
         raise UserError("a style comes from a reference or from a seed, not from both")
-    domain, config = target or translator.config.target, translator.config
+    domain = target or translator.config.target
     translator.index(domain)
     several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
     total = sum(weight for weight, _ in several)
     if not several or total <= 0 or min(weight for weight, _ in several) < 0:
         raise UserError("the weights of the styles must not be negative, and not all be 0")
+    translator.require_style("reference")
     codes = []
     for weight, image in several:
         if isinstance(image, Volume) != (DOMAINS[domain].dicom is not None):
             raise UserError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
-        if "reference" not in config.architecture.style:
-            return translator.style(domain, torch.empty(1))  # says so
         of_members = translator.style(domain, _reference_images(image, translator, domain))
         codes.append([weight / total * code for code in of_members])
     return [torch.stack(each).sum(0) for each in zip(*codes, strict=True)]
@@ -129,7 +127,7 @@ def _reference_images(reference: Image, translator: Translator, domain: str) -> 
     from monai.transforms import ResizeWithPadOrCrop
 
     config = translator.config
-    settings = parse(Preparation, config.preparation, "translator preparation")
+    settings = config.preparation
     if isinstance(reference, Volume):
         if reference.domain != domain:
             raise UserError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
@@ -165,7 +163,7 @@ def translate_prepared(
     if not prepared.foreground.any():
         raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
-    verdict = judge(prepared.slices[:, :1], translator, prepared.source.domain)
+    verdict = assess(prepared.slices[:, :1], translator, prepared.source.domain)
     made = torch.full_like(prepared.slices[:, :1], -1)
     deviation = torch.zeros_like(made) if uncertainty else None
     synthesise(
@@ -181,6 +179,32 @@ def translate_prepared(
     return Translation(prepared.restore(made, target, fingerprint), verdict, extra, found)
 
 
+@dataclass(frozen=True)
+class Rendering:
+    """How pictures are rendered: by which translator, from what into what, in which style of :func:`style_of`."""
+
+    translator: Translator
+    target: str
+    domain: str
+    style: list[Tensor]
+    options: RenderOptions = FULL
+
+
+def rendering(
+    translator: Translator,
+    target: str | None = None,
+    *,
+    domain: str | None = None,
+    reference: Reference | None = None,
+    seed: int | None = None,
+    options: RenderOptions = FULL,
+) -> Rendering:
+    """Decide how pictures are rendered; see :func:`translate_picture`."""
+    target, domain = target or translator.config.target, domain or translator.config.source
+    translator.index(domain)
+    return Rendering(translator, target, domain, style_of(translator, target, reference, seed), options)
+
+
 def translate_picture(
     pixels: Pixels,
     translator: Translator,
@@ -189,47 +213,37 @@ def translate_picture(
     domain: str | None = None,
     reference: Reference | None = None,
     seed: int | None = None,
-    look: Look = FULL,
+    options: RenderOptions = FULL,
 ) -> Translation:
     """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
 
     Default: from the domain that the translator was trained from to the one it was trained for. 16 bits stay 16. A
     picture with opacity, ``(H, W, 4)``, is laid over white for the network and keeps its fourth channel.
     """
-    look = replace(look, steady=0.0)  # there is no frame before
-    frames = translate_frames([pixels], translator, target, domain=domain, reference=reference, seed=seed, look=look)
-    return next(frames)
+    how = rendering(translator, target, domain=domain, reference=reference, seed=seed, options=options)
+    return render_picture(pixels, how)
 
 
-def translate_frames(
-    frames: Iterable[Pixels],
-    translator: Translator,
-    target: str | None = None,
-    *,
-    domain: str | None = None,
-    reference: Reference | None = None,
-    seed: int | None = None,
-    look: Look = FULL,
-    style: list[Tensor] | None = None,
-    shot: Shot | None = None,
-) -> Iterator[Translation]:
+def render_picture(pixels: Pixels, how: Rendering) -> Translation:
+    """Render one picture."""
+    still = replace(how, options=replace(how.options, temporal_smoothing=0.0))  # there is no frame before
+    return next(render_frames([pixels], still))
+
+
+def render_frames(frames: Iterable[Pixels], how: Rendering, shot: Shot | None = None) -> Iterator[Translation]:
     """Render pictures one after the other in one style, as :func:`translate_picture` does each.
 
-    They are the frames of a video unless ``look.steady`` is 0; ``shot`` goes on with one that was begun before.
-    ``style``, of :func:`style_of`, stands for reference and seed.
+    They are the frames of a video unless ``temporal_smoothing`` is 0; ``shot`` goes on with one that was begun before.
     """
-    target, domain = target or translator.config.target, domain or translator.config.source
-    translator.index(domain)
-    style = style or style_of(translator, target, reference, seed)
-    shot = shot or Shot(translator, look.steady)
-    settings = parse(Preparation, translator.config.preparation, "translator preparation")
+    translator, options = how.translator, how.options
+    shot = shot or Shot(translator, options.temporal_smoothing)
     for pixels in frames:
         opaque = over_white(pixels)
-        slices = picture_slices(opaque, domain, settings)
-        with shot.frame(opaque) as join:
-            made = _painted(translator, slices, target, style, look.size)
-        image = look.applied(pixels, join(slices_picture(made, target, pixels.dtype)))
-        yield Translation(image, judge(slices, translator, domain), warnings=oddities(made))
+        slices = picture_slices(opaque, how.domain, translator.config.preparation)
+        with shot.frame(opaque) as blend:
+            output = _painted(translator, slices, how.target, how.style, options.size)
+        image = options.apply(pixels, blend(unit_picture(output, how.target)))
+        yield Translation(image, assess(slices, translator, how.domain), warnings=oddities(output))
 
 
 def _painted(translator: Translator, x: Tensor, target: str, style: list[Tensor], size: int | None) -> Tensor:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 LINE_EVERY_S = 10.0
@@ -42,3 +43,74 @@ def track(items: Iterable[T], description: str, total: int | None = None, *, pat
                 file=sys.stderr,
                 flush=True,
             )
+
+
+RATE_OVER_S = 20.0  # the rate is that of the last so many seconds
+
+
+class StepProgress:
+    """The progress of a long run of steps: a bar on a terminal of any width, a line every ten seconds in a log.
+
+    Args:
+        description: beginning of each line.
+        steps: how many there will be.
+        items: what each step processes, and their name for the rate: ``(8, "images")``.
+    """
+
+    def __init__(self, description: str, steps: int, items: tuple[int, str]) -> None:
+        self.description, self.steps, self.items = description, steps, items
+        self.moments: deque[tuple[float, int]] = deque()
+        self.said, self.note, self.bar = time.monotonic(), "", self._bar()
+
+    def _bar(self) -> Any:
+        if not sys.stderr.isatty():
+            return None
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
+        from rich.table import Column
+
+        columns = (
+            TextColumn(self.description, table_column=Column(no_wrap=True)),
+            BarColumn(None, table_column=Column(ratio=1, min_width=8)),
+            TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+        )
+        bar = Progress(*columns, console=Console(stderr=True), expand=True)
+        bar.add_task(self.description, total=self.steps, note="")
+        return bar
+
+    def __enter__(self) -> StepProgress:
+        if self.bar is not None:
+            self.bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def resumed(self, step: int) -> None:
+        """Say that the steps before ``step`` were taken by an earlier run."""
+        print(f"resumed at step {step}", file=sys.stderr, flush=True)
+
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        """Report that ``step`` steps are done; ``values`` are those to name, the last ones where there are none."""
+        now = time.monotonic()
+        self.moments.append((now, step))
+        while now - self.moments[0][0] > RATE_OVER_S and len(self.moments) > 2:
+            self.moments.popleft()
+        self.note = ", ".join(f"{name} {value:.3g}" for name, value in values.items()) or self.note
+        line = ", ".join(filter(None, (*self._pace(step), self.note)))
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], completed=step, note=line)
+        elif now - self.said >= LINE_EVERY_S or step == self.steps:
+            self.said = now
+            print(f"{self.description}: {step}/{self.steps} steps, {line}", file=sys.stderr, flush=True)
+
+    def _pace(self, step: int) -> tuple[str, ...]:
+        (first, begun), (last, done) = self.moments[0], self.moments[-1]
+        if done == begun:
+            return ()
+        per_second = (done - begun) / max(last - first, 1e-9)
+        minutes, seconds = divmod(round((self.steps - step) / per_second), 60)
+        count, name = self.items
+        return f"{per_second * count:.3g} {name}/s", f"{minutes}:{seconds:02d} left"

@@ -1,4 +1,4 @@
-"""The registrar: a displacement field between an image and its imperfectly aligned target."""
+"""The deformation field network: the displacement between an image and its imperfectly aligned target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 
-class Registrar(nn.Module):
+class DeformationFieldNetwork(nn.Module):
     """Small U-Net that finds the displacement from one image to another (RegGAN, Kong 2021).
 
     Args:

@@ -95,7 +95,8 @@ class Generator(nn.Module):
         spatial_dims: 2 or 3.
         bottleneck_blocks: residual blocks at the coarsest level, the later half modulated.
         bounded: end in ``tanh``, for 8-bit pictures only (it would flatten bone and CSF).
-        repainted: finest levels whose details do not pass from the encoder to the decoder, which paints its own.
+        levels_without_skip: number of finest levels whose details do not pass from the encoder to the decoder, which
+            paints its own.
         border: what convolutions see beyond the image: ``zeros``, which is nearly air, or ``replicate``; the zeros
             would frame a picture.
     """
@@ -110,11 +111,11 @@ class Generator(nn.Module):
         spatial_dims: int = 2,
         bottleneck_blocks: int = 4,
         bounded: bool = False,
-        repainted: int = 0,
+        levels_without_skip: int = 0,
         border: Literal["zeros", "replicate"] = "zeros",
     ) -> None:
         super().__init__()
-        self.bounded, self.repainted, self.border = bounded, repainted, border
+        self.bounded, self.levels_without_skip, self.border = bounded, levels_without_skip, border
         self.multiple = 2 ** (len(widths) - 1)
         self.widths = tuple(widths)
         dims = spatial_dims
@@ -131,7 +132,7 @@ class Generator(nn.Module):
             nn.ModuleList(
                 [
                     _conv(dims, deep, wide, kernel_size=1),  # before the upsampling, where it costs a quarter
-                    ModulatedConv(dims, wide if level < repainted else 2 * wide, wide, style_size),
+                    ModulatedConv(dims, wide if level < levels_without_skip else 2 * wide, wide, style_size),
                     ModulatedConv(dims, wide, wide, style_size),
                 ]
             )
@@ -160,7 +161,7 @@ class Generator(nn.Module):
         for block, level in zip(self.decoder, reversed(range(len(skips))), strict=True):
             reduce, first, second = block.children()
             h = F.interpolate(reduce(h), scale_factor=2.0, mode="nearest")
-            h = second(first(h if level < self.repainted else torch.cat([h, skips[level]], 1), s), s)
+            h = second(first(h if level < self.levels_without_skip else torch.cat([h, skips[level]], 1), s), s)
         y: Tensor = self.head(h)
         return y.tanh() if self.bounded else y
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.errors import UserError
@@ -20,34 +21,32 @@ class Architecture:
 
     generator: str = "medstyle"
     """medstyle, or a MONAI network in its place: unet, dynunet, swin_unetr."""
-    widths: tuple[int, ...] = (16, 32, 64, 128)
+    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
     """Channels per resolution level, fine to coarse."""
     style: tuple[str, ...] = ("domain",)
     """Sources of the style code: domain (one per domain), latent (random, diverse), reference (from an image)."""
-    style_size: int = 8
+    style_size: Annotated[int, Field(ge=1)] = 8
     """Length of the style code."""
-    bottleneck_blocks: int = 4
+    bottleneck_blocks: Annotated[int, Field(ge=0)] = 4
     """Residual blocks at the coarsest level."""
-    repainted: int = 0
-    """Finest levels whose details the decoder paints by itself: 0 keeps anatomy, 1 or 2 give art room."""
+    levels_without_skip: Annotated[int, Field(ge=0)] = 0
+    """Number of finest levels without a skip connection: 0 keeps anatomy, 1 or 2 leave art room."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
     dimensions: Literal[2, 3] = 2
     """2 renders slices, 3 renders volumes in windows."""
-    neighbours: int = 1
+    neighbours: Annotated[int, Field(ge=1)] = 1
     """Neighbouring slices that a two-dimensional generator sees, itself included: 1, or 3 or 5 (2.5-D)."""
 
     def __post_init__(self) -> None:
-        if len(self.widths) < 2 or min(self.widths) < 1 or self.style_size < 1 or self.bottleneck_blocks < 0:
-            raise UserError("network: needs at least two widths and positive sizes")
         if self.generator not in GENERATORS:
             raise UserError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
-        if self.repainted and self.generator != "medstyle":
-            raise UserError("network.repainted: MONAI's networks have their own ways for details; set it to 0")
+        if self.levels_without_skip and self.generator != "medstyle":
+            raise UserError("network.levels_without_skip: MONAI's networks have skips of their own; set it to 0")
         if not self.style or not set(self.style) <= set(STYLES):
             raise UserError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
-        if not 0 <= self.repainted < len(self.widths):
-            raise UserError(f"network.repainted: must lie in [0, {len(self.widths) - 1}]")
+        if self.levels_without_skip >= len(self.widths):
+            raise UserError(f"network.levels_without_skip: must lie in [0, {len(self.widths) - 1}]")
         if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
             raise UserError("network.neighbours: must be odd, and 1 where dimensions is 3")
 
@@ -78,7 +77,7 @@ class Networks(nn.Module):
             style_size=architecture.style_size,
             spatial_dims=architecture.dimensions,
             bottleneck_blocks=architecture.bottleneck_blocks,
-            repainted=architecture.repainted,
+            levels_without_skip=architecture.levels_without_skip,
             bounded=picture and not architecture.residual,
             border="replicate" if picture else "zeros",
         )

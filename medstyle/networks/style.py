@@ -46,8 +46,7 @@ class Style(nn.Module):
             reference: ``(N, C, ...)`` images of ``domain`` in network units.
         """
         kind = "reference" if reference is not None else "latent" if z is not None else "domain"
-        if kind not in self.sources:
-            raise UserError(f"the model was trained with style from {' or '.join(self.sources)}, not from {kind}")
+        self.require(kind)
         codes: Tensor = (
             self.encoder(reference, domain)
             if reference is not None
@@ -57,8 +56,13 @@ class Style(nn.Module):
         )
         return codes
 
-    def usual(self, domain: Tensor, reference: Tensor) -> Tensor:
-        """Return the codes ``(N, S)`` without a wish: of the domain, else of latent 0, else of ``reference``."""
+    def require(self, source: str) -> None:
+        """Raise :class:`UserError` where ``source`` is not among the sources of style."""
+        if source not in self.sources:
+            raise UserError(f"the model was trained with style from {' or '.join(self.sources)}, not from {source}")
+
+    def default(self, domain: Tensor, reference: Tensor) -> Tensor:
+        """Return the default codes ``(N, S)``: of the domain, else of latent 0, else of ``reference``."""
         latent = torch.zeros(len(domain), LATENT, device=domain.device)
         codes: Tensor = (
             self(domain)

@@ -16,52 +16,71 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medstyle.cohort.rules import Rule
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
-from medstyle.params import parse
+from medstyle.params import params, parse
+from medstyle.transforms.descriptors import Reference
+from medstyle.transforms.prepare import Preparation
 
-FORMAT = 2  # raised when a folder written before can no longer be read
+FORMAT = 3  # raised when a folder is written in another way; `_renewed` reads format 2
 
 
-@dataclass(frozen=True)
+@params
 class TranslatorConfig:
     """Everything but the weights.
 
     Attributes:
         architecture: size of the networks.
         domains: domain names; their order is the index of the style code.
-        source, target: the roles that were trained; a source may be any of ``domains`` where the recipe allows it.
-        contrasts: further domains of the same subject that enter beside the source.
-        preparation: parameters of the preparation of scans (``transforms.prepare.Preparation``).
+        source, target: the roles that were trained; a source may be any of ``domains`` where the objective allows it.
+        preparation: how scans and pictures are prepared.
         fingerprints: per domain, how outputs leave network units (median over training volumes).
         rules: ingest rules that recognise an input's domain.
-        reference: statistics of training sources that the out-of-distribution gate compares with.
+        reference: per domain that may come as an input, the statistics that the out-of-distribution gate compares with.
         facts: what the model card tells of data and training.
+        contrasts: further domains of the same subject that enter beside the source.
         size: of the training images, ``(H, W)`` or ``(D, H, W)``: the window of large inputs.
-        registration: how contrasts are brought onto the grid of the source: ``headers``, ``rigid`` or ``affine``.
+        alignment: how contrasts are brought onto the grid of the source: ``headers``, ``rigid`` or ``affine``.
         mirror: whether left and right may be exchanged.
     """
 
     architecture: Architecture
-    domains: list[str]
+    domains: tuple[str, ...]
     source: str
     target: str
-    preparation: dict[str, Any]
+    preparation: Preparation
     fingerprints: dict[str, Fingerprint]
-    rules: list[dict[str, Any]] = field(default_factory=list)
-    reference: dict[str, Any] = field(default_factory=dict)
-    facts: dict[str, Any] = field(default_factory=dict)
-    contrasts: list[str] = field(default_factory=list)
-    size: list[int] = field(default_factory=list)
-    registration: str = "headers"
+    rules: tuple[Rule, ...] = ()
+    reference: dict[str, Reference] = field(default_factory=dict)
+    facts: dict[str, str | int | float] = field(default_factory=dict)
+    contrasts: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    alignment: str = "headers"
     mirror: bool = True
     format: int = FORMAT
 
     def to_json(self) -> str:
         """Return the text of ``translator.json``."""
         return json.dumps(asdict(self), indent=1, sort_keys=True) + "\n"
+
+
+def _renewed(config: dict[str, Any]) -> dict[str, Any]:
+    """Bring the text of format 2 to that of format 3: keys that have other names, and a reference for each domain."""
+    config = {**config, "format": FORMAT}
+    config["alignment"] = config.pop("registration", "headers")
+    config["architecture"]["levels_without_skip"] = config["architecture"].pop("repainted", 0)
+    old = config.pop("reference", {})
+    own = {config["source"]: {name: old[name] for name in ("volume", "slice")}} if "volume" in old else {}
+    references = own | {name: values for name, values in old.items() if name not in ("volume", "slice")}
+    order = ("centre", "spread", "largest")
+    config["reference"] = {
+        domain: {name: [values[name][key] for key in order] for name in ("volume", "slice")}
+        for domain, values in references.items()
+    }
+    return config
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -115,6 +134,8 @@ class Translator:
                 f"{folder}: not a translator folder (weights.safetensors and translator.json); train one with "
                 "`dvc repro train` or name a registered model such as models:/medstyle@champion"
             ) from None
+        if config.get("format") == 2:
+            config = _renewed(config)
         if config.get("format") != FORMAT:
             raise UserError(f"{folder}: translator format {config.get('format')} is not readable, this is {FORMAT}")
         parsed = parse(TranslatorConfig, config, f"{folder / 'translator.json'}")
@@ -143,6 +164,10 @@ class Translator:
         if domain not in self.config.domains:
             raise UserError(f"this translator knows {', '.join(self.config.domains)}, not {domain!r}")
         return self.config.domains.index(domain)
+
+    def require_style(self, source: str) -> None:
+        """Raise :class:`UserError` where no style can come from ``source``: domain, latent or reference."""
+        self.members[0].style.require(source)
 
     @torch.inference_mode()
     def style(
@@ -194,7 +219,7 @@ class Translator:
         return total / len(self.members)
 
 
-def join(folders: Sequence[Path], out: Path) -> Translator:
+def ensemble(folders: Sequence[Path], out: Path) -> Translator:
     """Write the members of several translators (other seeds of one training) as one ensemble folder ``out``.
 
     Raises:

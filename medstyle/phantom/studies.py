@@ -307,10 +307,10 @@ def _gain(site: Site, domain: str) -> float:
 
 
 def _attributes(params: PhantomParams, subject: Subject, number: int, domain: str) -> dict[str, Any]:
-    from medstyle.dicom.acquired import uid
+    from medstyle.dicom.uids import uid_of
 
     same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains")}
-    study = uid("medstyle phantom", json.dumps(same, sort_keys=True), subject.index)
+    study = uid_of("medstyle phantom", json.dumps(same, sort_keys=True), subject.index)
     site = subject.site
     attributes: dict[str, Any] = {
         "PatientName": f"Phantom^{subject.index:04d}",
@@ -318,9 +318,9 @@ def _attributes(params: PhantomParams, subject: Subject, number: int, domain: st
         "StudyInstanceUID": study,
         "StudyID": str(subject.index),
         "StudyDescription": "Digital brain phantom",
-        "SeriesInstanceUID": uid(study, domain),
+        "SeriesInstanceUID": uid_of(study, domain),
         "SeriesNumber": number,
-        "FrameOfReferenceUID": uid(study, "frame of reference"),
+        "FrameOfReferenceUID": uid_of(study, "frame of reference"),
         "BodyPartExamined": "HEAD",
         "Manufacturer": "medstyle phantom",
         "ManufacturerModelName": site.model,

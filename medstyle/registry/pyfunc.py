@@ -158,7 +158,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         target = params.get("target") or config.target
         self.translator.index(target)
         seed, uncertainty = int(params.get("seed", -1)), bool(params.get("uncertainty"))
-        from medstyle.inference.files import read_reference, translate_path
+        from medstyle.inference.files import Request, read_reference, translate_path
 
         with _folder() as folder:
             options: dict[str, Any] = {
@@ -177,10 +177,9 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 inside,
                 folder / ("out" if container == "zip" else f"out{suffix}"),
                 self.translator,
-                source_domain=None if container == "zip" else config.source,
-                force=True,
-                reference=style,
-                **options,
+                Request(
+                    source_domain=None if container == "zip" else config.source, force=True, reference=style, **options
+                ),
             )
             if more:
                 raise UserError(f"the zip holds {len(more) + 1} series of {config.source}; send one")

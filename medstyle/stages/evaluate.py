@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
+from medstyle.data.manifest import Manifest
 from medstyle.data.store import SliceStore
-from medstyle.errors import UserError
-from medstyle.evaluation.measured import Array, Params
-from medstyle.evaluation.pictures import _PairedPictures, _Pictures, _videos
+from medstyle.evaluation.measured import EvaluateParams, Measured, Measurer, Subject, subjects_to_measure
+from medstyle.evaluation.pictures import PairedPictures, Pictures, measure_videos
 from medstyle.evaluation.protocols import PROTOCOLS
-from medstyle.evaluation.report import (
-    curves,
-    distribution,
-    figure,
-    picture_data,
-    strip,
-    write_page,
-)
-from medstyle.evaluation.safety import (
-    Lesion,
-)
-from medstyle.evaluation.scans import VIEWED, _Scans, _UnpairedScans
-from medstyle.evaluation.summary import _distances, _means, _sites, _subgroups, _summarise
+from medstyle.evaluation.report import curves, distribution, figure, picture_data, strip, write_page
+from medstyle.evaluation.scans import PairedScans, UnpairedScans
+from medstyle.evaluation.summary import subgroups, summarise
 from medstyle.evaluation.video import MEASURES
-from medstyle.imaging.modality import DOMAINS
+from medstyle.jobs.atomic import write_json, write_table
 from medstyle.jobs.progress import track
 from medstyle.networks.translator import Translator, model_card
-from medstyle.pseudonyms import person_of
+
+Params = EvaluateParams
+
+VIEWED = 3  # subjects in the page's viewer
 
 
 def run(
@@ -48,88 +37,93 @@ def run(
 ) -> None:
     """Write ``metrics.json``, ``subjects.csv``, ``figures/*.png`` and ``report.html`` below ``out``.
 
+    It has eight parameters, because it is where the files of four stages meet.
+
     Args:
         params: the stage's section.
         scans, slices, model: outputs of ingest, denoise and train.
         truth: folder of noise-free images and lesion masks by PatientID; may be absent.
         out: folder of reports.
+        log: receives a line at the end.
         lineage: what the page says of where the model comes from.
     """
-    store, translator = SliceStore.open(slices), Translator.load(model)
-    items = json.loads((scans / "manifest.json").read_text())["items"]
-    images: dict[str, dict[str, Path]] = {}
-    for item in items:
-        images.setdefault(item["subject"], {})[item["domain"]] = scans / item["path"]
-    protocol, config = PROTOCOLS[params.protocol], translator.config
-    if protocol.unit == "HU" and DOMAINS[config.target].unit != "HU":
-        raise UserError(f"evaluate.protocol: {params.protocol} measures CT numbers; {config.target} has none")
-    needed = {config.source, *config.contrasts, *([config.target] if protocol.paired else [])}
-    complete = [s for s in store.subjects("test") if needed <= store.domains_of(s)]
-    # the person is the unit of every statistic: of several sessions the first
-    subjects = list({person_of(subject): subject for subject in reversed(complete)}.values())[::-1]
-    if not subjects:
-        remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
-        raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    for old in (out / "figures").glob("*.png"):
-        old.unlink()
-    measure: _Scans | _UnpairedScans | _Pictures | _PairedPictures
-    if params.protocol == "paired_pictures":
-        measure = _PairedPictures(translator, store, protocol.measure)
-    elif protocol.paired:
-        measure = _Scans(translator, store, protocol, truth, images, params)
-    elif params.protocol == "unpaired_scans":
-        measure = _UnpairedScans(translator, store, protocol.measure)
-    else:
-        measure = _Pictures(translator, store, protocol.measure)
-    rows: list[dict[str, Any]] = []
-    found: list[Lesion] = []
-    safety: list[dict[str, float]] = []
-    structures: list[dict[str, dict[str, float]]] = []
-    features: list[dict[str, NDArray]] = []
-    deep: list[dict[str, NDArray]] = []
-    viewer: list[dict[str, Any]] = []
-    sheet: list[dict[str, Array]] = []
-    for number, subject in enumerate(track(subjects, "evaluate")):
-        result = measure(subject, images[subject])
-        rows += result["rows"]
-        found += result.get("lesions", [])
-        safety += result.get("safety", [])
-        structures += result.get("structures", [])
-        features += result.get("features", [])
-        deep += result.get("deep", [])
-        if number < params.figures and "sheet" in result:
-            sheet.append(result["sheet"])
-        elif number < params.figures:
-            figure(out / "figures" / f"subject-{number + 1}.png", result["columns"], result["labels"], error="error")
-        if number < VIEWED:
-            viewer.append({name: strip(images) for name, images in result.get("layers", {}).items()})
-    if sheet:
-        figure(
-            out / "figures" / "contact-sheet.png", {k: [one[k] for one in sheet] for k in sheet[0]}, [""] * len(sheet)
-        )
-    metrics = _summarise(rows, found, params, translator)
-    metrics["safety"] = _means(safety, params.seed)
-    metrics["structures"] = {
-        name: _means([one[name] for one in structures if name in one], params.seed)
-        for name in dict.fromkeys(name for one in structures for name in one)
+    store, translator, manifest = SliceStore.open(slices), Translator.load(model), Manifest.read(scans)
+    config = translator.config
+    images = {key: {d: scans / item.path for d, item in of.items()} for key, of in manifest.subjects().items()}
+    keys = subjects_to_measure(store, params.protocol, config.source, config.target, config.contrasts)
+    measurer = _measurer(params, translator, store, truth, images)
+    subjects = [Subject(key, number, images[key]) for number, key in enumerate(keys)]
+    measured = [measurer(subject) for subject in track(subjects, "evaluate")]
+    training = measurer.trained.features if isinstance(measurer, PairedScans) and measurer.trained else None
+    metrics = summarise(measured, params, translator.sha256, training)
+    clips: Mapping[str, Mapping[str, str]] = {}
+    metrics["videos"], metrics["style_of_all"] = {}, {}
+    if isinstance(measurer, Pictures):
+        metrics["videos"], clips = measure_videos(truth, measurer, params)
+        metrics["style_of_all"] = measurer.style_of_all(measured)
+    rows = [row for one in measured for row in one.rows]
+    metrics["subgroups"] = subgroups(rows, manifest.items, config.source, params)
+    write_json(out / "metrics.json", metrics)
+    names = ("subject", "reference", "method")
+    flat = [dict(zip(names, row, strict=False)) | dict(row.measures) for row in rows]
+    write_table(out / "subjects.csv", flat, "{:.6f}")
+    _draw(params, measured, out)
+    facts = {
+        "weights, sha256": translator.sha256,
+        "split and normalisation of the data, sha256": hashlib.sha256((slices / "index.json").read_bytes()).hexdigest(),
+        **(lineage or {}),
     }
-    metrics["distances"] = _distances(deep, measure, subjects, params.seed)
-    metrics["sites"] = _sites(features)
-    metrics["videos"], clips = (
-        _videos(truth, translator, measure, params) if isinstance(measure, _Pictures) else ({}, {})
-    )
-    metrics["style_of_all"] = measure.style_of_all() if isinstance(measure, _Pictures) else {}
-    metrics["subgroups"] = _subgroups(rows, items, config.source, protocol, params.seed)
-    _write(out / "metrics.json", json.dumps(metrics, indent=1) + "\n")
-    with (out / "subjects.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows({k: round(v, 6) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    first = [row for row in rows if row["reference"] == rows[0]["reference"]]
-    distribution(out / "figures" / "distribution.png", first, list(protocol.headline))
+    _write_report(out, params, translator, metrics, measured, clips, facts)
+    log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
+
+
+def _measurer(
+    params: Params,
+    translator: Translator,
+    store: SliceStore,
+    truth: Path,
+    images: Mapping[str, Mapping[str, Path]],
+) -> Measurer:
+    protocol = PROTOCOLS[params.protocol]
+    if params.protocol == "paired_pictures":
+        return PairedPictures(translator, store, protocol.measure)
+    if protocol.paired:
+        return PairedScans(translator, store, truth, images, params)
+    if params.protocol == "unpaired_scans":
+        return UnpairedScans(translator, store)
+    return Pictures(translator, store, protocol.measure)
+
+
+def _draw(params: Params, measured: Sequence[Measured], out: Path) -> None:
+    """Write the figures: a few subjects, the distribution of the headline measures, the curves of training."""
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.png"):
+        old.unlink()
+    for number, one in enumerate(measured[: params.figures], 1):
+        if one.figure is not None:
+            figure(folder / f"subject-{number}.png", one.figure.columns, one.figure.labels, error="error")
+    if sheets := [one.sheet for one in measured[: params.figures] if one.sheet]:
+        columns = {name: [sheet[name] for sheet in sheets] for name in sheets[0]}
+        figure(folder / "contact-sheet.png", columns, [""] * len(sheets))
+    rows = [row for one in measured for row in one.rows]
+    first = [row for row in rows if row.reference == rows[0].reference]
+    distribution(folder / "distribution.png", first, PROTOCOLS[params.protocol].headline)
     if (out / "training.csv").is_file():
-        curves(out / "figures" / "training.png", out / "training.csv")
+        curves(folder / "training.png", out / "training.csv")
+
+
+def _write_report(
+    out: Path,
+    params: Params,
+    translator: Translator,
+    metrics: Mapping[str, Any],
+    measured: Sequence[Measured],
+    clips: Mapping[str, Mapping[str, str]],
+    lineage: Mapping[str, str],
+) -> None:
+    layers = [one.layers for one in measured[:VIEWED] if one.layers]
+    sheets = [one.sheet for one in measured[: min(params.figures, VIEWED)] if one.sheet]
     write_page(
         out / "report.html",
         "report.html",
@@ -138,24 +132,11 @@ def run(
         target=translator.config.target,
         metrics=metrics,
         tables=metrics["tables"],
-        measures=protocol.measures,
-        viewer=[one for one in viewer if one],
-        pictures_beside=[{name: picture_data(one[name]) for name in ("source", "synthetic")} for one in sheet[:VIEWED]],
+        measures=PROTOCOLS[params.protocol].measures,
+        viewer=[{name: strip(images) for name, images in of.items()} for of in layers],
+        pictures_beside=[{name: picture_data(of[name]) for name in ("source", "synthetic")} for of in sheets],
         clips=clips,
         video_measures=MEASURES,
         card=model_card(translator.config, translator.sha256),
-        lineage={
-            "weights, sha256": translator.sha256,
-            "split and normalisation of the data, sha256": hashlib.sha256(
-                (slices / "index.json").read_bytes()
-            ).hexdigest(),
-            **(lineage or {}),
-        },
+        lineage=lineage,
     )
-    log(f"{len(subjects)} unseen subjects measured; report in {out / 'report.html'}")
-
-
-def _write(path: Path, text: str) -> None:
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(text)
-    part.replace(path)

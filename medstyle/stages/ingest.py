@@ -2,83 +2,36 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
-import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from medstyle.cohort.duplicates import near_duplicates
-from medstyle.cohort.inventory import DOUBTS, Inventory, Item, inventory
-from medstyle.cohort.labels import Labels, read_labels
-from medstyle.cohort.rules import Rule, domain_of
-from medstyle.cohort.sessions import BIDS_SUBJECT, sessions
-from medstyle.dicom.regular import read_with_gaps, straighten
+from medstyle.cohort.inventory import Inventory, Item, inventory
+from medstyle.cohort.sessions import sessions
+from medstyle.data.canonical import (
+    IngestParams,
+    Place,
+    Taken,
+    check_rules,
+    degrade,
+    labels_of,
+    placed,
+    refused_entry,
+    repeats,
+    take,
+    write_report,
+)
+from medstyle.data.manifest import Manifest, ManifestItem
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import read_picture, thumbnail, write_picture
-from medstyle.imaging.volume import Volume, read_volume, write_volume
-from medstyle.jobs.workers import Workers, each
-from medstyle.params import params
-from medstyle.pseudonyms import NO_SECRET, own_secret, person_of, short_key, subject_key
-from medstyle.transforms.degrade import Degradation
+from medstyle.jobs.atomic import atomic_folder
+from medstyle.jobs.workers import each
+from medstyle.pseudonyms import NO_SECRET, own_secret, person_of
+
+Params = IngestParams
+Refused = list[dict[str, object]]
 
 TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
-OVERRULED = {"E_BURNED_IN", *(code for code, _ in DOUBTS.values())}
-
-
-@params
-class Params:
-    """Where scans or pictures come from and which domain each belongs to."""
-
-    source: str = "data/raw"
-    """Folder with DICOM studies, volume files or pictures, in any arrangement; its folder `truth` is left alone."""
-    rules: tuple[Rule, ...] = ()
-    """First rule that matches names the domain; what matches none is reported and left out."""
-    subject: str | None = None
-    """Regular expression that finds the person in a file's path; default: PatientID, what the path calls `sub-...`
-    (BIDS), the folder, or the picture itself. Studies of one person that hold the same domains are sessions."""
-    labels: str | None = None
-    """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
-    column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
-    whose categories become the attribute `Category`, several sorted and joined by commas."""
-    gaps: Literal["refuse", "interpolate"] = "refuse"
-    """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
-    tilt: Literal["straighten", "refuse"] = "straighten"
-    """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
-    time_point: int | None = None
-    """DICOM series of several images at each position (4-D): refuse, or take this time point; the first is 0."""
-    allow: tuple[str, ...] = ()
-    """Codes that a person has looked into and overrules, among `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`; the
-    manifest and the log say where that was needed."""
-    min_pixels: int = 1
-    """Pictures whose shorter side has fewer pixels are refused."""
-    duplicates: Literal["refuse", "keep"] = "refuse"
-    """Pictures of one domain that are the same, or nearly (`same_image`): keep the first by path alone, or all."""
-    same_image: float = 0.999
-    """Correlation of thumbnails from which two pictures are nearly the same; 1: only equal pixels count."""
-    degraded: tuple[Degradation, ...] = ()
-    """Worse twins of the images of a domain, as inputs of `recipes/enhance.yaml`."""
-    workers: Workers = 1
-    """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
-
-    def __post_init__(self) -> None:
-        if not self.rules:
-            raise UserError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
-        if unknown := sorted(set(self.allow) - OVERRULED):
-            raise UserError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
-        try:
-            re.compile(self.subject or "")
-        except re.error as error:
-            raise UserError(f"ingest.subject: not a regular expression: {error}") from None
 
 
 def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = print) -> None:
@@ -96,259 +49,69 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
         log(f"ingest: warning: {NO_SECRET}")
     labels = labels_of(params)
     found = inventory(sorted(path for path in source.iterdir() if path.name != TRUTH))
-    _check_rules(params.rules, labels, found)
-    scratch = out.with_name(f".part-{out.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
+    check_rules(params.rules, labels, found)
+    with atomic_folder(out) as scratch:
+        places, refused = _places(found, params)
+        taken: list[Taken] = []
+        for one, left in each(
+            partial(take, params=params, out=scratch), list(places.items()), "ingest", params.workers
+        ):
+            taken += one
+            refused += left
+        refused += _drop_repeats(taken, params, scratch)
+        entries = [one.entry for one in taken]
+        entries += [
+            degrade(entry, how, scratch) for how in params.degraded for entry in entries if entry.domain == how.of
+        ]
+        refused.sort(key=lambda entry: str(entry["item"]))
+        if not entries:
+            causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items())
+            look = f"see `medstyle inspect {source}`"
+            raise UserError(f"ingest.source: {source}: nothing could be used ({causes or 'it is empty'}); {look}")
+        entries.sort(key=lambda entry: entry.path)
+        Manifest(params.rules, tuple(entries)).write(scratch)
+    write_report(report, found, entries, refused, source, labels)
+    listed = {labels.name(item.path.relative_to(source).as_posix()) for item in found.volumes}
+    if absent := len(labels.rows.keys() - listed):
+        log(f"ingest.labels: {absent} of {len(labels.rows)} images that it lists are not in {source}")
+    _tell(entries, refused, out, report, log)
+
+
+def _places(found: Inventory, params: Params) -> tuple[dict[Place, list[Item]], Refused]:
+    """Return the items for each subject and domain, best first, and what has no place."""
     people: dict[str, list[tuple[str, Item]]] = defaultdict(list)
-    refused: list[dict[str, object]] = []
+    refused: Refused = []
+    labels = labels_of(params)
     for item in found.volumes:
         try:
-            person, domain = _place(item, params, source, labels)
+            person, domain = placed(item, params, Path(params.source), labels)
             people[person].append((domain, item))
         except Refusal as refusal:
-            refused.append(_refused(item, refusal))
+            refused.append(refused_entry(item, refusal))
     places = {
-        _Place(subject, domain): items
+        Place(subject, domain): list(items)
         for person, images in people.items()
         for subject, session in sessions(person, images).items()
         for domain, items in session.items()
     }
-    work = partial(_take, params=params, out=scratch)
-    taken: list[_Taken] = []
-    for one, left in each(work, list(places.items()), "ingest", params.workers):
-        taken += one
-        refused += left
-    if params.duplicates == "refuse":
-        for repeat, why in _repeats(taken, params.same_image):
-            place = scratch / str(repeat.entry["path"])
-            place.unlink()
-            if not any(place.parent.iterdir()):
-                place.parent.rmdir()
-            taken.remove(repeat)
-            refused.append(_refused(repeat.item, why))
-    manifest = [one.entry for one in taken]
-    manifest += [
-        _degrade(entry, how, scratch) for how in params.degraded for entry in manifest if entry["domain"] == how.of
-    ]
-    refused.sort(key=lambda entry: str(entry["item"]))
-    if not manifest:
-        causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items()) or "it is empty"
-        raise UserError(f"ingest.source: {source}: nothing could be used ({causes}); see `medstyle inspect {source}`")
-    manifest.sort(key=lambda entry: str(entry["path"]))
-    document = {"rules": [asdict(rule) for rule in params.rules], "items": manifest}
-    (scratch / "manifest.json").write_text(json.dumps(document, indent=1) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    scratch.replace(out)
-    _write_report(report, found, manifest, refused, source, labels)
-    subjects = len({person_of(str(entry["subject"])) for entry in manifest})
-    listed = {labels.name(item.path.relative_to(source).as_posix()) for item in found.volumes}
-    if absent := len(labels.rows.keys() - listed):
-        log(f"ingest.labels: {absent} of {len(labels.rows)} images that it lists are not in {source}")
-    if overruled := Counter(code for entry in manifest for code in entry.get("allowed", ())):  # type: ignore[attr-defined]
+    return places, refused
+
+
+def _drop_repeats(taken: list[Taken], params: Params, folder: Path) -> Refused:
+    """Remove pictures that repeat another, from the list and from the disk; returns them."""
+    refused: Refused = []
+    for repeat, why in list(repeats(taken, params.same_image)) if params.duplicates == "refuse" else ():
+        place = folder / repeat.entry.path
+        place.unlink()
+        if not any(place.parent.iterdir()):
+            place.parent.rmdir()
+        taken.remove(repeat)
+        refused.append(refused_entry(repeat.item, why))
+    return refused
+
+
+def _tell(entries: list[ManifestItem], refused: Refused, out: Path, report: Path, log: Callable[[str], None]) -> None:
+    if overruled := Counter(code for entry in entries for code in entry.allowed):
         log("ingest.allow overruled " + ", ".join(f"{n} x {code}" for code, n in sorted(overruled.items())))
-    log(f"{len(manifest)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")
-
-
-class _Place(NamedTuple):
-    """What is to be written, and where."""
-
-    subject: str
-    domain: str
-
-
-@dataclass(frozen=True, eq=False)
-class _Taken:
-    """What was written.
-
-    Attributes:
-        entry: its line in the manifest.
-        item: where it came from.
-        digest, thumbnail: of a picture, by which it is known again.
-    """
-
-    entry: dict[str, object]
-    item: Item
-    digest: bytes = b""
-    thumbnail: NDArray[np.float32] | None = None
-
-
-def labels_of(params: Params) -> Labels:
-    """Read the labels that `params` name; none are an empty table."""
-    return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
-
-
-def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
-    """Return what rules may match: the header's attributes, those of the labels, and the path below the source."""
-    path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
-    return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
-
-
-def _check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
-    """Raise UserError for a rule that asks for an attribute which no label and no header has."""
-    known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
-    unknown = [name for rule in rules for name in rule.when if name not in known]
-    if labels.file is not None and unknown:
-        has = ", ".join(labels.attributes) or "no attributes"
-        raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
-
-
-def _place(item: Item, params: Params, source: Path, labels: Labels) -> tuple[str, str]:
-    """Tell person and domain of an item from the header, the path and the labels alone."""
-    attributes = attributes_of(item, source, labels)
-    for refusal in item.doubts():
-        if refusal.code not in _overruled(item, params):
-            raise refusal
-    domain = domain_of(attributes, params.rules)
-    if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
-        raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
-    if domain is None:
-        raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
-    if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
-        size = f"{item.shape[2]} x {item.shape[1]}"
-        raise Refusal("E_SMALL", f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
-    modality = DOMAINS[domain]
-    if (item.source == "picture") != (modality.dicom is None):
-        raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
-    if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
-        raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    return subject_key(_subject(item, params, attributes["path"])), domain
-
-
-def _overruled(item: Item, params: Params) -> set[str]:
-    """Return the codes that do not keep this item out."""
-    policies = {"E_GAP": params.gaps == "interpolate", "E_4D": params.time_point is not None}
-    dicom = item.series is not None
-    return {*params.allow, *(code for code, chosen in policies.items() if chosen and dicom)}
-
-
-def _take(
-    work: tuple[_Place, Sequence[Item]], params: Params, out: Path
-) -> tuple[list[_Taken], list[dict[str, object]]]:
-    """Write the first item for a place that can be read; returns it, and what was refused."""
-    place, items = work
-    taken: list[_Taken] = []
-    refused: list[dict[str, object]] = []
-    for item in items:
-        try:
-            if taken:
-                reason = f"another image of this session is already {place.domain}; make the rules narrower"
-                raise Refusal("E_DUPLICATE_DOMAIN", reason)
-            taken.append(_write(item, place, params, out))
-        except Refusal as refusal:
-            refused.append(_refused(item, refusal))
-    return taken, refused
-
-
-def _repeats(taken: Sequence[_Taken], limit: float) -> Iterator[tuple[_Taken, Refusal]]:
-    """Find the pictures that are the same as, or like, another of their domain that comes before them and is kept."""
-    domains: dict[object, list[_Taken]] = defaultdict(list)
-    for one in sorted(taken, key=lambda one: one.item.path):
-        if one.thumbnail is not None:
-            domains[one.entry["domain"]].append(one)
-    for of in domains.values():
-        first: dict[bytes, int] = {}
-        same = {(first.setdefault(one.digest, number), number) for number, one in enumerate(of)}
-        alike = near_duplicates(np.stack([one.thumbnail for one in of]), limit) if limit < 1 else ()  # type: ignore[misc]
-        gone: set[int] = set()
-        for i, j in sorted({*same, *alike}):
-            if i != j and not gone & {i, j}:
-                gone.add(j)
-                what = "the same picture as" if (i, j) in same else "nearly the same picture as"
-                reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
-                yield of[j], Refusal("E_DUPLICATE", reason)
-
-
-def _degrade(entry: dict[str, object], how: Degradation, out: Path) -> dict[str, object]:
-    """Write the worse twin of an image; what happens to it is a function of its subject."""
-    good = out / str(entry["path"])
-    worse = good.with_name(f"{how.domain}{good.name.removeprefix(how.of)}")
-    rng = np.random.default_rng(int(hashlib.sha256(str(entry["subject"]).encode()).hexdigest()[:16], 16))
-    if entry["source"] == "picture":
-        write_picture(worse, how.picture(read_picture(good), rng))
-    else:
-        write_volume(worse, how.scan(read_volume(good, how.of), rng))
-    return {**entry, "domain": how.domain, "path": worse.relative_to(out).as_posix(), "degraded": asdict(how)}
-
-
-def _refused(item: Item, refusal: Refusal) -> dict[str, object]:
-    shape = list(item.shape)
-    return {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
-
-
-def _write(item: Item, place: _Place, params: Params, out: Path) -> _Taken:
-    """Write one item in canonical form."""
-    name = f"{place.subject}/{place.domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
-    (out / name).parent.mkdir(exist_ok=True)
-    entry: dict[str, object] = {"subject": place.subject, "domain": place.domain, "path": name, "source": item.source}
-    if item.source == "picture":
-        pixels = read_picture(item.path, "picture")
-        write_picture(out / name, pixels)
-        digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()).digest()
-        return _Taken({**entry, "shape": [1, *pixels.shape[:2]]}, item, digest, thumbnail(pixels))
-    volume, changes = _load(item, place.domain, params)
-    write_volume(out / name, volume)
-    facts = {
-        **changes,
-        "shape": list(volume.voxels.shape),
-        "spacing_mm": [round(spacing, 4) for spacing in volume.spacing_mm],
-        "scanner": {
-            key: item.attributes[key]
-            for key in ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
-            if item.attributes.get(key)
-        },
-    }
-    return _Taken({**entry, **facts}, item)
-
-
-def _load(item: Item, domain: str, params: Params) -> tuple[Volume, dict[str, object]]:
-    """Read a scan, and say what a policy changed in it and in which space its positions are."""
-    notes: dict[str, object] = {}
-    if item.series is not None and item.code == "E_GAP":
-        volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain, allow=params.allow)
-    elif item.code == "E_4D" and params.time_point is not None:
-        volume, notes["time_point"] = item.at(params.time_point).load(domain, allow=params.allow), params.time_point
-    else:
-        volume = item.load(domain, allow=params.allow)
-    if item.flags:
-        notes["flags"] = sorted(item.flags)
-    if allowed := sorted({doubt.code for doubt in item.doubts()} & set(params.allow)):
-        notes["allowed"] = allowed
-    if volume.is_sheared and params.tilt == "straighten":
-        volume, notes["straightened"] = straighten(volume), True
-    if item.series is not None and item.series.frame_of_reference_uid:
-        notes["space"] = short_key("space", item.series.frame_of_reference_uid)
-    return volume, notes
-
-
-def _subject(item: Item, params: Params, path: str) -> str:
-    if params.subject is not None:
-        match = re.search(params.subject, path)
-        if match is None:
-            raise Refusal("E_SUBJECT", "ingest.subject does not match its path; correct the expression")
-        return match.group(match.lastindex or 0)
-    if item.series is not None:
-        if not item.series.patient_id:
-            raise Refusal("E_SUBJECT", "PatientID is empty; set ingest.subject to find the subject in the path")
-        return item.series.patient_id
-    bids = BIDS_SUBJECT.search(path)
-    return path if item.source == "picture" else bids.group(1) if bids else str(Path(path).parent)
-
-
-def _write_report(report: Path, found: Inventory, manifest: list, refused: list, source: Path, labels: Labels) -> None:
-    """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
-    files = [
-        {
-            "file": short_key("file", str(file.path.relative_to(source))),
-            "code": file.code,
-            "reason": file.reason,
-        }
-        for file in found.files
-        if file.verdict != "used" and file.path != labels.file
-    ]
-    used = Counter(entry["domain"] for entry in manifest)
-    report.parent.mkdir(parents=True, exist_ok=True)
-    scratch = report.with_name(f".part-{report.name}")
-    document = {"used": dict(sorted(used.items())), "refused": refused, "files": files}
-    scratch.write_text(json.dumps(document, indent=1) + "\n")
-    scratch.replace(report)
+    subjects = len({person_of(entry.subject) for entry in entries})
+    log(f"{len(entries)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")

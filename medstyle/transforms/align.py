@@ -27,7 +27,7 @@ OVERLAP = 0.5
 COHORT, OUTLIER = 8, 5.0  # robust standard deviations below the other pairs, where there are so many
 
 
-def onto_grid(moving: Volume, fixed: Volume, registration: str = "headers", nearest: bool = False) -> Volume:
+def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest: bool = False) -> Volume:
     """Resample ``moving`` onto the grid of ``fixed``, linearly, or by ``nearest`` neighbour for labels.
 
     By ``headers`` positions agree as they are. ``rigid`` (a rotation and a translation) and ``affine`` (scales and
@@ -41,13 +41,13 @@ def onto_grid(moving: Volume, fixed: Volume, registration: str = "headers", near
     import SimpleITK as sitk
 
     same_grid = moving.voxels.shape == fixed.voxels.shape and np.allclose(moving.affine, fixed.affine, atol=1e-3)
-    if same_grid and registration == "headers":
+    if same_grid and alignment == "headers":
         return moving
     fixed_image, moving_image = fixed.to_image(), moving.to_image()
     transform: sitk.Transform = sitk.Transform(3, sitk.sitkIdentity)
-    if registration != "headers":
+    if alignment != "headers":
         try:
-            transform = _register(fixed_image, moving_image, affine=registration == "affine")
+            transform = _align_scans(fixed_image, moving_image, affine=alignment == "affine")
         except RuntimeError:  # ITK's own text is a page
             raise Refusal("E_REGISTRATION", "the scans could not be brought together; are they of one body?") from None
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
@@ -55,7 +55,7 @@ def onto_grid(moving: Volume, fixed: Volume, registration: str = "headers", near
     return fixed.with_voxels(sitk.GetArrayFromImage(out), moving.domain)
 
 
-def _register(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Transform:
+def _align_scans(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Transform:
     import SimpleITK as sitk
 
     headers = sitk.Euler3DTransform()  # right to a few millimetres; the field of view may differ
@@ -145,7 +145,7 @@ class Fit:
     better_deg: float = 0.0
 
 
-def fit(fixed: Volume, moving: Volume) -> Fit:
+def measure_fit(fixed: Volume, moving: Volume) -> Fit:
     """Judge two scans on one grid by what they tell of each other, here and a few millimetres or degrees away.
 
     Shifts of ``SHIFT_MM`` and twice that along each axis, and turns by ``TURN_DEG`` and twice that about each axis
@@ -222,7 +222,7 @@ def _steps(spacing: NDArray[np.float64], shape: tuple[int, ...]) -> Iterator[tup
                 yield from ((axis, step), (axis, -step))
 
 
-def judge(fits: Sequence[Fit]) -> list[tuple[str, str]]:
+def pair_verdicts(fits: Sequence[Fit]) -> list[tuple[str, str]]:
     """Return a code and its reason for each pair of one cohort, ("", "") where nothing is wrong.
 
     ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``, ``E_PAIR_TURNED``: they would fit better elsewhere.

@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+Values = TypeVar("Values")  # an array or a tensor
+Extent = tuple[int, int, int, int]  # first and last row, first and last column of a body
+
+AIR = -1.0  # network units
 MARGIN = 8  # pixels of air that the generator sees around a body, in training and in use
-
-
 BOX = 16  # sides of the box around a body are multiples of this, or few of them would be alike
 
 
-def box_around(extent: Sequence[int], size: Sequence[int], multiple: int) -> tuple[slice, slice]:
+def is_body(values: Values) -> Values:
+    """Tell where values in network units are above air; half precision may have moved air a little. NaN is no air."""
+    body: Values = ~(values <= AIR + 1e-3)  # type: ignore[operator,assignment]
+    return body
+
+
+def extent_of(body: NDArray[np.bool_]) -> Extent | None:
+    """Return the extent of a body ``(..., H, W)`` over all its slices; None where there is none."""
+    planes = body.reshape(-1, *body.shape[-2:])
+    rows, columns = (np.flatnonzero(planes.any(axis=(0, axis))) for axis in (2, 1))
+    if not len(rows):
+        return None
+    return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])
+
+
+def union(extents: Iterable[Extent | None]) -> Extent | None:
+    """Return the extent that holds all of ``extents``; None where all are empty."""
+    some = [extent for extent in extents if extent is not None]
+    if not some:
+        return None
+    top, bottom, left, right = zip(*some, strict=True)
+    return min(top), max(bottom), min(left), max(right)
+
+
+def box_around(extent: Extent | None, size: Sequence[int], multiple: int) -> tuple[slice, slice]:
     """Return the rows and columns that a generator sees of a slice, in training and in use.
 
     What it paints depends on the share of air that it sees, through the statistics of its normalisation.
 
     Args:
-        extent: first and last row, first and last column of the body; whole slices where it is empty.
+        extent: of the body; None for whole slices.
         size: of the slice, ``(H, W)``.
         multiple: of the generator: sides are multiples of it, as far as the slice is large enough.
     """
-    top, bottom, left, right = extent
-    if bottom < top:
+    if extent is None:
         return slice(0, size[0]), slice(0, size[1])
+    top, bottom, left, right = extent
     sides = []
     multiple = math.lcm(multiple, BOX)
     for low, high, length in ((top, bottom, size[0]), (left, right, size[1])):
@@ -34,12 +61,3 @@ def box_around(extent: Sequence[int], size: Sequence[int], multiple: int) -> tup
         start = min(max(0, low - MARGIN), length - side)
         sides.append(slice(start, start + side))
     return sides[0], sides[1]
-
-
-def extent_of(body: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return the first and last row, first and last column of the body ``(..., H, W)``; an empty one ends before 0."""
-    planes = body.reshape(-1, *body.shape[-2:])
-    rows, columns = (np.flatnonzero(planes.any(axis=(0, axis))) for axis in (2, 1))
-    if not len(rows):
-        return body.shape[-2], -1, body.shape[-1], -1
-    return int(rows[0]), int(rows[-1]), int(columns[0]), int(columns[-1])

@@ -1,4 +1,4 @@
-"""One space for the bodies of different people, roughly: where training without pairs may compare region by region."""
+"""One space for the bodies of different subjects: where training without pairs may compare region by region."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.transforms.align import align, bodies_together
+from medstyle.transforms.body import AIR
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -35,7 +36,7 @@ class Stored:
         from skimage.measure import block_reduce
 
         slices = np.load(self.path, mmap_mode="r")[:, 0]
-        shown = np.flatnonzero((slices > -1).any(axis=(1, 2)))
+        shown = np.flatnonzero((slices > AIR).any(axis=(1, 2)))
         first, last = (int(shown[0]), int(shown[-1])) if len(shown) else (0, len(slices) - 1)
         cell = tuple(max(1, round(CELL_MM / mm)) for mm in self.spacing_mm)
         image = sitk.GetImageFromArray(block_reduce(slices[first : last + 1].astype(np.float32) + 1, cell, np.mean))
@@ -46,22 +47,22 @@ class Stored:
 
     def volume(self) -> float:
         """Return the volume of the body, mm^3."""
-        shown = (np.load(self.path, mmap_mode="r")[:, 0] > -1).sum()
+        shown = (np.load(self.path, mmap_mode="r")[:, 0] > AIR).sum()
         return float(shown * np.prod(self.spacing_mm))
 
 
-def middling(scans: Sequence[Stored]) -> Stored:
+def median_scan(scans: Sequence[Stored]) -> Stored:
     """Return the scan whose body is the median in volume: the space of the others."""
     return sorted(scans, key=Stored.volume)[len(scans) // 2]
 
 
-def join(scan: Stored, space: Stored) -> Matrix | None:
+def map_to_space(scan: Stored, space: Stored) -> Matrix | None:
     """Return the affine map ``(4, 4)`` of voxels of ``scan`` to millimetres in ``space``, both ``(z, y, x, 1)``.
 
     By the most Mattes mutual information, so the contrasts may be any. None where no plausible map was found.
     """
     try:
-        transform = _register(space.coarse(), scan.coarse())
+        transform = _together(space.coarse(), scan.coarse())
     except RuntimeError:  # of ITK: one is empty, or they do not overlap
         return None
     corner = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
@@ -77,7 +78,7 @@ def join(scan: Stored, space: Stored) -> Matrix | None:
     return matrix
 
 
-def _register(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
+def _together(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
     together = bodies_together(fixed, moving)
     x, y, z = together.GetTranslation()
     height = min(image.GetSize()[2] * image.GetSpacing()[2] for image in (fixed, moving))

@@ -2,8 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 from numpy.typing import NDArray
+
+from medstyle.transforms.body import is_body
+
+
+class FeatureStatistics(NamedTuple):
+    """What the features of training images are like.
+
+    Attributes:
+        centre, spread: median and robust standard deviation of each feature.
+        largest: 99th percentile of the score among the training images.
+    """
+
+    centre: tuple[float, ...]
+    spread: tuple[float, ...]
+    largest: float
+
+    def score(self, slices: NDArray[np.float32]) -> float:
+        """Return the largest absolute robust z value among the features of ``slices`` ``(D, C, H, W)``."""
+        return float(np.abs((image_features(slices) - np.array(self.centre)) / np.array(self.spread)).max())
+
+
+class Reference(NamedTuple):
+    """The statistics of a domain's training images: of whole volumes, and of slices by themselves."""
+
+    volume: FeatureStatistics
+    slice: FeatureStatistics
+
+
+def statistics_of(images: Iterable[NDArray[np.float32]]) -> FeatureStatistics:
+    """Describe training images, each ``(D, C, H, W)`` in network units."""
+    features = np.stack([image_features(image) for image in images])
+    centre = np.median(features, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.01)
+    scores = np.abs((features - centre) / spread).max(axis=1)
+    largest = float(np.percentile(scores, 99).round(4))
+    return FeatureStatistics(tuple(centre.round(6).tolist()), tuple(spread.round(6).tolist()), largest)
 
 
 def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -19,7 +58,7 @@ def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
     by_depth, by_row = np.zeros(depth), np.zeros(height)
     in_depth, in_row = np.zeros(depth, int), np.zeros(height, int)
     for z, one in enumerate(slices):  # slice by slice: a scan may fill the memory
-        body = one > -0.999
+        body = is_body(one)
         below += np.searchsorted(np.sort(one[body]), levels)
         rows += np.abs(np.diff(one, axis=1)).sum(dtype=float)
         columns += np.abs(np.diff(one, axis=2)).sum(dtype=float)

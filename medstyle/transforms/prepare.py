@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Resize, ResizeWithPadOrCrop, Spacing
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from medstyle.errors import Refusal, UserError
 from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
-from medstyle.imaging.picture import Pixels, from_unit, to_unit
+from medstyle.imaging.picture import Pixels, to_unit
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, clean_picture, foreground_mask
@@ -183,8 +183,8 @@ def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> tor
     return torch.as_tensor(np.asarray(chain(slices[0])))[None]
 
 
-def slices_picture(slices: torch.Tensor, domain: str, dtype: DTypeLike = np.uint8) -> Pixels:
-    """Turn ``(1, 3, H, W)`` network output into ``(H, W, 3)`` RGB of ``dtype``, uint8 or uint16."""
+def unit_picture(slices: torch.Tensor, domain: str) -> NDArray[np.float32]:
+    """Turn ``(1, 3, H, W)`` network output into an RGB picture ``(H, W, 3)`` in [0, 1], not rounded."""
     modality = DOMAINS[domain]
     values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(modality.range))
-    return from_unit(values / 255, dtype).transpose(1, 2, 0)
+    return np.ascontiguousarray((values / np.float32(255)).transpose(1, 2, 0))

@@ -6,7 +6,8 @@ import pytest
 
 from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.sessions import sessions
-from medstyle.dicom.acquired import uid, write_series
+from medstyle.dicom.acquired import write_series
+from medstyle.dicom.uids import uid_of
 from medstyle.imaging.volume import Volume
 from medstyle.pseudonyms import person_of
 
@@ -22,8 +23,8 @@ def scan_of(tmp_path):
         affine[:3, 3] = at
         write_series(
             tmp_path / name, Volume(np.ones(SHAPE, np.float32), affine, "mr_t1"),
-            {"PatientID": "P", "PatientName": "P", "StudyInstanceUID": uid("study", study),
-             "SeriesInstanceUID": uid(name), "FrameOfReferenceUID": uid("space", space)},
+            {"PatientID": "P", "PatientName": "P", "StudyInstanceUID": uid_of("study", study),
+             "SeriesInstanceUID": uid_of(name), "FrameOfReferenceUID": uid_of("space", space)},
             range(len(np.ones(SHAPE))),
         )  # fmt: skip
         (item,) = inventory([tmp_path / name]).volumes

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from medstyle.data.store import SliceStore
-from medstyle.imaging.modality import DOMAINS
+from medstyle.data.store import Row, SliceStore, StoreIndex
+from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.transforms.body import extent_of, is_body
 from medstyle.transforms.prepare import Preparation
 
 MAPS = {"mr_t1": lambda x: x, "mr_t2": lambda x: -x, "mr_flair": lambda x: 2 * np.abs(x) - 1}
@@ -39,19 +38,26 @@ def make_store(
             images = make(base).clip(-0.99, 1).repeat(DOMAINS[domain].channels, 1)
             images = change(domain, images) if split == "train" else images
             np.save(folder / split / f"{domain}.npy", images.astype(np.float16))
-        one = [[f"{split}-{i // SLICES}", i % SLICES, (i % SLICES) / (SLICES - 1), 1.0] for i in range(n * SLICES)]
-        rows[split] = dict.fromkeys(domains, one)
-    index = {
-        "rows": rows,
-        "subjects": {row[0]: split for split, of in rows.items() for row in of[domains[0]]},
-        "size": [size, size],
-        "preparation": asdict(Preparation()),
-        "registration": "headers",
-        "rules": [],
-        "atlas": {d: {f"train-{k}": np.eye(4).tolist() for k in range(subjects)} for d in domains},
-        "fingerprints": {split: {domain: [[[0.0, 1000.0], [-1.0, 1.0]]] for domain in domains} for split in rows},
-    }
-    (folder / "index.json").write_text(json.dumps(index))
+        rows[split] = {
+            domain: tuple(
+                Row(f"{split}-{i // SLICES}", i % SLICES, (i % SLICES) / (SLICES - 1), 1.0, extent_of(body))
+                for i, body in enumerate(is_body(np.load(folder / split / f"{domain}.npy")).any(axis=1))
+            )
+            for domain in domains
+        }
+    index = StoreIndex(
+        size=(size, size),
+        preparation=Preparation(),
+        alignment="headers",
+        rules=(),
+        subjects={row.subject: split for split, of in rows.items() for row in of[domains[0]]},
+        rows=rows,
+        fingerprints={split: dict.fromkeys(domains, (Fingerprint((0.0, 1000.0)),)) for split in rows},
+        common_space={
+            d: {f"train-{k}": tuple(map(tuple, np.eye(4).tolist())) for k in range(subjects)} for d in domains
+        },
+    )
+    (folder / "index.json").write_text(index.to_json())
     return SliceStore.open(folder)
 
 

@@ -1,11 +1,11 @@
-import json
-
 import numpy as np
 import pytest
 
+from medstyle.cohort.rules import Rule
 from medstyle.cohort.split import split_subjects
-from medstyle.data.store import SliceStore, write_rows
+from medstyle.data.store import Row, SliceStore, StoreIndex, write_rows
 from medstyle.errors import UserError
+from medstyle.transforms.prepare import Preparation
 
 SUBJECTS = [f"sub-{i:03d}" for i in range(40)]
 
@@ -36,13 +36,14 @@ def test_rows_join_in_order_and_are_mapped(tmp_path, rng):
         np.save(tmp_path / f"{i}.npy", block)
     write_rows(tmp_path / "train/mr_t1.npy", [tmp_path / f"{i}.npy" for i in range(3)])
     rows = {
-        "train": {
-            "mr_t1": [["a", i, 0.0, 1.0] for i in range(6)],
-            "mr_t2": [["a", 5, 0, 1], ["a", 0, 0, 1], ["b", 1, 0, 1]],
-        }
+        "mr_t1": tuple(Row("a", i, 0.0, 1.0, (0, 3, 1, 4)) for i in range(6)),
+        "mr_t2": tuple(Row(subject, i, 0.0, 1.0, None) for subject, i in (("a", 5), ("a", 0), ("b", 1))),
     }
-    (tmp_path / "index.json").write_text(json.dumps({"rows": rows, "subjects": {"a": "train"}}))
+    rule = Rule("mr_t1", {"path": "*t1*"})
+    index = StoreIndex((4, 5), Preparation(denoise="median"), "rigid", (rule,), {"a": "train"}, {"train": rows}, {})
+    (tmp_path / "index.json").write_text(index.to_json())
     store = SliceStore.open(tmp_path)
+    assert store.index == index
     array = store.array("mr_t1", "train")
     assert isinstance(array, np.memmap)
     np.testing.assert_array_equal(array, np.concatenate(blocks))

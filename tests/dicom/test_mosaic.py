@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from medstyle.dicom.read import read_series
 from medstyle.dicom.scan import Scan, Series, scan
-from medstyle.dicom.write import ModelIdentity, write_derived
+from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
 from medstyle.errors import Refusal
 from tests.dicom.test_write import check
 
@@ -154,7 +154,7 @@ def test_a_derived_series_lies_where_the_tiles_do(write_mosaic: Write, tmp_path:
     dataset = pydicom.dcmread(path)
     source = only(scan([path]))
     volume = read_series(source, "mr_t1")
-    files = write_derived(volume.with_voxels(volume.voxels, "mr_t2"), source, tmp_path / "out", MODEL)
+    files = write_derived(volume.with_voxels(volume.voxels, "mr_t2"), Derivation(source, MODEL), tmp_path / "out")
     made = only(scan([tmp_path / "out"]))
     assert (len(files), made.kind, made.code, made.shape) == (len(stored), "volume", "", stored.shape)
     np.testing.assert_allclose(made.affine, volume.affine, atol=1e-4)

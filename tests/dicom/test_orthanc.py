@@ -19,7 +19,7 @@ import requests
 from pydicom.dataset import Dataset
 
 from medstyle.dicom.scan import Series
-from medstyle.dicom.write import write_derived
+from medstyle.dicom.write import Derivation, write_derived
 from tests.dicom.test_write import CASES, MODEL, NOW, OBLIQUE, brain, only, read
 from tests.flows.conftest import wait_for
 
@@ -116,7 +116,7 @@ def case(request: pytest.FixtureRequest, write_series: Write, tmp_path: Path) ->
         make_enhanced(tmp_path / "in")
     source = only(tmp_path / "in")
     made = read(source, "mr_t1").with_voxels(brain(depth, high, 1) - (1024.0 if target == "ct" else 0.0), target)
-    files = write_derived(made, source, tmp_path / "out", MODEL, now=NOW, source_domain="mr_t1")
+    files = write_derived(made, Derivation(source, MODEL, now=NOW, source_domain="mr_t1"), tmp_path / "out")
     return source, files, target
 
 

@@ -19,7 +19,7 @@ from pydicom.dataset import Dataset
 from medstyle.dicom import write
 from medstyle.dicom.read import read_image, read_series
 from medstyle.dicom.scan import Series, scan
-from medstyle.dicom.write import ModelIdentity, write_derived
+from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
 from medstyle.errors import Refusal
 from medstyle.imaging.volume import Volume
 
@@ -82,7 +82,7 @@ def test_derived_series_conform(write_series: Write, tmp_path: Path, shared: Pat
             voxels = brain(depth, high, 1) - (1024.0 if quantity else 0.0)
             volume = read(source, "mr_t1").with_voxels(voxels, target)
             out = tmp_path / "out" / case / kind
-            files = write_derived(volume, source, out, MODEL, now=NOW, kind=kind, source_domain="mr_t1")
+            files = write_derived(volume, Derivation(source, MODEL, now=NOW, kind=kind, source_domain="mr_t1"), out)
             assert len(files) == depth
             back = read(only(out), target)
             np.testing.assert_array_equal(back.affine, source.affine)
@@ -104,7 +104,7 @@ def test_series_derived_from_real_ones_conform(shared: Path, tmp_path: Path) -> 
             (tmp_path / "in" / name).mkdir(parents=True, exist_ok=True)
             (tmp_path / "in" / name / path.name).symlink_to(path)
         volume = read(source, "mr_t1").with_voxels(np.full(source.shape, 7.25, np.float32), "mr_t2")
-        files = write_derived(volume, source, tmp_path / "out" / name, MODEL, now=NOW)
+        files = write_derived(volume, Derivation(source, MODEL, now=NOW), tmp_path / "out" / name)
         for path, frame in zip(files, source.frames, strict=True):
             same_as_source(pydicom.dcmread(path), pydicom.dcmread(frame.instance.path, stop_before_pixels=True))
     check(tmp_path / "in", tmp_path / "out", shared)
@@ -128,7 +128,7 @@ def same_as_source(derived: Dataset, original: Dataset) -> None:
 def test_the_checker_finds_faults(write_series: Write, tmp_path: Path, shared: Path) -> None:
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
-    (path, *_) = write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL, now=NOW)
+    (path, *_) = write_derived(read(source, "mr_t1"), Derivation(source, MODEL, now=NOW), tmp_path / "out")
     dataset = pydicom.dcmread(path)
     del dataset.SyntheticData
     dataset.save_as(path)
@@ -152,7 +152,7 @@ def test_nothing_is_claimed_that_did_not_happen(write_series: Write, tmp_path: P
     write_series(tmp_path / "in", brain(), change=change)
     source = only(tmp_path / "in")
     files = write_derived(
-        read(source, "mr_t1").with_voxels(brain(seed=1), "mr_t2"), source, tmp_path / "out", MODEL, now=NOW
+        read(source, "mr_t1").with_voxels(brain(seed=1), "mr_t2"), Derivation(source, MODEL, now=NOW), tmp_path / "out"
     )
     dataset = pydicom.dcmread(files[0])
     for name in ("EchoTime", "RepetitionTime", "EchoTrainLength"):
@@ -190,7 +190,7 @@ def test_words_in_place_of_numbers_are_left_out(write_series: Write, tmp_path: P
             data = data.replace(number.encode(), b"ZZNUMBERS")
         path.write_bytes(data)
     source = only(tmp_path / "in")
-    for path in write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL, now=NOW):
+    for path in write_derived(read(source, "mr_t1"), Derivation(source, MODEL, now=NOW), tmp_path / "out"):
         assert b"ZZNUMBERS" not in path.read_bytes()
         assert pydicom.dcmread(path).SeriesNumber == 9000
 
@@ -202,7 +202,9 @@ def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Writ
     other = ModelIdentity("unet", "1", "cd" * 32)
 
     def uids(folder: str, model: ModelIdentity = MODEL, kind: str = "synthetic", domain: str = "mr_t2") -> list[str]:
-        written = write_derived(volume.with_voxels(volume.voxels, domain), source, tmp_path / folder, model, kind=kind)
+        written = write_derived(
+            volume.with_voxels(volume.voxels, domain), Derivation(source, model, kind=kind), tmp_path / folder
+        )
         return [
             uid for path in written for d in [pydicom.dcmread(path)] for uid in (d.SeriesInstanceUID, d.SOPInstanceUID)
         ]
@@ -218,7 +220,7 @@ def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Writ
 def test_one_frame_of_reference_is_invented_for_a_series_without(write_series: Write, tmp_path: Path) -> None:
     write_series(tmp_path / "in", brain(), FrameOfReferenceUID=None)
     source = only(tmp_path / "in")
-    files = write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL)
+    files = write_derived(read(source, "mr_t1"), Derivation(source, MODEL), tmp_path / "out")
     assert len({pydicom.dcmread(path).FrameOfReferenceUID for path in files}) == 1
 
 
@@ -227,7 +229,7 @@ def test_another_grid_is_computed(write_series: Write, tmp_path: Path, shared: P
     source = only(tmp_path / "in")
     affine = TILTED @ np.diag([0.5, 0.5, 0.25, 1])
     volume = Volume(np.zeros((7, 9, 11), np.float32), affine, "mr_t2")
-    files = write_derived(volume, source, tmp_path / "out", MODEL, now=NOW)
+    files = write_derived(volume, Derivation(source, MODEL, now=NOW), tmp_path / "out")
     np.testing.assert_allclose(only(tmp_path / "out").affine, affine, atol=1e-6)
     item, *rest = pydicom.dcmread(files[0]).SourceImageSequence
     assert item.SpatialLocationsPreserved == "NO"
@@ -264,7 +266,10 @@ def test_every_slice_that_entered_is_a_source(write_series: Write, tmp_path: Pat
     volume = read(source, "mr_t1").with_voxels(brain(seed=1), "mr_t2")
 
     def written(out: str, **how: object) -> list[dict[str, str]]:
-        return [sources(path) for path in write_derived(volume, source, tmp_path / "out" / out, MODEL, now=NOW, **how)]
+        return [
+            sources(path)
+            for path in write_derived(volume, Derivation(source, MODEL, now=NOW, **how), tmp_path / "out" / out)
+        ]
 
     assert written("alone")[2] == {"12": "YES"}
     near = written("near", reach=1)
@@ -290,20 +295,22 @@ def test_a_ct_from_ct_is_padded_where_its_source_is(write_series: Write, tmp_pat
     write_series(tmp_path / "in", stored, modality="CT", change=change, **elements)
     source = only(tmp_path / "in")
     volume = read(source, "ct").with_voxels(np.full(source.shape, 50, np.float32), "ct")
-    for path in write_derived(volume, source, tmp_path / "out", MODEL, now=NOW):
+    for path in write_derived(volume, Derivation(source, MODEL, now=NOW), tmp_path / "out"):
         dataset = pydicom.dcmread(path)
         assert dataset.PixelPaddingValue == 0
         np.testing.assert_array_equal(dataset.pixel_array == 0, stored[0] == -2000)
     np.testing.assert_array_equal(read(only(tmp_path / "out"), "ct").voxels, np.where(stored == -2000, -1024, 50))
     check(tmp_path / "in", tmp_path / "out", shared)
-    for path in write_derived(volume.with_voxels(volume.voxels, "mr_t1"), source, tmp_path / "mr", MODEL, now=NOW):
+    for path in write_derived(
+        volume.with_voxels(volume.voxels, "mr_t1"), Derivation(source, MODEL, now=NOW), tmp_path / "mr"
+    ):
         assert "PixelPaddingValue" not in pydicom.dcmread(path)
 
 
 def test_the_scanner_is_named_with_its_model(write_series: Write, tmp_path: Path) -> None:
     write_series(tmp_path / "in", brain(1), ManufacturerModelName="Tesla 3")
     source = only(tmp_path / "in")
-    (path,) = write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL)
+    (path,) = write_derived(read(source, "mr_t1"), Derivation(source, MODEL), tmp_path / "out")
     scanner, _ = pydicom.dcmread(path).ContributingEquipmentSequence
     assert (scanner.Manufacturer, scanner.ManufacturerModelName) == ("ACME", "Tesla 3")
 
@@ -312,7 +319,9 @@ def test_a_small_range_is_spread_and_recorded(write_series: Write, tmp_path: Pat
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
     values = np.random.default_rng(0).uniform(0, 1.5, source.shape).astype(np.float32)
-    files = write_derived(read(source, "mr_t1").with_voxels(values, "mr_t2"), source, tmp_path / "out", MODEL)
+    files = write_derived(
+        read(source, "mr_t1").with_voxels(values, "mr_t2"), Derivation(source, MODEL), tmp_path / "out"
+    )
     stored = np.stack([pydicom.dcmread(path).pixel_array for path in files])
     step = json.loads(pydicom.dcmread(files[0]).private_block(0x0099, "MEDSTYLE AI 1.0")[3].value)[
         "unit_per_stored_value"
@@ -327,7 +336,7 @@ def test_clipped_voxels_are_counted(write_series: Write, tmp_path: Path) -> None
     source = only(tmp_path / "in")
     voxels = np.zeros(source.shape, np.float32)
     voxels[0, 0, :3] = (-3000, 5000, 70)
-    files = write_derived(read(source, "mr_t1").with_voxels(voxels, "ct"), source, tmp_path / "out", MODEL)
+    files = write_derived(read(source, "mr_t1").with_voxels(voxels, "ct"), Derivation(source, MODEL), tmp_path / "out")
     dataset = pydicom.dcmread(files[0])
     assert json.loads(dataset.private_block(0x0099, "MEDSTYLE AI 1.0")[3].value)["clipped_voxels"] == 2
     np.testing.assert_array_equal(read(only(tmp_path / "out"), "ct").voxels[0, 0, :3], (-1024, 3071, 70))
@@ -347,13 +356,13 @@ def test_all_or_nothing(write_series: Write, tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(write, "save", fail)
     with pytest.raises(KeyboardInterrupt):
-        write_derived(volume, source, tmp_path / "out", MODEL)
+        write_derived(volume, Derivation(source, MODEL), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
     monkeypatch.undo()
-    files = write_derived(volume, source, tmp_path / "out", MODEL)
+    files = write_derived(volume, Derivation(source, MODEL), tmp_path / "out")
     before = files[0].read_bytes()
     with pytest.raises(Refusal, match="E_EXISTS"):
-        write_derived(volume, source, tmp_path / "out", MODEL)
+        write_derived(volume, Derivation(source, MODEL), tmp_path / "out")
     assert files[0].read_bytes() == before
     assert len(list((tmp_path / "out").iterdir())) == 1
 
@@ -363,11 +372,11 @@ def test_what_cannot_be_written_is_refused(write_series: Write, tmp_path: Path) 
     source = only(tmp_path / "in")
     volume = read(source, "mr_t1")
     with pytest.raises(Refusal, match="E_SOPCLASS"):
-        write_derived(volume.with_voxels(volume.voxels, "photo"), source, tmp_path / "out", MODEL)
+        write_derived(volume.with_voxels(volume.voxels, "photo"), Derivation(source, MODEL), tmp_path / "out")
     bad = volume.voxels.copy()
     bad[0, 0, 0] = np.nan
     with pytest.raises(Refusal, match="E_NOT_FINITE"):
-        write_derived(volume.with_voxels(bad), source, tmp_path / "out", MODEL)
+        write_derived(volume.with_voxels(bad), Derivation(source, MODEL), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -386,5 +395,5 @@ def test_common_faults_of_the_source_are_not_carried_on(
 ) -> None:
     write_series(tmp_path / "in", brain(2), **elements)
     source = only(tmp_path / "in")
-    write_derived(read(source, "mr_t1"), source, tmp_path / "out", MODEL, now=NOW)
+    write_derived(read(source, "mr_t1"), Derivation(source, MODEL, now=NOW), tmp_path / "out")
     check(tmp_path / "in", tmp_path / "out", shared)

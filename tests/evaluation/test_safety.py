@@ -10,8 +10,8 @@ from medstyle.evaluation.safety import (
     edge_displacement,
     lesions,
     nearest,
+    signatures,
     survival,
-    thumbnails,
 )
 
 
@@ -83,13 +83,13 @@ def test_calibration_knows_honest_uncertainty_from_other(rng):
 
 
 def test_a_copy_of_a_training_image_is_known(rng):
-    library = thumbnails(rng.random((20, 64, 48)))
-    other = thumbnails(rng.random((5, 64, 48)))
+    library = signatures(rng.random((20, 64, 48)))
+    other = signatures(rng.random((5, 64, 48)))
     assert nearest(library[3:6], library) == pytest.approx(0, abs=1e-5)
     assert nearest(other, library) > 0.5
-    assert nearest(thumbnails(2 * rng.random((1, 64, 48)) + 1), library) > 0.5
+    assert nearest(signatures(2 * rng.random((1, 64, 48)) + 1), library) > 0.5
     again = np.random.default_rng(0).random((2, 64, 48))
-    assert nearest(thumbnails(3 * again + 1), thumbnails(again)) == pytest.approx(
+    assert nearest(signatures(3 * again + 1), signatures(again)) == pytest.approx(
         0, abs=1e-5
     )  # brightness is no matter
 

@@ -9,17 +9,20 @@ import pytest
 import torch
 from torch import nn
 
+from medstyle.cohort.rules import Rule
 from medstyle.imaging.modality import Fingerprint
 from medstyle.imaging.volume import Volume
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import Translator, TranslatorConfig
+from medstyle.transforms.descriptors import FeatureStatistics, Reference
+from medstyle.transforms.prepare import Preparation
 from tests.conftest import affine
 
-RULES = [
-    {"domain": domain, "when": {"Modality": "MR", "SeriesDescription": f"*{name}*"}}
+RULES = tuple(
+    Rule(domain, {"Modality": "MR", "SeriesDescription": f"*{name}*"})
     for domain, name in (("mr_t1", "T1"), ("mr_t2", "T2"), ("mr_flair", "FLAIR"))
-]
-ANYTHING = {"centre": [0.0] * 21, "spread": [1.0] * 21, "largest": 100.0}
+)
+ANYTHING = FeatureStatistics((0.0,) * 21, (1.0,) * 21, 100.0)  # every image is like the training images
 
 
 def make_translator(
@@ -38,14 +41,14 @@ def make_translator(
     architecture = Architecture(**settings)
     whole = TranslatorConfig(
         architecture,
-        list(domains),
+        tuple(domains),
         source=domains[0],
         target=domains[-1],
         **{
-            "preparation": {"denoise": "none", "bias_field": False},
+            "preparation": Preparation(denoise="none", bias_field=False),
             "fingerprints": {name: Fingerprint((0.0, 800.0)) for name in domains},
             "rules": RULES,
-            "reference": {"slice": ANYTHING, "volume": ANYTHING},
+            "reference": {domains[0]: Reference(ANYTHING, ANYTHING)},
             **{k: v for k, v in config.items() if k not in names},
         },
     )

@@ -17,6 +17,8 @@ from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
 from medstyle.dicom.acquired import write_series
+from medstyle.inference.files import Request
+from medstyle.transforms.descriptors import Reference
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
 
@@ -67,7 +69,7 @@ def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
     """The T1 series of the study is found by the model's own rules, and the others are left alone."""
     import pydicom
 
-    [result] = translate_path(study, tmp_path / "out", translator, uncertainty=True)
+    [result] = translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
     assert result["ood_verdict"] == "ok"
     files = sorted((tmp_path / "out").rglob("synthetic*/*.dcm"))
     assert len(files) == 10
@@ -115,7 +117,7 @@ def test_nifti_output_is_marked_and_never_overwritten(nifti, translator, tmp_pat
     import nibabel
 
     out = tmp_path / "t2.nii.gz"
-    translate_path(nifti / "mr_t1.nii.gz", out, translator, uncertainty=True)
+    translate_path(nifti / "mr_t1.nii.gz", out, translator, Request(uncertainty=True))
     assert "SYNTHETIC" in nibabel.load(out).header["descrip"].item().decode()
     assert "UNCERTAINTY" in nibabel.load(tmp_path / "t2_uncertainty.nii.gz").header["descrip"].item().decode()
     before = out.read_bytes()
@@ -139,7 +141,7 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.png", translator)
     pictures = make_translator(("photo", "painting"))
     with pytest.raises(UserError, match="pictures have none"):
-        translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, uncertainty=True)
+        translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, Request(uncertainty=True))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
@@ -195,7 +197,7 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
     import av
 
     from medstyle.imaging.video import read_frames
-    from medstyle.inference.render_options import Look
+    from medstyle.inference.render_options import RenderOptions
     from medstyle.inference.translate import translate_picture
 
     with av.open(str(tmp_path / "in.mp4"), "w") as out:
@@ -207,7 +209,9 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode())
     translator = make_translator(("photo", "painting"))
-    [row] = translate_path(tmp_path / "in.mp4", tmp_path / "out.mp4", translator, look=Look(steady=0))
+    [row] = translate_path(
+        tmp_path / "in.mp4", tmp_path / "out.mp4", translator, Request(options=RenderOptions(temporal_smoothing=0))
+    )
     assert row["shape"] == [5, 48, 64]
     before, after = (list(read_frames(tmp_path / name)) for name in ("in.mp4", "out.mp4"))
     assert [round(float(f.time), 3) for f in after] == [round(float(f.time), 3) for f in before]
@@ -217,7 +221,7 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
     with pytest.raises(UserError, match="no input for mr_t1"):
         translate_path(tmp_path / "in.mp4", tmp_path / "scan.mp4", make_translator())
     strict = make_translator(
-        ("photo", "painting"), reference={"slice": {**ANYTHING, "largest": 1e-3}, "volume": ANYTHING}
+        ("photo", "painting"), reference={"photo": Reference(ANYTHING, ANYTHING._replace(largest=1e-3))}
     )
     with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):
         translate_path(tmp_path / "in.mp4", tmp_path / "odd.mp4", strict)
@@ -225,11 +229,11 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
 
 
 def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
-    strict = make_translator(reference={"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING})
+    strict = make_translator(reference={"mr_t1": Reference(ANYTHING._replace(largest=1e-3), ANYTHING)})
     with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict)
     assert not (tmp_path / "out.nii.gz").exists()
-    [result] = translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict, force=True)
+    [result] = translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict, Request(force=True))
     assert result["ood_verdict"] == "refuse"
 
 
@@ -249,7 +253,7 @@ def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
     change(study / "mr_t1", BurnedInAnnotation=None)
     with pytest.raises(UserError, match=r"nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
         translate_path(study, tmp_path / "out", translator)
-    [result] = translate_path(study, tmp_path / "out", translator, allow=["E_BURNED_IN"])
+    [result] = translate_path(study, tmp_path / "out", translator, Request(allow=["E_BURNED_IN"]))
     assert any("may carry patient data" in warning for warning in result["warnings"])
 
 
@@ -266,24 +270,24 @@ def test_messages_name_no_file_that_was_found(nifti, triple, tmp_path):
     folder = tmp_path / "in/DOE_JOHN"
     shutil.copytree(nifti, folder)
     (folder / "mr_t1.nii.gz").rename(folder / "DOE_T1.nii.gz")
-    strict = make_translator(reference={"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING})
+    strict = make_translator(reference={"mr_t1": Reference(ANYTHING._replace(largest=1e-3), ANYTHING)})
     (folder / "mr_t2.nii.gz").unlink()
     (folder / "mr_flair.nii.gz").unlink()
-    translate_path(tmp_path / "in", tmp_path / "out", make_translator(), source_domain="mr_t1")
+    translate_path(tmp_path / "in", tmp_path / "out", make_translator(), Request(source_domain="mr_t1"))
     for out, translator, message in (
         ("new", strict, "unlike the training images"),
         ("new", triple, "needs one image of mr_t2"),
         ("out", strict, "exists already"),
     ):
         with pytest.raises(UserError, match=message) as caught:
-            translate_path(tmp_path / "in", tmp_path / out, translator, source_domain="mr_t1")
+            translate_path(tmp_path / "in", tmp_path / out, translator, Request(source_domain="mr_t1"))
         assert "DOE" not in str(caught.value)
 
 
 def test_a_source_may_be_any_domain_of_the_translator(study, tmp_path):
     """The series is found, read and named by the domain that was asked for."""
     translator = make_translator(("mr_t1", "mr_t2", "mr_flair"))
-    [result] = translate_path(study, tmp_path / "out", translator, source_domain="mr_t2", target="mr_t1")
+    [result] = translate_path(study, tmp_path / "out", translator, Request(source_domain="mr_t2", target="mr_t1"))
     made = read_series(tmp_path / "out", "mr_t1").voxels
     expected = translate_volume(read_series(study / "mr_t2", "mr_t2"), translator, "mr_t1").image.voxels
     assert_same_picture(made, expected)
@@ -319,7 +323,7 @@ def test_a_derived_series_names_what_entered_and_what_made_it(study, tmp_path, n
 
     translator = make_translator(("mr_t1", "mr_t2", "mr_flair"), contrasts=["mr_t2"], neighbours=neighbours)
     translator.save(tmp_path / "model")
-    translate_path(study, tmp_path / "out", translator, uncertainty=True)
+    translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
     [file, other] = sorted((tmp_path / "out").rglob("0005.dcm"), reverse=True)
     entered = [[i.ReferencedSOPInstanceUID for i in pydicom.dcmread(f).SourceImageSequence] for f in (file, other)]
     names = [sorted((study / name).iterdir())[k] for name in ("mr_t1", "mr_t2") for k in range(3, 6)]
@@ -366,13 +370,13 @@ def test_a_missing_contrast_is_named(nifti, triple, tmp_path):
 def test_a_style_is_a_file_or_the_target_in_a_folder(nifti, tmp_path, reference):
     translator = make_translator(style=("domain", "reference"), size=[48, 40])
     source = nifti / "mr_t1.nii.gz"
-    [row] = translate_path(source, tmp_path / "out.nii.gz", translator, reference=nifti / reference)
+    [row] = translate_path(source, tmp_path / "out.nii.gz", translator, Request(reference=nifti / reference))
     t1, t2 = (read_volume(nifti / f"{name}.nii.gz", name) for name in ("mr_t1", "mr_t2"))
     expected = translate_volume(t1, translator, reference=t2).image.voxels
     np.testing.assert_array_equal(read_volume(row["out"], "mr_t2").voxels, expected)
     (nifti / "mr_t2.nii.gz").unlink()
     with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; 0 found"):
-        translate_path(source, tmp_path / "again.nii.gz", translator, reference=nifti / reference)
+        translate_path(source, tmp_path / "again.nii.gz", translator, Request(reference=nifti / reference))
 
 
 # One answer, whichever way it is asked for
@@ -462,7 +466,7 @@ def test_the_server_gives_a_picture_for_a_picture(served, tmp_path, rng, kind):
         row = served.predict(None, rows).iloc[0]
         assert row["content_type"] == ("image/jpeg" if kind == "jpeg" else "image/png")
         out = tmp_path / f"{style and 'styled'}{suffix}"
-        translate_path(tmp_path / f"in{suffix}", out, served.translator, reference=style, force=True)
+        translate_path(tmp_path / f"in{suffix}", out, served.translator, Request(reference=style, force=True))
         answers.append(base64.b64decode(row["image"]))
         assert answers[-1] == out.read_bytes()
         assert read_picture(out).dtype == dtype

@@ -10,7 +10,9 @@ from medstyle import translate_path
 from medstyle.errors import Refusal
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference import film
-from medstyle.inference.render_options import Look
+from medstyle.inference.files import Request
+from medstyle.inference.render_options import RenderOptions
+from medstyle.transforms.descriptors import FeatureStatistics, Reference
 from tests.inference.conftest import make_translator
 from tests.inference.test_temporal import pan
 
@@ -51,13 +53,13 @@ def seen(path):
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
 def test_killed_anywhere_it_ends_in_the_same_frames(source, tmp_path, monkeypatch, steady, suffix):
     monkeypatch.setattr(film, "PART", 4)
-    translator, look = make_translator(("photo", "painting")), Look(steady=steady)
+    translator, look = make_translator(("photo", "painting")), RenderOptions(temporal_smoothing=steady)
     whole, again = tmp_path / f"whole{suffix}", tmp_path / f"again{suffix}"
-    [row] = translate_path(source, whole, translator, look=look)
+    [row] = translate_path(source, whole, translator, Request(options=look))
     assert row["shape"] == [FRAMES, 96, 128]
     made = []
     for killed_after in (2, 4, 1):  # frames of a run; of the first one no part is finished
-        left, real = [killed_after], film.translate_frames
+        left, real = [killed_after], film.render_frames
 
         def dying(*args, left=left, real=real, **kwargs):
             for result in real(*args, **kwargs):
@@ -68,11 +70,11 @@ def test_killed_anywhere_it_ends_in_the_same_frames(source, tmp_path, monkeypatc
                 yield result
 
         with monkeypatch.context() as patch:
-            patch.setattr(film, "translate_frames", dying)
+            patch.setattr(film, "render_frames", dying)
             with pytest.raises(KeyboardInterrupt):
-                translate_path(source, again, translator, look=look)
+                translate_path(source, again, translator, Request(options=look))
         assert not again.exists()
-    [row] = translate_path(source, again, translator, look=look)
+    [row] = translate_path(source, again, translator, Request(options=look))
     assert row["shape"] == [FRAMES, 96, 128]
     (frames, sound), (others, other_sound) = seen(whole), seen(again)
     assert [frame.time for frame in others] == [frame.time for frame in frames]
@@ -89,7 +91,7 @@ def test_the_parts_of_another_look_are_not_mixed_in(source, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(film.VideoWriter, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            translate_path(source, out, translator, look=Look(strength=0.0))
+            translate_path(source, out, translator, Request(options=RenderOptions(strength=0.0)))
     translate_path(source, out, translator)
     translate_path(source, tmp_path / "clean.mp4", translator)
     for one, other in zip(read_frames(out), read_frames(tmp_path / "clean.mp4"), strict=True):
@@ -97,9 +99,9 @@ def test_the_parts_of_another_look_are_not_mixed_in(source, tmp_path, monkeypatc
 
 
 def test_an_odd_frame_ends_the_work_unless_forced(source, tmp_path):
-    odd = {"centre": [9.0] * 21, "spread": [0.01] * 21, "largest": 1.0}
-    translator = make_translator(("photo", "painting"), reference={"slice": odd, "volume": odd})
+    odd = FeatureStatistics((9.0,) * 21, (0.01,) * 21, 1.0)
+    translator = make_translator(("photo", "painting"), reference={"photo": Reference(odd, odd)})
     with pytest.raises(Refusal, match="E_OUT_OF_DISTRIBUTION"):
         translate_path(source, tmp_path / "out.mp4", translator)
-    [row] = translate_path(source, tmp_path / "out.mp4", translator, force=True)
+    [row] = translate_path(source, tmp_path / "out.mp4", translator, Request(force=True))
     assert row["ood_verdict"] == "refuse"

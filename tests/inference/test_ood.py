@@ -3,8 +3,9 @@ import pytest
 import torch
 
 from medstyle import Translator, read_volume, translate_volume
-from medstyle.inference.ood import judge, oddities
+from medstyle.inference.ood import assess, oddities
 from medstyle.inference.translate import prepare_source
+from medstyle.transforms.descriptors import Reference
 from tests.inference.conftest import ANYTHING, Plain, make_translator
 
 BODY = np.ones((2, 8, 8), bool)
@@ -35,12 +36,12 @@ def test_what_lies_outside_the_body_is_not_judged():
 
 
 def test_a_domain_is_judged_by_its_own_statistics():
-    strict = {"volume": {**ANYTHING, "largest": 1e-3}, "slice": ANYTHING}
-    reference = {"mr_t1": {"volume": ANYTHING, "slice": ANYTHING}, "mr_t2": strict}
+    strict = Reference(ANYTHING._replace(largest=1e-3), ANYTHING)
+    reference = {"mr_t1": Reference(ANYTHING, ANYTHING), "mr_t2": strict}
     translator = make_translator(reference=reference)
     slices = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert judge(slices, translator).verdict == "ok"
-    assert judge(slices, translator, "mr_t2").verdict == "refuse"
+    assert assess(slices, translator).verdict == "ok"
+    assert assess(slices, translator, "mr_t2").verdict == "refuse"
 
 
 WRONG = {
@@ -53,8 +54,8 @@ WRONG = {
 def test_the_gate_tells_foreign_images_from_trained_ones(name, run, rng):
     trained = Translator.load(run.translator)
     scan = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")
-    own = judge(prepare_source(scan, trained).slices, trained)
-    foreign = judge(prepare_source(WRONG[name](scan, rng), trained).slices, trained)
+    own = assess(prepare_source(scan, trained).slices, trained)
+    foreign = assess(prepare_source(WRONG[name](scan, rng), trained).slices, trained)
     assert own.verdict == "ok"
     assert foreign.score > 1.5 * own.score
     assert foreign.verdict != "ok"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from medstyle import Translator
-from medstyle.inference import translate
+from medstyle.inference import synthesise as rendering
 from medstyle.inference.synthesise import synthesise
 from medstyle.inference.translate import prepare_source
 from tests.inference.conftest import Plain, make_translator
@@ -14,7 +14,7 @@ from tests.inference.conftest import Plain, make_translator
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 30])
 def test_neighbours_are_channels_and_the_ends_repeat(monkeypatch, chunk):
     """Channel m B + b is contrast m of slice z + b - B // 2, in every chunk, and nothing of the others is made."""
-    monkeypatch.setitem(translate.CHUNK, "cpu", chunk)
+    monkeypatch.setitem(rendering.CHUNK, "cpu", chunk)
     weights = torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5]).view(-1, 1, 1)
     code = Plain(lambda x: (x * weights).sum(1, keepdim=True))
     translator = make_translator(
@@ -58,7 +58,7 @@ def test_the_field_of_view_does_not_matter(rng, neighbours):
 
 def test_a_slice_is_seen_as_in_training(run, monkeypatch):
     """The box of a slice in use is the one that the feed cuts for a batch of one."""
-    from medstyle.data.feed import Feed
+    from medstyle.data.sampler import Feed
     from medstyle.data.store import SliceStore
     from medstyle.transforms.augment import Augmentation
 

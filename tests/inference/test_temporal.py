@@ -8,9 +8,9 @@ from medstyle.errors import UserError
 from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.video import flicker, measure_clip
 from medstyle.imaging.video import Frame
-from medstyle.inference.render_options import Look
+from medstyle.inference.render_options import RenderOptions
 from medstyle.inference.temporal import Shot, agreement, flow, moved
-from medstyle.inference.translate import translate_frames
+from medstyle.inference.translate import render_frames, rendering
 from tests.inference.conftest import make_translator
 
 SIZE = (96, 128)
@@ -57,8 +57,13 @@ def test_what_was_covered_is_not_trusted():
 def test_the_first_frame_and_the_one_after_a_cut_are_as_by_themselves(amount):
     translator = make_translator(("photo", "painting"))
     frames = [*pan(0, 3), *pan(7, 2)]
-    steady = [one.image for one in translate_frames(frames, translator, look=Look(steady=amount))]
-    alone = [one.image for one in translate_frames(frames, translator, look=Look(steady=0))]
+    steady = [
+        one.image
+        for one in render_frames(frames, rendering(translator, options=RenderOptions(temporal_smoothing=amount)))
+    ]
+    alone = [
+        one.image for one in render_frames(frames, rendering(translator, options=RenderOptions(temporal_smoothing=0)))
+    ]
     for place in (0, 3):
         np.testing.assert_allclose(steady[place], alone[place].astype(int), atol=1)  # of rounding
     assert (np.abs(steady[2].astype(int) - alone[2]).max() > 1) == (amount > 0)
@@ -72,8 +77,13 @@ def test_a_steady_video_flickers_less_and_stays_what_it_is():
         return lambda: (Frame(image, number / 25) for number, image in enumerate(make()))
 
     styled = {
-        "alone": video(lambda: (one.image for one in translate_frames(frames, translator, look=Look(steady=0)))),
-        "steady": video(lambda: (one.image for one in translate_frames(frames, translator))),
+        "alone": video(
+            lambda: (
+                one.image
+                for one in render_frames(frames, rendering(translator, options=RenderOptions(temporal_smoothing=0)))
+            )
+        ),
+        "steady": video(lambda: (one.image for one in render_frames(frames, rendering(translator)))),
     }
     targets = PictureSet(scene(5)[None].astype(np.float32) / 255)
     found = measure_clip(video(lambda: frames), styled, "alone", targets)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medstyle import Refusal, UserError, Volume, translate_picture, translate_volume
-from medstyle.inference import translate
+from medstyle.inference import synthesise as rendering
 from medstyle.inference.translate import prepare_source, style_of
 from medstyle.transforms.align import onto_grid
 from tests.conftest import ROOT, affine
@@ -113,7 +113,7 @@ def test_contrasts_are_registered_where_training_did(source):
     matrix[:3, 3] += [8.0, -6.0, 0.0]
     moved = Volume(t2.voxels, matrix, "mr_t2")
     for how in ("headers", "rigid"):
-        translator = make_translator(contrasts=["mr_t2"], registration=how)
+        translator = make_translator(contrasts=["mr_t2"], alignment=how)
         expected = prepare_source(onto_grid(moved, source, how), make_translator()).slices
         torch.testing.assert_close(
             prepare_source(source, translator, [moved]).slices[:, 1:], expected, atol=1e-3, rtol=0
@@ -200,7 +200,7 @@ def test_a_style_that_was_not_trained_is_named(name, source):
 
 @pytest.mark.parametrize("kind", ["domain", "seed", "reference"])
 def test_the_style_code_is_computed_once(kind, source, monkeypatch):
-    monkeypatch.setitem(translate.CHUNK, "cpu", 1)
+    monkeypatch.setitem(rendering.CHUNK, "cpu", 1)
     translator = make_translator(style=("domain", "latent", "reference"), size=[48, 40])
     calls = []
     translator.members[0].style.register_forward_hook(lambda *_: calls.append(1))

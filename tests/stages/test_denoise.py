@@ -89,7 +89,7 @@ def test_dicom_and_nifti_subjects_are_one_cohort(run, tmp_path):
     assert sorted(sources.values()) == ["dicom"] * 5 + ["volume"] * 3
     denoise(Params((48, 40), PLAIN, validation=0.25, test=0.25), tmp_path / "scans", tmp_path / "slices")
     store = SliceStore.open(tmp_path / "slices")
-    assert set(store.index["subjects"]) == set(sources)
+    assert set(store.index.subjects) == set(sources)
     for split in ("train", "validation", "test"):
         assert len(store.pairs("mr_t1", "mr_t2", split)) == len(store.rows("mr_t1", split)) > 0
 
@@ -107,7 +107,7 @@ def test_sessions_of_one_person_stay_together(run, tmp_path):
     path.write_text(json.dumps(document))
     for seed in range(4):
         denoise(Params((48, 40), PLAIN, test=0.5, validation=0, seed=seed), tmp_path / "scans", tmp_path / "slices")
-        splits = SliceStore.open(tmp_path / "slices").index["subjects"]
+        splits = SliceStore.open(tmp_path / "slices").index.subjects
         assert splits[f"{one}_ses-0"] == splits[f"{one}_ses-1"]
     denoise(Params((48, 40), PLAIN, validation=0, test_subjects=(one,)), tmp_path / "scans", tmp_path / "slices")
     assert SliceStore.open(tmp_path / "slices").subjects("test") == [f"{one}_ses-0", f"{one}_ses-1"]
@@ -182,20 +182,20 @@ def test_a_scan_that_does_not_fit_is_left_out_or_flagged(run, tmp_path, code):
     lines = []
     denoise(settings, scans, tmp_path / "slices", lines.append)
     store = SliceStore.open(tmp_path / "slices")
-    verdicts = {(p["subject"], p["domain"]): p for p in store.index["pairs"]}
-    assert set(verdicts) == {(subject, "mr_t2") for subject in store.index["subjects"]}
+    verdicts = {(p.subject, p.domain): p for p in store.index.pairs}
+    assert set(verdicts) == {(subject, "mr_t2") for subject in store.index.subjects}
     assert [key[0] for key, pair in verdicts.items() if pair["code"]] == [bad]
     assert verdicts[bad, "mr_t2"]["code"] == code
     assert not verdicts[bad, "mr_t2"]["used"]
-    assert any(bad in line and code in line and "denoise.registration" in line for line in lines)
+    assert any(bad in line and code in line and "denoise.alignment" in line for line in lines)
     assert bad not in {row.subject for row in store.rows("mr_t2", "train")}
     assert bad in {row.subject for row in store.rows("mr_t1", "train")}
     assert store.domains_of(bad) == {"mr_t1"}
     # a person may want it all the same, and registration mends it
     denoise(replace(settings, bad_pairs="flag"), scans, tmp_path / "flagged", lines.append)
     assert SliceStore.open(tmp_path / "flagged").domains_of(bad) == {"mr_t1", "mr_t2"}
-    denoise(replace(settings, registration="rigid"), scans, tmp_path / "rigid", lines.append)
-    pairs = SliceStore.open(tmp_path / "rigid").index["pairs"]
+    denoise(replace(settings, alignment="rigid"), scans, tmp_path / "rigid", lines.append)
+    pairs = SliceStore.open(tmp_path / "rigid").index.pairs
     assert [pair["code"] for pair in pairs] == [""] * len(pairs)
     # what was left out is not measured either
     held = SliceStore.open(run.root / "data/slices").subjects("test")[0]
@@ -247,7 +247,7 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
         assert store.array(domain, "train").shape == (7, 3, 32, 32)
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
     with pytest.raises(UserError, match=r"denoise\.atlas: pictures have no common space"):
-        denoise(Params((32, 32), atlas=True), tmp_path / "scans", tmp_path / "slices")
+        denoise(Params((32, 32), common_space=True), tmp_path / "scans", tmp_path / "slices")
 
 
 @pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
@@ -307,11 +307,11 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     scans = run.root / "data/scans"
     denoise(settings, scans, tmp_path / "slices")
     store = SliceStore.open(tmp_path / "slices")
-    preparation = params.parse(Preparation, store.index["preparation"], "store")
+    preparation = store.index.preparation
     assert set(preparation.landmarks) == {"mr_t1", "mr_t2"}
     held = store.subjects("test")[0]
     for domain, landmarks in preparation.landmarks.items():
-        assert all(one[1] == list(landmarks) for of in store.index["fingerprints"].values() for one in of[domain])
+        assert all(one.scaled == landmarks for of in store.index.fingerprints.values() for one in of[domain])
         volume = read_volume(scans / held / f"{domain}.nii.gz", domain)
         used = prepare(volume, preparation).slices.numpy().astype(np.float16)
         stored = np.asarray(store.array(domain, "test"))
@@ -329,25 +329,25 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     bright.unlink()
     write_volume(bright, volume.with_voxels(np.sqrt(volume.voxels), "mr_t2"))
     denoise(settings, tmp_path / "scans", tmp_path / "again")
-    assert SliceStore.open(tmp_path / "again").index["preparation"] == store.index["preparation"]
+    assert SliceStore.open(tmp_path / "again").index.preparation == store.index.preparation
     # landmarks that were given stay, the others are learned
     given = tuple(np.linspace(-1, 1, len(preparation.landmarks["mr_t1"])).tolist())
     fixed = replace(settings, preparation=replace(settings.preparation, landmarks={"mr_t1": given}))
     denoise(fixed, scans, tmp_path / "given")
     index = SliceStore.open(tmp_path / "given").index
-    assert index["preparation"]["landmarks"] == {"mr_t1": list(given), "mr_t2": list(preparation.landmarks["mr_t2"])}
+    assert index.preparation.landmarks == {"mr_t1": given, "mr_t2": preparation.landmarks["mr_t2"]}
     assert all(one[1] == list(given) for of in index["fingerprints"].values() for one in of["mr_t1"])
 
 
-def test_an_atlas_joins_training_scans_and_only_if_asked(run, tmp_path):
+def test_a_common_space_holds_training_scans_and_only_if_asked(run, tmp_path):
     from medstyle import params
 
     settings = replace(params.load(Params, "denoise", run.params), preparation=PLAIN)
-    assert SliceStore.open(run.root / "data/slices").index["atlas"] == {}
-    denoise(replace(settings, atlas=True), run.root / "data/scans", tmp_path / "slices")
+    assert SliceStore.open(run.root / "data/slices").index.common_space == {}
+    denoise(replace(settings, common_space=True), run.root / "data/scans", tmp_path / "slices")
     store = SliceStore.open(tmp_path / "slices")
     for domain in ("mr_t1", "mr_t2"):
-        array, rows, atlas = store.array(domain, "train"), store.rows(domain, "train"), store.atlas(domain)
+        array, rows, atlas = store.array(domain, "train"), store.rows(domain, "train"), store.common_space(domain)
         assert set(atlas) == set(store.subjects("train"))
         middles = []
         for subject, matrix in atlas.items():

@@ -10,7 +10,9 @@ from pydicom import dcmread
 from medstyle import Volume, read_picture, read_volume, write_picture, write_volume
 from medstyle.cohort.inventory import inventory
 from medstyle.cohort.rules import Rule
-from medstyle.dicom.acquired import uid, write_series
+from medstyle.dicom.acquired import write_series
+from medstyle.dicom.uids import uid_of
+from medstyle.dicom.write import Derivation
 from medstyle.errors import UserError
 from medstyle.pseudonyms import person_of, subject_key
 from medstyle.stages.ingest import Params
@@ -96,7 +98,7 @@ def test_what_a_model_made_is_no_training_data(run, tmp_path):
     (item,) = inventory([tmp_path / "raw/t1"]).volumes
     made = item.load("mr_t1")
     model = ModelIdentity("m", "1", "0" * 64, {})
-    write_derived(made.with_voxels(made.voxels, "mr_t2"), item.series, tmp_path / "raw/out", model)
+    write_derived(made.with_voxels(made.voxels, "mr_t2"), Derivation(item.series, model), tmp_path / "raw/out")
     rules = (Rule("mr_t2", {"SeriesDescription": "*SYNTHETIC*"}), *RULES)
     lines = []
     ingest(Params(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "r.json", lines.append)
@@ -376,8 +378,8 @@ def test_memory_does_not_grow_with_the_number_of_studies(tmp_path, rng):
         for number in range(studies):
             attributes = {
                 "PatientID": f"P{number}",
-                "StudyInstanceUID": uid(number),
-                "SeriesInstanceUID": uid(number, 1),
+                "StudyInstanceUID": uid_of(number),
+                "SeriesInstanceUID": uid_of(number, 1),
             }
             write_series(source / str(number), volume, attributes, range(24))
         command = [sys.executable, "-c", PROGRAM, str(source), str(out)]

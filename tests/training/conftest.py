@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from medstyle.data.store import SliceStore
-from medstyle.networks.networks import Architecture
-from medstyle.training.loop import Training, fit
-from medstyle.training.objectives.table import Objective
-from medstyle.transforms.augment import Augmentation
+from medstyle.params import parse
+from medstyle.training.loop import fit
+from medstyle.training.plan import Plan
 from tests.data.conftest import make_store
 
 # recipe -> what it needs beyond the defaults
@@ -33,25 +32,23 @@ def train(
     objective: dict | None = None,
     architecture: dict | None = None,
     contrasts=(),
-    augmentation: Augmentation | None = None,
+    augmentation: dict | None = None,
     **settings,
 ):
     """Train ``kind`` for a few steps; returns (members, curve)."""
     needs = NEEDS[kind]
     defaults = {"steps": 8, "batch": 2, "threads": 1, "device": "cpu", "checkpoint_s": 0.0, "log_every": 2,
                 "validate_every": 4, "depth": 8}  # fmt: skip
-    return fit(
-        store, "mr_t1", "mr_t2",
-        contrasts=contrasts,
-        domains=needs.get("domains", []),
-        settings=Training(**{**defaults, **settings}),
-        objective=Objective(kind=kind, **{"discriminator_width": 4, "discriminator_layers": 1, **(objective or {})}),
-        architecture=Architecture(
-            **{"widths": (4, 6, 8), "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {})}
-        ),
-        augmentation=augmentation or Augmentation(),
-        scratch=scratch, log=lambda step, values: None, show=show,
-    )  # fmt: skip
+    plan = {
+        "source": "mr_t1", "target": "mr_t2", "contrasts": contrasts, "domains": needs.get("domains", []),
+        "training": {**defaults, **settings},
+        "objective": {"kind": kind, "discriminator_width": 4, "discriminator_layers": 1, **(objective or {})},
+        "network": {
+            "widths": [4, 6, 8], "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {}),
+        },
+        "augmentation": augmentation or {},
+    }  # fmt: skip
+    return fit(parse(Plan, plan, "train"), store, scratch, log=lambda step, values: None, show=show)
 
 
 @pytest.fixture(name="store")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from medstyle.training.objectives.table import RECIPES
+from medstyle.training.objectives.table import OBJECTIVES
 from tests.training.conftest import train
 from tests.training.processes import fork
 from tests.training.test_loop import program
@@ -31,16 +31,16 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ("start", "kinds", "steps"),
     [
         (together, ["unpaired_contrastive"], 5),
-        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(RECIPES), 18, marks=pytest.mark.slow),
+        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(OBJECTIVES), 18, marks=pytest.mark.slow),
     ],
-    ids=["one recipe", "every recipe by torchrun"],  # for long enough: R1 comes every 16 steps
+    ids=["one objective", "every objective by torchrun"],  # for long enough: R1 comes every 16 steps
 )
 def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
     """A batch divided among two processes gives the weights of one process, up to the order of sums."""
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
-        if not RECIPES[kind].paired and kind != "exemplar":  # of pictures, which have no atlas
-            settings["objective"] = {"weights": {"population": 1.0}}
+        if not OBJECTIVES[kind].paired and kind != "exemplar":  # of pictures, which have no common space
+            settings["objective"] = {"weights": {"cross_subject": 1.0}}
         start(tmp_path, kind, kind, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)

@@ -14,9 +14,12 @@ import pytest
 import torch
 
 from medstyle.errors import UserError
-from medstyle.training.loop import Training, pick_device, schedule
-from medstyle.training.objectives.table import RECIPES, Objective
-from medstyle.transforms.augment import Augmentation
+from medstyle.params import parse
+from medstyle.training.loop import make_deterministic, pick_device
+from medstyle.training.objectives import base
+from medstyle.training.objectives.table import OBJECTIVES
+from medstyle.training.plan import Plan
+from medstyle.training.players import schedule
 from tests.conftest import ROOT
 from tests.data.conftest import make_store
 from tests.inference.conftest import make_translator
@@ -25,10 +28,10 @@ from tests.training.processes import fork
 
 VOLUMES = ("paired", "unpaired_contrastive")
 DIMENSIONS = [
-    # volumes take longer and are trained as slices are: here by one recipe with pairs and one without
+    # volumes take longer and are trained as slices are: here by one objective with pairs and one without
     pytest.param(kind, dims, marks=pytest.mark.slow if dims == 3 and kind not in VOLUMES else ())
-    for kind, recipe in RECIPES.items()
-    for dims in recipe.dimensions
+    for kind, objective in OBJECTIVES.items()
+    for dims in objective.dimensions
 ]
 
 
@@ -47,11 +50,11 @@ class Killed(Exception):
 @pytest.mark.parametrize(("kind", "dims"), DIMENSIONS)
 def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
     settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "steps": 6, "validate_every": 2}
-    if RECIPES[kind].paired:
+    if OBJECTIVES[kind].paired:
         settings["keep"] = "best"
     weights_of = {"temporal": 1.0} if dims == 2 else {}
-    if not RECIPES[kind].paired:
-        weights_of["population"] = 1.0
+    if not OBJECTIVES[kind].paired:
+        weights_of["cross_subject"] = 1.0
     settings["objective"] = {"weights": weights_of}
     straight, curve = train(store, tmp_path / "a", kind, **settings)
     resumed = []
@@ -81,7 +84,7 @@ def program(folder, kind, name, *launcher, **settings):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RECIPES)
+@pytest.mark.parametrize("kind", OBJECTIVES)
 def test_sigkill_at_random_moments_changes_no_bit(kind, store, tmp_path):
     process, _ = fork(tmp_path, kind, "straight", steps=30)
     process.join()
@@ -127,8 +130,8 @@ def test_several_contrasts_and_neighbours_enter_together(store, tmp_path):
     assert errors[True, 3] < 0.8 * errors[False, 3]
 
 
-def test_contrasts_need_a_paired_recipe(store, tmp_path):
-    with pytest.raises(UserError, match="takes none; use a paired recipe"):
+def test_contrasts_need_a_paired_objective(store, tmp_path):
+    with pytest.raises(UserError, match="takes none; use a paired objective"):
         train(store, tmp_path / "a", "unpaired_cycle", contrasts=("mr_flair",))
 
 
@@ -166,11 +169,11 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", "exemplar", architecture={"dimensions": 3})
     with pytest.raises(UserError, match=r"weights\.temporal: is for two dimensions"):
         train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
-    with pytest.raises(UserError, match=r"weights\.population: paired has pairs"):
-        train(store, tmp_path / "a", objective={"weights": {"population": 1.0}})
-    store.index["atlas"] = {}
-    with pytest.raises(UserError, match=r"no atlas of mr_t1; set denoise\.atlas to true"):
-        train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"population": 1.0}})
+    with pytest.raises(UserError, match="paired has no term 'cross_subject'"):
+        train(store, tmp_path / "a", objective={"weights": {"cross_subject": 1.0}})
+    store.index.common_space.clear()
+    with pytest.raises(UserError, match=r"no common space of mr_t1; set denoise\.common_space to true"):
+        train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"cross_subject": 1.0}})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
     with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
@@ -182,22 +185,43 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
 
 
 BAD_SETTINGS = {
-    "training.ema": lambda: Training(ema=0.999),
-    "training.learning_rate": lambda: Training(learning_rate=-1e-3),
-    "training.clip": lambda: Training(clip=0),
-    "training.steps": lambda: Training(steps=0),
-    "objective.weights.l1": lambda: Objective(weights={"l1": -1.0}),
-    "objective.region_mm": lambda: Objective(region_mm=-1),
-    "objective.patches": lambda: Objective(patches=0),
-    "objective.discriminator_layers": lambda: Objective(discriminator_layers=-1),
-    "objective.adversarial_start": lambda: Objective(adversarial_start=2),
+    "training.ema": 0.999,
+    "training.learning_rate": -1e-3,
+    "training.clip": 0,
+    "training.steps": 0,
+    "training.threads": 0,
+    "objective.weights.l1": -1.0,
+    "objective.discriminator_layers": -1,
+    "objective.adversarial_start": 2,
+    "objective.detail": -1,
+    "network.style_size": 0,
+    "network.widths": [4],
 }
 
 
 @pytest.mark.parametrize("name", BAD_SETTINGS)
 def test_settings_out_of_range_are_named(name):
-    with pytest.raises(UserError, match=re.escape(name)):
-        BAD_SETTINGS[name]()
+    plan: dict = {"source": "mr_t1", "target": "mr_t2"}
+    *sections, key = name.split(".")
+    inside = plan
+    for section in sections:
+        inside = inside.setdefault(section, {})
+    inside[key] = BAD_SETTINGS[name]
+    with pytest.raises(UserError, match=rf"^train\.{re.escape(name)}: "):
+        parse(Plan, plan, "train")
+
+
+def test_a_setting_of_another_kind_of_objective_is_unknown():
+    plan = {"source": "mr_t1", "target": "mr_t2", "objective": {"kind": "unpaired_cycle", "detail": 2.0}}
+    with pytest.raises(UserError, match=r"^train\.objective\.detail: unknown key"):
+        parse(Plan, plan, "train")
+
+
+@pytest.mark.parametrize(("old", "new"), base.RENAMED.items())
+def test_former_names_of_weights_are_refused_with_the_new_one(old, new):
+    plan = {"source": "mr_t1", "target": "mr_t2", "objective": {"kind": "harmonization", "weights": {old: 1.0}}}
+    with pytest.raises(UserError, match=rf"weights\.{old}: is now called {new}"):
+        parse(Plan, plan, "train")
 
 
 @pytest.mark.parametrize("generator", ["unet", "dynunet"])
@@ -229,6 +253,17 @@ def test_a_missing_gpu_is_an_error_not_a_slow_run():
     assert pick_device("auto").type == "cpu"
 
 
+def test_determinism_follows_the_device_that_computes_and_not_the_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    try:
+        make_deterministic(1, torch.device("cpu"))
+        assert torch.are_deterministic_algorithms_enabled()
+        make_deterministic(1, torch.device("cuda"))
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", NEEDS)
 @pytest.mark.parametrize("compiled", [False, True])
@@ -256,6 +291,6 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
 
 
 def test_augmentation_off_is_possible(store, tmp_path):
-    plain = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
+    plain = {"rotation_deg": 0, "scale": 0, "shift": 0, "flip": False, "gamma": 0}
     train(store, tmp_path / "a", augmentation=plain, steps=2)
     assert Path(tmp_path / "a").is_dir()

@@ -6,7 +6,7 @@ import pytest
 from medstyle.errors import Refusal
 from medstyle.imaging.volume import Volume
 from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
-from medstyle.transforms.align import COHORT, Fit, fit, judge, onto_grid
+from medstyle.transforms.align import COHORT, Fit, measure_fit, onto_grid, pair_verdicts
 from tests.transforms.test_prepare import head
 
 PHANTOM = PhantomParams(matrix=64, slices=24, spacing_mm=(3.6, 3.6, 6.0))
@@ -28,7 +28,7 @@ def moved(volume: Volume, by) -> Volume:
 
 
 def verdict(fixed: Volume, moving: Volume, how: str = "headers") -> str:
-    ((code, reason),) = judge([fit(fixed, onto_grid(moving, fixed, how))])
+    ((code, reason),) = pair_verdicts([measure_fit(fixed, onto_grid(moving, fixed, how))])
     assert bool(code) == bool(reason)
     return code
 
@@ -103,9 +103,10 @@ def test_affine_registration_finds_a_scale_that_rigid_cannot(scans):
 
 
 def test_scans_of_two_people_share_less(scans):
-    own = [fit(*pair).information for pair in scans]
+    own = [measure_fit(*pair).information for pair in scans]
     others = [
-        fit(scans[i][0], onto_grid(scans[j][1], scans[i][0], "rigid")).information for i, j in ((0, 1), (1, 2), (2, 0))
+        measure_fit(scans[i][0], onto_grid(scans[j][1], scans[i][0], "rigid")).information
+        for i, j in ((0, 1), (1, 2), (2, 0))
     ]
     assert max(others) < min(own)
 
@@ -113,17 +114,17 @@ def test_scans_of_two_people_share_less(scans):
 def test_an_outlier_of_a_cohort_is_named(scans):
     usual = [Fit(0.98, 1.20 + 0.005 * (k % 4), 0.0) for k in range(COHORT)]
     odd = replace(usual[0], information=1.10)
-    codes = [code for code, _ in judge([*usual, odd])]
+    codes = [code for code, _ in pair_verdicts([*usual, odd])]
     assert codes == [""] * COHORT + ["E_PAIR_UNLIKE"]
-    assert not any(code for code, _ in judge([*usual[:3], odd]))  # too few to say
-    assert judge([]) == []
+    assert not any(code for code, _ in pair_verdicts([*usual[:3], odd]))  # too few to say
+    assert pair_verdicts([]) == []
 
 
 def test_what_cannot_be_brought_together_is_refused():
     empty = Volume(np.zeros((6, 12, 12), np.float32), np.diag([2.0, 2.0, 4.0, 1.0]), "mr_t1")
     with pytest.raises(Refusal, match="E_REGISTRATION"):
         onto_grid(moved(empty, (1000, 0, 0)), empty, "rigid")
-    assert fit(empty, empty) == Fit(0.0, 1.0, 0.0)
+    assert measure_fit(empty, empty) == Fit(0.0, 1.0, 0.0)
 
 
 def test_registration_finds_a_known_shift(rng):

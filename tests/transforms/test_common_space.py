@@ -5,7 +5,7 @@ import pytest
 from scipy.ndimage import affine_transform
 
 from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
-from medstyle.transforms.common_space import CELL_MM, Stored, join, middling
+from medstyle.transforms.common_space import CELL_MM, Stored, map_to_space, median_scan
 from medstyle.transforms.prepare import Preparation, prepare
 
 PHANTOM = PhantomParams(matrix=64, slices=24, spacing_mm=(3.6, 3.6, 6.0))
@@ -42,7 +42,7 @@ def test_another_persons_head_is_brought_to_the_same_place(person, domain, slice
     offset = centre - matrix @ centre + np.array(shift) / SPACING
     other = affine_transform(slices[domain][:, 0] + 1, matrix, offset, order=1)[:, None] - 1
     other[:4] = -1
-    found = join(stored(tmp_path, "other", other), stored(tmp_path, "space", slices["mr_t1"]))
+    found = map_to_space(stored(tmp_path, "other", other), stored(tmp_path, "space", slices["mr_t1"]))
     assert found is not None
     body = np.argwhere(other[:, 0] > -0.9).T
     there = found[:3, :3] @ body + found[:3, 3:]
@@ -55,11 +55,11 @@ def test_another_persons_head_is_brought_to_the_same_place(person, domain, slice
 
 def test_what_is_no_body_of_the_kind_joins_nothing(slices, tmp_path):
     empty = stored(tmp_path, "empty", np.full_like(slices["mr_t1"], -1))
-    assert join(empty, stored(tmp_path, "space", slices["mr_t1"])) is None
+    assert map_to_space(empty, stored(tmp_path, "space", slices["mr_t1"])) is None
     huge = replace(stored(tmp_path, "space", slices["mr_t1"]), spacing_mm=(18.0, 10.8, 10.8))
-    assert join(huge, stored(tmp_path, "space", slices["mr_t1"])) is None
+    assert map_to_space(huge, stored(tmp_path, "space", slices["mr_t1"])) is None
 
 
 def test_the_space_is_that_of_the_median_body(slices, tmp_path):
     scans = [replace(stored(tmp_path, "x", slices["mr_t1"]), spacing_mm=(s, s, s)) for s in (3, 1, 2)]
-    assert middling(scans).spacing_mm == (2, 2, 2)
+    assert median_scan(scans).spacing_mm == (2, 2, 2)

@@ -1,19 +1,25 @@
-"""What all objectives share: settings, phases, the discriminator's side and the terms that any may have."""
+"""What all objectives share: parameters, terms, phases, and the discriminator's side.
+
+The loop knows no objective. At each step it calls :meth:`Objective.play` once, which generates the step's images, and
+then takes the turn of every phase. A phase is data: players, terms with their weights, and how its turn is computed.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
 from medstyle.errors import UserError
-from medstyle.networks.discriminator import Discriminator
+from medstyle.networks.discriminator import Discriminator, probability
 from medstyle.networks.networks import Networks
+from medstyle.params import params
 from medstyle.training.losses import (
     ADVERSARIAL,
     discriminator_loss,
@@ -24,52 +30,48 @@ from medstyle.training.losses import (
 )
 from medstyle.training.motion import motion_loss, noisy, random_flow, warp
 
-if TYPE_CHECKING:
-    from medstyle.training.objectives.table import Objective
+Losses = dict[str, Tensor]
+Images = Mapping[str, Tensor]  # what `play` made: `fake`, its style `code`, and what an objective adds
+Weight = float | Callable[[float], float]  # a number, or a schedule: a pure function of progress
+RENAMED = {"own": "self_reconstruction", "population": "cross_subject"}  # weights by their former names
+R1_EVERY = 16  # lazy regularisation (Karras 2020): the weight is multiplied by the interval
 
 
-Terms = dict[str, Tensor]
+@params
+class ObjectiveParams:
+    """What training minimises: the parameters of every kind of objective."""
+
+    weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
+    """Term -> weight, where it differs from the objective's default; 0 leaves the term out."""
+    adversarial: Literal["minimax", "nonsaturating", "least_squares", "hinge"] = "nonsaturating"
+    """Form of the adversarial loss."""
+    adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the steps after which the adversarial term sets in (linear ramp over a tenth of the steps)."""
+    discriminator_width: Annotated[int, Field(ge=1)] = 32
+    """Channels of the discriminator's first layer."""
+    discriminator_layers: Annotated[int, Field(ge=1)] = 2
+    """Strided layers of the discriminator: 2 sees 34 x 34 pixels, 3 sees 70 x 70."""
+    discriminator_scales: Annotated[int, Field(ge=1)] = 1
+    """Number of scales at which the discriminator looks at images."""
 
 
-Weight = float | Callable[[float], float]
-
-
-Played = Mapping[str, Tensor]
-
-
-# terms of every recipe: a moved image gives the moved output, so that video does not flicker; the next slice of a scan
-# gives much the same output where its source is much the same; a region looks as it does in other people
-EVERY: dict[str, float] = {"temporal": 0.0, "through_plane": 0.0, "population": 0.0}
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One turn of one or several players.
+class Term(NamedTuple):
+    """One summand of the generator's loss.
 
     Attributes:
-        name: for curves.
-        players: whose weights the turn updates, keys of the recipe's ``players``.
-        weights: term -> weight, or a schedule of it: a pure function of progress.
-        terms: ``(batch, played, wanted) -> named terms``; ``wanted`` are those with a weight now. Others are logged.
-        every: the turn is taken at steps divisible by this.
+        weight: by default; None for a diagnostic, which is logged and never minimised.
+        loss: ``(objective, batch, images) -> scalar``.
+        schedule: ``(objective, weight) -> weight or schedule`` where the weight is no constant.
     """
 
-    name: str
-    players: tuple[str, ...]
-    weights: Mapping[str, Weight]
-    terms: Callable[[Batch, Played, frozenset[str]], Terms]
-    every: int = 1
+    weight: float | None
+    loss: Callable[[Any, Batch, Images], Tensor]
+    schedule: Callable[[Any, float], Weight] = lambda objective, weight: weight
 
-    def loss(self, batch: Batch, played: Played) -> tuple[Tensor, Terms]:
-        """Return the weighted sum of the terms that count now, and all terms for the curves."""
-        now = {name: w(batch.progress) if callable(w) else w for name, w in self.weights.items()}
-        active = {name: weight for name, weight in now.items() if weight != 0}
-        if not active:
-            raise UserError(
-                f"objective.weights: nothing counts for the {self.name} at step {batch.step}; raise a weight"
-            )
-        terms = self.terms(batch, played, frozenset(active))
-        return torch.stack([weight * terms[name].float() for name, weight in active.items()]).sum(), terms
+
+def reweighted(terms: Mapping[str, Term], **weights: float) -> dict[str, Term]:
+    """Return ``terms`` with other default weights."""
+    return dict(terms) | {name: terms[name]._replace(weight=weight) for name, weight in weights.items()}
 
 
 def ramp(start: float, weight: float) -> Weight:
@@ -82,68 +84,133 @@ def fade(weight: float, last: float, start: float = 0.5) -> Weight:
     return lambda progress: weight + (last - weight) * max(0.0, (progress - start) / (1 - start))
 
 
-R1_EVERY = 16  # lazy regularisation (Karras 2020): weight times the interval
-
-
-class Recipe(ABC):
-    """What all recipes share: the generator, and the discriminator's side.
+@dataclass(frozen=True)
+class Phase:
+    """One turn of one or several players.
 
     Attributes:
-        weights: the terms of the recipe with their default weights.
-        paired: whether it needs the same slice in source and target.
+        name: for the curves.
+        players: whose weights the turn updates, keys of the objective's ``players``.
+        weights: term -> weight, or a schedule of it.
+        losses: ``(batch, images, active) -> named losses``; ``active`` names the terms that have a weight now. Others
+            that it returns are logged.
+        every: the turn is taken at steps that are divisible by this.
+        rate: which of the two learning rates of ``training`` applies.
+        clip: the gradient's norm is cut to this many times ``training.clip``.
+        full_precision: computed in float32 where the rest is in bfloat16.
+    """
+
+    name: str
+    players: tuple[str, ...]
+    weights: Mapping[str, Weight]
+    losses: Callable[[Batch, Images, frozenset[str]], Losses]
+    every: int = 1
+    rate: Literal["learning_rate", "discriminator_learning_rate"] = "learning_rate"
+    clip: float = 1.0
+    full_precision: bool = False
+
+    def loss(self, batch: Batch, images: Images) -> tuple[Tensor, Losses]:
+        """Return the weighted sum of the terms that count now, and all terms for the curves."""
+        now = {name: w(batch.progress) if callable(w) else w for name, w in self.weights.items()}
+        active = {name: weight for name, weight in now.items() if weight != 0}
+        if not active:
+            raise UserError(
+                f"objective.weights: nothing counts for the {self.name} at step {batch.step}; raise a weight"
+            )
+        losses = self.losses(batch, images, frozenset(active))
+        return torch.stack([weight * losses[name].float() for name, weight in active.items()]).sum(), losses
+
+
+class Objective:
+    """What training minimises: the generator's terms, and a discriminator where one of them is adversarial.
+
+    Attributes:
+        terms: name -> term of the generator's loss; common ones are those of :func:`common`.
+        paired: whether source and target must show the same slice.
         conditional: whether the discriminator sees the source beside the image.
         directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every pair of the domains.
         several_contrasts: whether further images of the subject may enter beside the source.
-        dimensions: for which it is made.
+        dimensions: the numbers of spatial dimensions for which it is made.
     """
 
-    weights: ClassVar[dict[str, float]] = {}
+    terms: ClassVar[Mapping[str, Term]] = {}
     paired: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
     directions: ClassVar[str] = "one"
     several_contrasts: ClassVar[bool] = False
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
-    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
+    def __init__(self, networks: Networks, settings: Any, channels: tuple[int, int], domains: int) -> None:
         """Build the players.
 
         Args:
             networks: generator and style.
-            settings: of the objective.
+            settings: the parameters of this kind of objective.
             channels: of what the generator sees and of an image.
             domains: number of domains.
         """
         self.networks, self.settings = networks, settings
-        self.weights_now = {**EVERY, **self.weights, **settings.weights}
-        if networks.dimensions not in self.dimensions:
-            raise UserError(f"network.dimensions: {settings.kind} is for {self.dimensions[0]}")
-        if self.weights_now["temporal"] and networks.dimensions == 3:
-            raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
-        if self.weights_now["through_plane"] and networks.neighbours < 3:
-            raise UserError("objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3")
-        if self.weights_now["population"] and self.paired:
-            raise UserError(f"objective.weights.population: {settings.kind} has pairs; it is for recipes without")
         self.see, self.channels = channels
+        self.weights = self.resolve(settings)
+        self._check_networks()
         self.players: dict[str, nn.Module] = {"generator": networks}
-        self.phases: list[Phase] = []
-        self.discriminator: Discriminator | None = None
-        if self.weights_now["adversarial"] > 0:
-            self.discriminator = Discriminator(
-                in_channels=self.channels + (self.see if self.conditional else 0),
-                domains=domains,
-                width=settings.discriminator_width,
-                layers=settings.discriminator_layers,
-                scales=settings.discriminator_scales,
-                spatial_dims=networks.dimensions,
-            )
+        self.discriminator = self._discriminator(domains) if self.weights["adversarial"] > 0 else None
+        if self.discriminator is not None:
             self.players["discriminator"] = self.discriminator
-            # the critic plays from the first, easy forgeries on; it would hardly learn on late ones
-            self.phases.append(Phase("discriminator", ("discriminator",), {"judge": 1.0}, self._judge))
-            if self.weights_now["r1"] > 0:
-                weight = {"penalty": self.weights_now["r1"] * R1_EVERY}
-                self.phases.append(Phase("r1", ("discriminator",), weight, self._penalise, every=R1_EVERY))
         elif not self.paired:
             raise UserError(f"objective: {settings.kind} needs an adversarial weight: nothing else teaches the style")
+        helpers = self.helpers()
+        self.players |= helpers
+        self.phases = self._phases(("generator", *helpers))
+
+    @classmethod
+    def resolve(cls, settings: Any) -> dict[str, float]:
+        """Return the weight of every term; :class:`UserError` for a term that this kind does not have."""
+        known = {name: term.weight for name, term in cls.terms.items() if term.weight is not None} | {"r1": 0.02}
+        for name in settings.weights:
+            if name in RENAMED:
+                raise UserError(f"objective.weights.{name}: is now called {RENAMED[name]}")
+            if name not in known:
+                raise UserError(f"objective.weights: {settings.kind} has no term {name!r}; it has {', '.join(known)}")
+        return known | settings.weights
+
+    def _check_networks(self) -> None:
+        networks, kind = self.networks, self.settings.kind
+        if networks.dimensions not in self.dimensions:
+            raise UserError(f"network.dimensions: {kind} is for {self.dimensions[0]}")
+        if self.weights["temporal"] and networks.dimensions == 3:
+            raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
+        if self.weights["through_plane"] and networks.neighbours < 3:
+            raise UserError("objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3")
+
+    def _discriminator(self, domains: int) -> Discriminator:
+        return Discriminator(
+            in_channels=self.channels + (self.see if self.conditional else 0),
+            domains=domains,
+            width=self.settings.discriminator_width,
+            layers=self.settings.discriminator_layers,
+            scales=self.settings.discriminator_scales,
+            spatial_dims=self.networks.dimensions,
+        )
+
+    def helpers(self) -> dict[str, nn.Module]:
+        """Build the networks that are trained with the generator and dropped after training."""
+        return {}
+
+    def _phases(self, generators: tuple[str, ...]) -> list[Phase]:
+        phases = []
+        if self.discriminator is not None:
+            # the discriminator plays from the first, easy fake pairs on; it would hardly learn on late ones
+            teach = partial(Phase, players=("discriminator",), rate="discriminator_learning_rate", clip=10.0)
+            phases.append(teach("discriminator", weights={"adversarial": 1.0}, losses=self._discriminate))
+            if self.weights["r1"] > 0:
+                weights: dict[str, Weight] = {"penalty": self.weights["r1"] * R1_EVERY}
+                r1 = teach("r1", weights=weights, losses=self._penalise, every=R1_EVERY, full_precision=True)
+                phases.append(r1)
+        weighted = {name: term for name, term in self.terms.items() if term.weight is not None}
+        weights = {name: term.schedule(self, self.weights[name]) for name, term in weighted.items()}
+        phases.append(Phase("generator", generators, weights, self._generate))
+        return phases
 
     def check(self, size: Sequence[int]) -> None:
         """Raise :class:`UserError` where images of ``size`` leave the discriminator no patch."""
@@ -154,11 +221,10 @@ class Recipe(ABC):
                 "discriminator_layers or discriminator_scales, or raise denoise.size (3-D: training.depth)"
             )
 
-    def schedule(self, *names: str) -> dict[str, Weight]:
-        """Return the weights of the generator's terms; the adversarial one sets in at its start."""
-        weights: dict[str, Weight] = {name: self.weights_now[name] for name in (*names, *EVERY)}
-        weights["adversarial"] = ramp(self.settings.adversarial_start, self.weights_now["adversarial"])
-        return weights
+    @property
+    def cross_subject(self) -> bool:
+        """Whether the batch must hold another subject's image of the same region."""
+        return self.weights.get("cross_subject", 0.0) > 0
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
         """Generate the step's images once, with gradients.
@@ -168,41 +234,15 @@ class Recipe(ABC):
         code = self.networks.style(batch.target_index)
         return {"fake": self.networks.render(batch.source, code), "code": code}
 
-    def generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        """Return the generator's terms: those of the recipe, and those that every recipe may have."""
-        terms = self._generate(batch, played, wanted)
-        if "temporal" in wanted:
-            flow = random_flow(batch.seeds, batch.source.shape[2:]).to(batch.source.device)
-            moved = noisy(warp(batch.source, flow), batch.seeds)
-            terms["temporal"] = motion_loss(self.networks.render(moved, played["code"]), played["fake"], flow)
-        if "through_plane" in wanted:
-            after = self.following(batch.source)
-            made, seen = self.networks.render(after, played["code"]), self.networks.content(after)
-            terms["through_plane"] = slice_consistency(played["fake"], made, self.content(batch), seen)
-        if "population" in wanted:
-            assert batch.alike is not None
-            image, seen, voxel_mm = batch.alike
-            sides = [round(self.settings.region_mm / mm) for mm in voxel_mm[-self.networks.dimensions :]]
-            terms["population"] = region_loss(played["fake"], image, seen > 0, sides)
-        return terms
-
-    def following(self, source: Tensor) -> Tensor:
-        """Return what the generator sees of the next slice: beyond the last neighbour that one stands again."""
-        stacks = source.unflatten(1, (-1, self.networks.neighbours))
-        return torch.cat([stacks[:, :, 1:], stacks[:, :, -1:]], 2).flatten(1, 2)
-
-    @abstractmethod
-    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        """Return the recipe's own terms."""
-
-    @torch.no_grad()
-    def heard(self, batch: Batch, played: Played) -> dict[str, float]:
-        """Return ``guard/styles_apart``: how far images move where each takes the style of the next."""
-        other = played["code"].roll(1, 0)
-        if torch.equal(other, played["code"]):
-            return {}
-        moved = self.networks.render(batch.source, other).float() - played["fake"].float()
-        return {"guard/styles_apart": float(moved.abs().mean())}
+    def _generate(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
+        losses = {}
+        for name, term in self.terms.items():
+            if term.weight is None:
+                with torch.no_grad():
+                    losses[name] = term.loss(self, batch, images)
+            elif name in active:
+                losses[name] = term.loss(self, batch, images)
+        return losses
 
     def content(self, batch: Batch) -> Tensor:
         """Return the slice or volume of the source that is rendered, ``(N, C, ...)``."""
@@ -214,38 +254,102 @@ class Recipe(ABC):
             image if self.see == self.channels else image.repeat(1, self.see // self.channels, *[1] * (image.ndim - 2))
         )
 
-    def forgeries(self, batch: Batch, played: Played) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return what the discriminator judges: ``(real, fake, index)``."""
-        return [(batch.target, played["fake"], batch.target_index)]
+    def following(self, source: Tensor) -> Tensor:
+        """Return what the generator sees of the next slice; beyond the last neighbour that one is repeated."""
+        stacks = source.unflatten(1, (-1, self.networks.neighbours))
+        return torch.cat([stacks[:, :, 1:], stacks[:, :, -1:]], 2).flatten(1, 2)
 
-    def _shown(self, batch: Batch, images: Tensor) -> Tensor:
-        return torch.cat([batch.source, images], 1) if self.conditional else images
+    @torch.no_grad()
+    def diagnostics(self, batch: Batch, images: Images) -> dict[str, float]:
+        """Return ``guard/styles_apart``: how far images move where each takes the style of the next."""
+        other = images["code"].roll(1, 0)
+        if torch.equal(other, images["code"]):
+            return {}
+        moved = self.networks.render(batch.source, other).float() - images["fake"].float()
+        return {"guard/styles_apart": float(moved.abs().mean())}
 
-    def _judge(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
+    @torch.no_grad()
+    def probabilities(self, batch: Batch, output: Tensor) -> dict[str, float]:
+        """Return how real the discriminator takes targets and outputs to be; where they are equal it is at chance."""
+        if self.discriminator is None:
+            return {}
+        self.discriminator.eval()  # spectral normalisation moves on at every pass in training
+        try:
+            real, fake = (
+                float(probability(self.discriminator(self._shown(batch, image), batch.target_index)).mean())
+                for image in (batch.target, output)
+            )
+        finally:
+            self.discriminator.train()
+        return {"validation/probability_of_targets": real, "validation/probability_of_outputs": fake}
+
+    def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return what the discriminator compares: ``(real, fake, domain index)``."""
+        return [(batch.target, images["fake"], batch.target_index)]
+
+    def _shown(self, batch: Batch, image: Tensor) -> Tensor:
+        return torch.cat([batch.source, image], 1) if self.conditional else image
+
+    def _discriminate(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None
         losses, right = [], []
         boundary = ADVERSARIAL[self.settings.adversarial].boundary
-        for real_image, fake_image, index in self.forgeries(batch, played):
+        for real_image, fake_image, index in self.fake_pairs(batch, images):
             both = torch.cat([self._shown(batch, real_image), self._shown(batch, fake_image.detach())])
             logits = self.discriminator(both, index.repeat(2))
             real, fake = [level.chunk(2)[0] for level in logits], [level.chunk(2)[1] for level in logits]
             losses.append(discriminator_loss(self.settings.adversarial, real, fake))
             right += [(r > boundary).float().mean() for r in real] + [(f < boundary).float().mean() for f in fake]
-        return {"judge": torch.stack(losses).mean(), "share_right": torch.stack(right).mean()}
+        return {"adversarial": torch.stack(losses).mean(), "share_right": torch.stack(right).mean()}
 
-    def _penalise(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
+    def _penalise(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None
-        images = self._shown(batch, batch.target).detach().requires_grad_()
+        shown = self._shown(batch, batch.target).detach().requires_grad_()
         # forward itself, never compiled: the compiler cannot differentiate twice
-        return {"penalty": r1_penalty(images, self.discriminator.forward(images, batch.target_index))}
+        return {"penalty": r1_penalty(shown, self.discriminator.forward(shown, batch.target_index))}
 
-    def fool(self, batch: Batch, played: Played) -> Tensor:
-        """Return the generator's adversarial term."""
+    def adversarial(self, batch: Batch, images: Images) -> Tensor:
+        """Return the generator's adversarial loss; no gradient reaches the discriminator's weights."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
-        losses = [
-            generator_loss(self.settings.adversarial, self.discriminator(self._shown(batch, fake), index))
-            for _, fake, index in self.forgeries(batch, played)
-        ]
-        self.discriminator.requires_grad_(True)
+        try:
+            losses = [
+                generator_loss(self.settings.adversarial, self.discriminator(self._shown(batch, fake), index))
+                for _, fake, index in self.fake_pairs(batch, images)
+            ]
+        finally:
+            self.discriminator.requires_grad_(True)
         return torch.stack(losses).mean()
+
+    def temporal(self, batch: Batch, images: Images) -> Tensor:
+        """A moved image gives the moved output, so that video does not flicker."""
+        flow = random_flow(batch.seeds, batch.source.shape[2:]).to(batch.source.device)
+        moved = noisy(warp(batch.source, flow), batch.seeds)
+        return motion_loss(self.networks.render(moved, images["code"]), images["fake"], flow)
+
+    def through_plane(self, batch: Batch, images: Images) -> Tensor:
+        """Give the next slice much the same output where its source is much the same."""
+        after = self.following(batch.source)
+        output = self.networks.render(after, images["code"])
+        return slice_consistency(images["fake"], output, self.content(batch), self.networks.content(after))
+
+
+def common(adversarial: float) -> dict[str, Term]:
+    """Return the terms that every objective has, with the default weight of the adversarial one."""
+    return {
+        "temporal": Term(0.0, Objective.temporal),
+        "through_plane": Term(0.0, Objective.through_plane),
+        "adversarial": Term(
+            adversarial,
+            lambda objective, batch, images: objective.adversarial(batch, images),
+            lambda objective, weight: ramp(objective.settings.adversarial_start, weight),
+        ),
+    }
+
+
+def cross_subject(objective: Any, batch: Batch, images: Images) -> Tensor:
+    """Compare regions with those of another subject, where objectives have no pairs."""
+    assert batch.matched is not None
+    image, seen, voxel_mm = batch.matched
+    sides = [round(objective.settings.region_mm / mm) for mm in voxel_mm[-objective.networks.dimensions :]]
+    return region_loss(images["fake"], image, seen > 0, sides)

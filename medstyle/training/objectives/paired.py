@@ -4,88 +4,104 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar, Literal
 
-import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
 from medstyle.errors import UserError
-from medstyle.networks.deformation import Registrar
+from medstyle.networks.deformation import DeformationFieldNetwork
 from medstyle.networks.generator import Generator
 from medstyle.networks.networks import Networks
 from medstyle.networks.translator import Translator
-from medstyle.training.losses import (
-    detail_loss,
-    folded,
-    perceptual_loss,
-    smoothness,
-    structure_loss,
-)
-from medstyle.training.objectives.base import Phase, Played, Recipe, Terms
-
-if TYPE_CHECKING:
-    from medstyle.training.objectives.table import Objective
+from medstyle.params import params
+from medstyle.training.losses import detail_loss, folded, perceptual_loss, smoothness, structure_loss
+from medstyle.training.objectives.base import Objective, ObjectiveParams, Term, common
 
 
-class Paired(Recipe):
-    """``l1 |G(x) - y| + structure (1 - SSIM) + perceptual + adversarial`` (pix2pix, Isola 2017, with a weak critic).
+@params
+class PairedParams(ObjectiveParams):
+    """Parameters of ``paired``."""
+
+    kind: Literal["paired"] = "paired"
+    """The kind of objective."""
+    detail: Annotated[float, Field(ge=0)] = 4.0
+    """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small lesions."""
+    features: str | None = None
+    """Frozen features of the perceptual term: a translator folder, or a network that MONAI's PerceptualLoss fetches."""
+
+
+@params
+class PairedRegisteredParams(PairedParams):
+    """Parameters of ``paired_registered``."""
+
+    kind: Literal["paired_registered"] = "paired_registered"  # type: ignore[assignment]
+    """The kind of objective."""
+    shift_limit: Annotated[float, Field(ge=0)] = 5.0
+    """Largest displacement, pixels."""
+
+
+class Paired(Objective):
+    """``l1 |G(x) - y| + structure (1 - SSIM) + perceptual + adversarial`` (pix2pix, Isola 2017).
 
     No mask is needed: outside the body both images are the constant -1.
     """
 
-    weights: ClassVar = {"l1": 1.0, "structure": 0.2, "perceptual": 0.0, "adversarial": 0.02, "r1": 0.02}
+    terms: ClassVar = {
+        "l1": Term(1.0, lambda self, batch, images: self.l1(images["compared"], batch)),
+        "structure": Term(0.2, lambda self, batch, images: structure_loss(images["compared"], batch.target)),
+        "perceptual": Term(0.0, lambda self, batch, images: self.perceptual(images["compared"], batch.target)),
+        **common(adversarial=0.02),
+    }
     paired = True
     conditional = True
     several_contrasts = True
 
-    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
-        super().__init__(networks, settings, channels, domains)
-        self.perceptual = _perceptual(settings.features, networks) if self.weights_now["perceptual"] else None
-        weights = self.schedule("l1", "structure", "perceptual")
-        self.phases.append(Phase("generator", ("generator",), weights, self.generate))
+    def helpers(self) -> dict[str, nn.Module]:
+        """Load the frozen features, if they are asked for: nothing is trained beside the generator."""
+        self.perceptual = _perceptual(self.settings.features, self.networks) if self.weights["perceptual"] else None
+        return {}
 
-    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        return self.similarity(batch, played["fake"], played, wanted)
+    def l1(self, image: Tensor, batch: Batch) -> Tensor:
+        """Return the mean absolute difference from the target, weighted towards small details."""
+        return detail_loss(image, batch.target, self.settings.detail)
 
-    def similarity(self, batch: Batch, image: Tensor, played: Played, wanted: frozenset[str]) -> Terms:
-        """Compare ``image`` with the target."""
-        terms = {"l1": detail_loss(image, batch.target, self.settings.detail)}
-        if "structure" in wanted:
-            terms["structure"] = structure_loss(image, batch.target)
-        if self.perceptual is not None and "perceptual" in wanted:
-            terms["perceptual"] = self.perceptual(image, batch.target)
-        if "adversarial" in wanted:
-            terms["adversarial"] = self.fool(batch, played)
-        return terms
+    def play(self, batch: Batch) -> dict[str, Tensor]:
+        """Generate ``fake``, which is what is ``compared`` with the target."""
+        images = super().play(batch)
+        return {**images, "compared": images["fake"]}
 
 
 class PairedRegistered(Paired):
     """Pairs that do not line up: the output is warped onto the target before they are compared (RegGAN, Kong 2021).
 
-    The registrar is dropped after training. Its displacement is bounded, and the share of folded space is logged,
-    because it could otherwise hide wrong anatomy. The critic is shown no source: the pair is not aligned.
+    The deformation field network is dropped after training. Its displacement is bounded, and the share of folded space
+    is logged, because it could otherwise hide wrong anatomy. The discriminator is shown no source: the pair is not
+    aligned.
     """
 
-    weights: ClassVar = {**Paired.weights, "smooth": 0.5}
+    terms: ClassVar = {
+        **Paired.terms,
+        "smooth": Term(0.5, lambda self, batch, images: smoothness(images["displacement"])),
+        "unwarped_l1": Term(None, lambda self, batch, images: self.l1(images["fake"], batch)),
+        "displacement": Term(None, lambda self, batch, images: images["displacement"].abs().mean()),
+        "folded": Term(None, lambda self, batch, images: folded(images["displacement"])),
+    }
     conditional = False
 
-    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
-        super().__init__(networks, settings, channels, domains)
-        self.registrar = Registrar(self.channels, settings.shift_limit, networks.dimensions)
-        self.players["registrar"] = self.registrar
-        weights = {**self.schedule("l1", "structure", "perceptual"), "smooth": self.weights_now["smooth"]}
-        self.phases[-1] = Phase("generator", ("generator", "registrar"), weights, self.generate)
+    def helpers(self) -> dict[str, nn.Module]:
+        """Build the deformation field network."""
+        super().helpers()
+        dimensions = self.networks.dimensions
+        self.deformation = DeformationFieldNetwork(self.channels, self.settings.shift_limit, dimensions)
+        return {"deformation": self.deformation}
 
-    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        warped, displacement = self.registrar(played["fake"], batch.target)
-        terms = self.similarity(batch, warped, played, wanted)
-        terms["smooth"] = smoothness(displacement)
-        with torch.no_grad():
-            terms["unwarped_l1"] = detail_loss(played["fake"], batch.target, self.settings.detail)
-            terms["displacement"] = displacement.abs().mean()
-            terms["folded"] = folded(displacement)
-        return terms
+    def play(self, batch: Batch) -> dict[str, Tensor]:
+        """Generate ``fake`` and warp it towards the target by ``displacement``."""
+        images = super().play(batch)
+        warped, displacement = self.deformation(images["fake"], batch.target)
+        return {**images, "compared": warped, "displacement": displacement}
 
 
 def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:
@@ -97,20 +113,7 @@ def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tenso
     if name is None:
         raise UserError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
     if Path(name).is_dir():
-        translator = Translator.load(name)
-        [other, *_], count = translator.members, 1 + len(translator.config.contrasts)
-        encoder, kind = other.generator, (other.dimensions, other.colours)
-        if not isinstance(encoder, Generator):
-            raise UserError(f"objective.features: {name} holds a generator that shows no features")
-        if kind != (networks.dimensions, networks.colours):
-            raise UserError(f"objective.features: {name} is for images of {kind[0]} dimensions and {kind[1]} channels")
-        several = [1, count * other.neighbours, *[1] * kind[0]]  # an image is its own neighbour and contrast
-
-        def features(image: Tensor) -> list[Tensor]:
-            maps: list[Tensor] = encoder.to(image.device).features(image.repeat(several))
-            return maps
-
-        return lambda output, target: perceptual_loss(features, output, target)
+        return _features_of(name, networks)
     if networks.dimensions == 3:
         raise UserError(f"objective.features: {name!r} is for two dimensions; name a translator folder")
     from monai.losses import PerceptualLoss
@@ -123,3 +126,21 @@ def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tenso
             f"({type(error).__name__})"
         ) from None
     return lambda output, target: network.to(output.device)(output.float(), target.float())
+
+
+def _features_of(folder: str, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:
+    """Compare by the features of the generator in a translator folder."""
+    translator = Translator.load(folder)
+    [other, *_], count = translator.members, 1 + len(translator.config.contrasts)
+    encoder, kind = other.generator, (other.dimensions, other.colours)
+    if not isinstance(encoder, Generator):
+        raise UserError(f"objective.features: {folder} holds a generator that shows no features")
+    if kind != (networks.dimensions, networks.colours):
+        raise UserError(f"objective.features: {folder} is for images of {kind[0]} dimensions and {kind[1]} channels")
+    several = [1, count * other.neighbours, *[1] * kind[0]]  # an image is its own neighbour and contrast
+
+    def features(image: Tensor) -> list[Tensor]:
+        maps: list[Tensor] = encoder.to(image.device).features(image.repeat(several))
+        return maps
+
+    return lambda output, target: perceptual_loss(features, output, target)

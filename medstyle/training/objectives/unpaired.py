@@ -3,25 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
 from medstyle.errors import UserError
 from medstyle.networks.generator import Generator
 from medstyle.networks.mind import anatomy_loss
-from medstyle.networks.networks import Networks
 from medstyle.networks.texture import Texture, correlations, style_distance
-from medstyle.training.losses import (
-    contrastive_loss,
-)
-from medstyle.training.objectives.base import Phase, Played, Recipe, Terms, fade
+from medstyle.params import params
+from medstyle.training.losses import contrastive_loss
+from medstyle.training.objectives.base import Images, Objective, ObjectiveParams, Term, common, cross_subject, fade
+from medstyle.transforms.body import is_body
 
-if TYPE_CHECKING:
-    from medstyle.training.objectives.table import Objective
+
+@params
+class UnpairedParams(ObjectiveParams):
+    """Parameters of all objectives without pairs."""
+
+    region_mm: Annotated[float, Field(ge=0)] = 16.0
+    """Side of the squares (3-D: cubes) whose means `cross_subject` compares: about what anatomy still differs by after
+    an affine alignment of two subjects."""
+
+
+@params
+class UnpairedContrastiveParams(UnpairedParams):
+    """Parameters of ``unpaired_contrastive``."""
+
+    kind: Literal["unpaired_contrastive"] = "unpaired_contrastive"
+    """The kind of objective."""
+    patches: Annotated[int, Field(ge=1)] = 128
+    """Places per image and level that the contrastive term compares."""
+
+
+@params
+class UnpairedCycleParams(UnpairedParams):
+    """Parameters of ``unpaired_cycle``."""
+
+    kind: Literal["unpaired_cycle"] = "unpaired_cycle"
+    """The kind of objective."""
 
 
 class Projectors(nn.Module):
@@ -43,29 +67,33 @@ class Projectors(nn.Module):
         return found
 
 
-class UnpairedContrastive(Recipe):
+class UnpairedContrastive(Objective):
     """Contrastive unpaired translation (CUT, Park 2020): one-sided, content is kept patch by patch.
 
     ``anatomy`` ties edges to their places by a descriptor that no contrast changes. ``texture``, for art, asks for the
-    correlations of features that a target has (Gatys 2016): brush strokes, before a critic has learned to see them.
+    correlations of features that a target has (Gatys 2016): brush strokes, before a discriminator has learned to see
+    them.
     """
 
-    weights: ClassVar = {
-        "adversarial": 1.0, "r1": 0.02, "contrastive": 1.0, "identity": 1.0, "anatomy": 1.0, "texture": 0.0,
-    }  # fmt: skip
+    terms: ClassVar = {
+        "contrastive": Term(1.0, lambda self, batch, images: self.kept(batch, images["fake"])),
+        "identity": Term(1.0, lambda self, batch, images: self.identity(batch)),
+        "anatomy": Term(1.0, lambda self, batch, images: anatomy_loss(images["fake"], self.content(batch))),
+        "texture": Term(0.0, lambda self, batch, images: self.texture_distance(images["fake"], batch.target)),
+        "cross_subject": Term(0.0, cross_subject),
+        **common(adversarial=1.0),
+    }
 
-    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
-        super().__init__(networks, settings, channels, domains)
-        if not isinstance(networks.generator, Generator):
-            raise UserError(f"network.generator: {settings.kind} compares features of `medstyle`; choose it")
-        self.generator = networks.generator
-        self.projectors = Projectors(self.generator.widths)
-        self.players["projectors"] = self.projectors
-        self.texture = Texture(self.channels)
-        if self.weights_now["texture"] and networks.dimensions == 3:
+    def helpers(self) -> dict[str, nn.Module]:
+        """Build the projections of the generator's features."""
+        if not isinstance(self.networks.generator, Generator):
+            raise UserError(f"network.generator: {self.settings.kind} compares features of `medstyle`; choose it")
+        if self.weights["texture"] and self.networks.dimensions == 3:
             raise UserError("objective.weights.texture: is for two dimensions")
-        weights = self.schedule("contrastive", "identity", "anatomy", "texture")
-        self.phases.append(Phase("generator", ("generator", "projectors"), weights, self.generate))
+        self.generator = self.networks.generator
+        self.projectors = Projectors(self.generator.widths)
+        self.texture = Texture(self.channels)
+        return {"projectors": self.projectors}
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
         """Return the patchwise contrastive loss; places lie in the body as far as there is one."""
@@ -73,7 +101,7 @@ class UnpairedContrastive(Recipe):
         of_output = encode(self.seen(output))
         with torch.no_grad():
             of_content = encode(self.seen(content))
-            body = (content > -0.999).any(1, keepdim=True).float().cpu()
+            body = (is_body(content)).any(1, keepdim=True).float().cpu()
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         places = []
         for level in of_output:
@@ -82,73 +110,73 @@ class UnpairedContrastive(Recipe):
                 if body.ndim == 4
                 else F.adaptive_max_pool3d(body, level.shape[2:])
             )
-            lots = torch.stack([torch.rand(level[0, 0].numel(), generator=rng) for rng in rngs])
-            count = min(self.settings.patches, lots.shape[1])
-            places.append((lots + inside.flatten(1)).topk(count, dim=1, sorted=False).indices.to(level.device))
+            draws = torch.stack([torch.rand(level[0, 0].numel(), generator=rng) for rng in rngs])
+            count = min(self.settings.patches, draws.shape[1])
+            places.append((draws + inside.flatten(1)).topk(count, dim=1, sorted=False).indices.to(level.device))
         return contrastive_loss(self.projectors(of_output, places), self.projectors(of_content, places))
 
-    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        terms = {}
-        if "contrastive" in wanted:
-            terms["contrastive"] = self.nce(self.content(batch), played["fake"], batch.seeds)
-        if "identity" in wanted:
-            same = self.networks(self.seen(batch.target), batch.target_index)
-            terms["identity"] = self.nce(batch.target, same, batch.seeds)
-        if "anatomy" in wanted:
-            terms["anatomy"] = anatomy_loss(played["fake"], self.content(batch))
-        if "texture" in wanted:
-            terms["texture"] = self.unlike(played["fake"], batch.target)
-        if "adversarial" in wanted:
-            terms["adversarial"] = self.fool(batch, played)
-        return terms
+    def kept(self, batch: Batch, image: Tensor) -> Tensor:
+        """Return how far the patches of ``image`` are from those of the content at the same places."""
+        return self.nce(self.content(batch), image, batch.seeds)
 
-    def unlike(self, image: Tensor, target: Tensor) -> Tensor:
-        """Return the distance of their textures."""
-        made, wish = (correlations(self.texture(one)) for one in (image, target))
-        return style_distance(made, wish).mean()
+    def identity(self, batch: Batch) -> Tensor:
+        """Return how far a target that is rendered as a target is from itself, patch by patch."""
+        same = self.networks(self.seen(batch.target), batch.target_index)
+        return self.nce(batch.target, same, batch.seeds)
+
+    def texture_distance(self, image: Tensor, target: Tensor) -> Tensor:
+        """Return the distance of the correlations of their features."""
+        output, wanted = (correlations(self.texture(one)) for one in (image, target))
+        return style_distance(output, wanted).mean()
 
 
-class UnpairedCycle(Recipe):
+class UnpairedCycle(Objective):
     """Both directions by one generator with two styles, tied by the way there and back (CycleGAN, Zhu 2017).
 
-    No buffer of old forgeries: it would be hidden state; R1, spectral normalisation and the moving average replace it.
+    There is no buffer of old fake images: it would be hidden state. R1, spectral normalisation and the moving average
+    replace it.
     """
 
-    weights: ClassVar = {"adversarial": 1.0, "r1": 0.02, "cycle": 10.0, "identity": 5.0, "anatomy": 1.0}
+    terms: ClassVar = {
+        "cycle": Term(
+            10.0, lambda self, batch, images: self.cycle(batch, images), lambda self, weight: fade(weight, weight / 10)
+        ),
+        "identity": Term(5.0, lambda self, batch, images: self.identity(batch)),
+        "anatomy": Term(1.0, lambda self, batch, images: anatomy_loss(images["both"], self.real(batch))),
+        "cross_subject": Term(0.0, cross_subject),
+        **common(adversarial=1.0),
+    }
     directions = "both"
 
-    def __init__(self, networks: Networks, settings: Objective, channels: tuple[int, int], domains: int) -> None:
-        super().__init__(networks, settings, channels, domains)
-        weights = self.schedule("identity", "anatomy")
-        weights["cycle"] = fade(self.weights_now["cycle"], self.weights_now["cycle"] / 10)
-        self.phases.append(Phase("generator", ("generator",), weights, self.generate))
-
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate both ways in one pass."""
-        both = torch.cat([batch.source, self.seen(batch.target)])
+        """Generate both ways in one pass: ``both`` holds ``fake`` and, in the source's style, ``back``."""
+        contents = torch.cat([batch.source, self.seen(batch.target)])
         codes = self.networks.style(torch.cat([batch.target_index, batch.source_index]))
-        fake, back = self.networks.render(both, codes).chunk(2)
-        return {"fake": fake, "back": back, "code": codes.chunk(2)[0]}
+        both = self.networks.render(contents, codes)
+        fake, back = both.chunk(2)
+        return {"fake": fake, "back": back, "both": both, "code": codes.chunk(2)[0]}
 
-    def forgeries(self, batch: Batch, played: Played) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Judge both ways."""
+    def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Return the pairs of both ways."""
         return [
-            (batch.target, played["fake"], batch.target_index),
-            (self.content(batch), played["back"], batch.source_index),
+            (batch.target, images["fake"], batch.target_index),
+            (self.content(batch), images["back"], batch.source_index),
         ]
 
-    def _generate(self, batch: Batch, played: Played, wanted: frozenset[str]) -> Terms:
-        real = torch.cat([self.content(batch), batch.target])
-        made = torch.cat([played["fake"], played["back"]])
-        terms = {}
-        if "cycle" in wanted:
-            returned = self.networks(self.seen(made), torch.cat([batch.source_index, batch.target_index]))
-            terms["cycle"] = (returned.float() - real).abs().mean()
-        if "identity" in wanted:
-            same = self.networks(self.seen(real), torch.cat([batch.source_index, batch.target_index]))
-            terms["identity"] = (same.float() - real).abs().mean()
-        if "anatomy" in wanted:
-            terms["anatomy"] = anatomy_loss(made, real)
-        if "adversarial" in wanted:
-            terms["adversarial"] = self.fool(batch, played)
-        return terms
+    def real(self, batch: Batch) -> Tensor:
+        """Return the real images of both domains, ``(2 N, C, ...)``: sources first."""
+        return torch.cat([self.content(batch), batch.target])
+
+    def _rendered(self, images: Tensor, batch: Batch) -> Tensor:
+        """Render images of both domains: the first half in the style of the source, the second in the target's."""
+        rendered: Tensor = self.networks(self.seen(images), torch.cat([batch.source_index, batch.target_index]))
+        return rendered.float()
+
+    def cycle(self, batch: Batch, images: Images) -> Tensor:
+        """Return how far the images are from themselves after the way there and back."""
+        return (self._rendered(images["both"], batch) - self.real(batch)).abs().mean()
+
+    def identity(self, batch: Batch) -> Tensor:
+        """Return how far the images are from themselves in their own style."""
+        real = self.real(batch)
+        return (self._rendered(real, batch) - real).abs().mean()

@@ -2,13 +2,15 @@
 
 import torch
 
-from medstyle.training.objectives.table import RECIPES
+from medstyle.training.objectives.table import OBJECTIVES
 from tests.training.conftest import train
 
 
 def test_styles_are_those_of_their_domains(store, tmp_path):
     """One network renders the same content in three looks, each the known map of it."""
-    weights = dict.fromkeys(RECIPES["multi_domain"].weights, 0.0) | {"adversarial": 1e-3, "pair": 1.0}
+    weights = dict.fromkeys(
+        (name for name, term in OBJECTIVES["multi_domain"].terms.items() if term.weight is not None), 0.0
+    ) | {"adversarial": 1e-3, "pair": 1.0}
     [networks], _ = train(
         store, tmp_path / "a", "multi_domain", steps=90, batch=6, learning_rate=5e-3, log_every=50,
         objective={"weights": weights}, architecture={"style": ("domain",), "widths": (8, 12, 16)},

@@ -10,6 +10,7 @@ import functools
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +18,13 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from medstyle.data.batch import Alike, Batch
+from medstyle.data.batch import Batch, MatchedSubject
 from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.pseudonyms import person_of
 from medstyle.transforms.augment import Augmentation, augment
-from medstyle.transforms.body import box_around, extent_of
+from medstyle.transforms.body import AIR, Extent, box_around, union
 
 NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
 MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, where the subject has it
@@ -59,15 +60,16 @@ class Images:
         rows: subject -> rows of the array in spatial order.
         usable: subject -> places in ``rows`` with enough body.
         position: relative height of each row.
-        atlas: subject -> map ``(4, 4)`` of voxels (place, row, column, 1) to the space that all scans share.
+        common_space: subject -> map ``(4, 4)`` of voxels (place, row, column, 1) to the space that all scans share.
     """
 
     def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
         self.domain, self.array = domain, store.array(domain, split)
         listed = store.rows(domain, split)
         self.position = np.array([row.position for row in listed])
-        self.atlas = store.atlas(domain) if split == "train" else {}
+        self.common_space = store.common_space(domain) if split == "train" else {}
         self.slices = [row.slice for row in listed]
+        self.bodies = [row.body for row in listed]
         groups: dict[str, list[int]] = {}
         for number, row in enumerate(listed):
             groups.setdefault(row.subject, []).append(number)
@@ -83,16 +85,9 @@ class Images:
             if subject in self.subjects
         }
 
-    @functools.cached_property
-    def boxes(self) -> NDArray[np.int64]:
-        """Return ``(N, 4)``: the first and last row and column of each slice's body; an empty one has none."""
-        bodies = (~(image <= -0.999).all(axis=0) for image in self.array)  # NaN is no air
-        return np.array([extent_of(body) for body in bodies])
-
-    def box(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
-        """Return the box of the block around a place, as :meth:`boxes` has it."""
-        boxes = self.boxes[self._around(subject, place, depth)]
-        return np.array([*boxes[:, 0:1].min(0), *boxes[:, 1:2].max(0), *boxes[:, 2:3].min(0), *boxes[:, 3:4].max(0)])
+    def body(self, subject: str, place: int, depth: int) -> Extent | None:
+        """Return the extent of the body in the block around a place."""
+        return union(self.bodies[row] for row in self._around(subject, place, depth))
 
     def _around(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
         rows = self.rows[subject]
@@ -121,7 +116,7 @@ class Images:
         near = np.arange(int(inside.min()), min(int(inside.max()) + 1, last) + 1)
         stack = np.asarray(self.array[self.rows[subject][near]], np.float32)
         where = voxels - np.array([near[0], 0, 0])[:, None, None, None]
-        values = [map_coordinates(stack[:, c], where, order=1, cval=-1.0) for c in range(stack.shape[1])]
+        values = [map_coordinates(stack[:, c], where, order=1, cval=AIR) for c in range(stack.shape[1])]
         return np.stack(values, 1), np.where(within, 1, -1).astype(np.float32)[:, None]
 
 
@@ -136,78 +131,95 @@ class Example(NamedTuple):
     target_place: int
 
 
-class Feed:
-    """Batches of a split of the store.
+@dataclass(frozen=True)
+class Sampling:
+    """Which examples are drawn, and how.
 
-    Args:
-        store: of `denoise`.
+    Attributes:
         domains: names in the order of the style indices; the first two are source and target.
+        batch, seed: size of a batch over all processes, and what decides the order.
+        augmentation: random changes.
         contrasts: further inputs of the same subject.
         paired: whether the target shows the same slice.
-        everywhere: draw every ordered pair of domains instead of source -> target.
-        batch, seed, foreground: of training.
+        all_directions: draw every ordered pair of domains instead of source -> target.
+        foreground: least share of body of a slice.
         depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
         volumetric: whether the network is 3-D.
-        population: meet another person at the same place of the body, by the store's atlas, and show that person's
-            slice as the source's plane cuts it.
-        augmentation: random changes.
+        cross_subject: match another subject at the same place of the body, by the store's common space, and show that
+            subject's slice as the source's plane cuts it.
+        split: of the store.
         multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be.
         rank, world: this process and how many there are; the batch is divided among them.
     """
 
-    def __init__(
-        self,
-        store: SliceStore,
-        domains: Sequence[str],
-        *,
-        contrasts: Sequence[str] = (),
-        paired: bool,
-        everywhere: bool = False,
-        batch: int,
-        seed: int,
-        foreground: float,
-        depth: int = 1,
-        volumetric: bool = False,
-        population: bool = False,
-        augmentation: Augmentation,
-        split: str = "train",
-        multiple: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self.domains, self.contrasts, self.paired = list(domains), list(contrasts), paired
-        self.batch, self.seed, self.depth, self.volumetric = batch, seed, depth, volumetric
-        self.augmentation, self.rank, self.world, self.population = augmentation, rank, world, population
-        self.images = {name: Images(store, name, split, foreground) for name in dict.fromkeys((*domains, *contrasts))}
-        self.ways = [(a, b) for a in domains for b in domains if a != b] if everywhere else [(domains[0], domains[1])]
-        needed = [*contrasts, *([domains[1]] if paired else [])]
-        if paired:  # the field of view of the target may end before the source's
-            own, other = (self.images[name].usable for name in domains[:2])
-            own.update({s: np.intersect1d(places, other[s]) for s, places in own.items() if s in other})
-        self.subjects = {
+    domains: Sequence[str]
+    batch: int
+    seed: int
+    augmentation: Augmentation
+    contrasts: Sequence[str] = ()
+    paired: bool = False
+    all_directions: bool = False
+    foreground: float = 0.0
+    depth: int = 1
+    volumetric: bool = False
+    cross_subject: bool = False
+    split: str = "train"
+    multiple: int = 1
+    rank: int = 0
+    world: int = 1
+
+
+class BatchSampler:
+    """Batches of a split of the store; each is a function of the seed and the step.
+
+    Raises:
+        UserError: no subject has what an example needs.
+    """
+
+    def __init__(self, store: SliceStore, sampling: Sampling) -> None:
+        self.sampling = s = sampling
+        self.images = {
+            name: Images(store, name, s.split, s.foreground) for name in dict.fromkeys((*s.domains, *s.contrasts))
+        }
+        ways = [(a, b) for a in s.domains for b in s.domains if a != b]
+        self.ways = ways if s.all_directions else [(s.domains[0], s.domains[1])]
+        if s.paired:  # the field of view of the target may end before the source's
+            own, other = (self.images[name].usable for name in s.domains[:2])
+            common = own.keys() & other.keys()
+            own.update({subject: np.intersect1d(own[subject], other[subject]) for subject in common})
+        self.subjects = self._subjects()
+        if s.cross_subject and (lacking := [a for way in self.ways for a in way if not self.images[a].common_space]):
+            raise UserError(
+                f"objective.weights.cross_subject: the store has no common space of {lacking[0]}; set "
+                "denoise.common_space to true"
+            )
+        maps = [matrix for a in self.images if s.cross_subject for matrix in self.images[a].common_space.values()]
+        self.voxel_mm = tuple(np.median([np.linalg.norm(m[:3, :3], axis=0) for m in maps], axis=0)) if maps else ()
+        self.size = self.images[s.domains[0]].array.shape[2:]
+        self._pool = ThreadPoolExecutor(1)
+        self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
+
+    def _subjects(self) -> dict[str, list[str]]:
+        """Return for each source domain the subjects that have everything which an example needs."""
+        s = self.sampling
+        needed = [*s.contrasts, *([s.domains[1]] if s.paired else [])]
+        subjects = {
             a: [
-                s
-                for s in self.images[a].subjects
-                if len(self.images[a].usable[s]) and all(self._matches(s, a, b) for b in needed)
+                subject
+                for subject in self.images[a].subjects
+                if len(self.images[a].usable[subject]) and all(self._matches(subject, a, b) for b in needed)
             ]
             for a in dict.fromkeys(a for a, _ in self.ways)
         }
-        for name, subjects in self.subjects.items():
-            if not subjects or not all(self.images[b].subjects for a, b in self.ways if a == name):
+        for name, complete in subjects.items():
+            if not complete or not all(self.images[b].subjects for a, b in self.ways if a == name):
                 what = " and ".join(dict.fromkeys([name, *needed])) if needed else f"{name} and another domain"
                 have = "all slices of" if needed else "one of"
                 raise UserError(
-                    f"no {split} subject has {have} {what} with enough body; check ingest.rules, denoise and the split"
+                    f"no {s.split} subject has {have} {what} with enough body; check ingest.rules, denoise and the "
+                    "split"
                 )
-        if population and (lacking := [a for way in self.ways for a in way if not self.images[a].atlas]):
-            raise UserError(
-                f"objective.weights.population: the store has no atlas of {lacking[0]}; set denoise.atlas to true"
-            )
-        maps = [matrix for a in self.images if population for matrix in self.images[a].atlas.values()]
-        self.voxel_mm = tuple(np.median([np.linalg.norm(m[:3, :3], axis=0) for m in maps], axis=0)) if maps else ()
-        self.multiple, self.size = multiple, self.images[self.domains[0]].array.shape[2:]
-        self._pool = ThreadPoolExecutor(1)
-        self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
+        return subjects
 
     def _matches(self, subject: str, a: str, b: str) -> bool:
         """Tell whether two domains of a subject have the same slices."""
@@ -217,32 +229,32 @@ class Feed:
 
     def example(self, k: int) -> Example:
         """Choose example ``k`` of the endless sequence."""
-        a, b = self.ways[nth(len(self.ways), k, self.seed, "ways")]
+        a, b = self.ways[nth(len(self.ways), k, self.sampling.seed, "ways")]
         turn = k // len(self.ways)
         subjects, images = self.subjects[a], self.images[a]
-        subject = subjects[nth(len(subjects), turn, self.seed, "source", a, b)]
+        subject = subjects[nth(len(subjects), turn, self.sampling.seed, "source", a, b)]
         places = images.usable[subject]
-        place = int(places[nth(len(places), turn // len(subjects), self.seed, "slice", subject, a, b)])
-        lots = torch.rand(2, generator=seeded(self.seed, k, "meeting")).tolist()
-        matched = len(self.ways) > 1 and lots[0] < MATCHED and self._matches(subject, a, b)
-        if self.paired or (matched and place in self.images[b].usable[subject]):
+        place = int(places[nth(len(places), turn // len(subjects), self.sampling.seed, "slice", subject, a, b)])
+        draws = torch.rand(2, generator=seeded(self.sampling.seed, k, "meeting")).tolist()
+        matched = len(self.ways) > 1 and draws[0] < MATCHED and self._matches(subject, a, b)
+        if self.sampling.paired or (matched and place in self.images[b].usable[subject]):
             return Example(a, b, subject, place, subject, place)
-        if self.population and (met := self._meeting(a, b, subject, turn // len(subjects))):
-            return met
+        if self.sampling.cross_subject and (match := self._match(a, b, subject, turn // len(subjects))):
+            return match
         others = self.images[b]
-        other = others.subjects[nth(len(others.subjects), turn, self.seed, "target", a, b)]
-        height = images.position[images.rows[subject][place]] + NEAR * (2 * lots[1] - 1)
+        other = others.subjects[nth(len(others.subjects), turn, self.sampling.seed, "target", a, b)]
+        height = images.position[images.rows[subject][place]] + NEAR * (2 * draws[1] - 1)
         candidates = others.usable[other]
         nearest = np.abs(others.position[others.rows[other][candidates]] - height).argmin()
         return Example(a, b, subject, place, other, int(candidates[nearest]))
 
-    def _meeting(self, a: str, b: str, subject: str, turn: int) -> Example | None:
-        """Choose another person and a place of the body that both scans show; None where the atlas knows of none."""
+    def _match(self, a: str, b: str, subject: str, turn: int) -> Example | None:
+        """Choose another person and a place of the body that both scans show; None where the common space has none."""
         one, other = self.images[a], self.images[b]
-        people = [s for s in other.subjects if s in other.atlas and person_of(s) != person_of(subject)]
-        if subject not in one.atlas or not people:
+        people = [s for s in other.subjects if s in other.common_space and person_of(s) != person_of(subject)]
+        if subject not in one.common_space or not people:
             return None
-        person = people[nth(len(people), turn, self.seed, "person", subject, a, b)]
+        person = people[nth(len(people), turn, self.sampling.seed, "person", subject, a, b)]
         places = one.usable[subject]
         rise, *rest = self._there(a, b, subject, person)[0]
         heights = rise * places + np.dot(rest, [(self.size[0] - 1) / 2, (self.size[1] - 1) / 2, 1])
@@ -250,20 +262,22 @@ class Feed:
         both = np.flatnonzero((heights >= first) & (heights <= last))
         if not len(both):
             return None
-        chosen = both[nth(len(both), turn // len(people), self.seed, "place", subject, person, a, b)]
+        chosen = both[nth(len(both), turn // len(people), self.sampling.seed, "place", subject, person, a, b)]
         nearest = np.abs(other.usable[person] - heights[chosen]).argmin()
         return Example(a, b, subject, int(places[chosen]), person, int(other.usable[person][nearest]))
 
     def _there(self, a: str, b: str, subject: str, person: str) -> NDArray[np.float64]:
         """Return the map ``(4, 4)`` of voxels of a subject's scan to those of another's."""
-        there: NDArray[np.float64] = np.linalg.inv(self.images[b].atlas[person]) @ self.images[a].atlas[subject]
+        there: NDArray[np.float64] = (
+            np.linalg.inv(self.images[b].common_space[person]) @ self.images[a].common_space[subject]
+        )
         return there
 
-    def _alike(self, e: Example) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _matched(self, e: Example) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the target's scan where the source's slices lie, and 1 or -1 for what it shows of them."""
         source, target = self.images[e.source], self.images[e.target]
-        depth, (height, width) = self.depth if self.volumetric else 1, self.size
-        if e.subject not in source.atlas or e.target_subject not in target.atlas:
+        depth, (height, width) = self.sampling.depth if self.sampling.volumetric else 1, self.size
+        if e.subject not in source.common_space or e.target_subject not in target.common_space:
             nothing = np.full((depth, 1, height, width), -1, np.float32)
             return nothing.repeat(target.array.shape[1], 1), nothing
         there = self._there(e.source, e.target, e.subject, e.target_subject)
@@ -273,62 +287,61 @@ class Feed:
 
     def read(self, step: int) -> dict[str, Any]:
         """Read this process's part of the batch of ``step``, without augmentation."""
-        share = self.batch // self.world
-        first = step * self.batch + self.rank * share
-        every = [self.example(k) for k in range(step * self.batch, (step + 1) * self.batch)]
-        chosen = every[self.rank * share : (self.rank + 1) * share]
+        share = self.sampling.batch // self.sampling.world
+        first = step * self.sampling.batch + self.sampling.rank * share
+        every = [self.example(k) for k in range(step * self.sampling.batch, (step + 1) * self.sampling.batch)]
+        chosen = every[self.sampling.rank * share : (self.sampling.rank + 1) * share]
         inputs = [
             [
-                self._arrange(self.images[name].block(e.subject, e.place, self.depth))
-                for name in (e.source, *self.contrasts)
+                self._arrange(self.images[name].block(e.subject, e.place, self.sampling.depth))
+                for name in (e.source, *self.sampling.contrasts)
             ]
             for e in chosen
         ]
-        depth = self.depth if self.volumetric else 1
+        depth = self.sampling.depth if self.sampling.volumetric else 1
         targets = [self.images[e.target].block(e.target_subject, e.target_place, depth) for e in chosen]
-        alike = [self._alike(e) for e in chosen] if self.population else []
+        matched = [self._matched(e) for e in chosen] if self.sampling.cross_subject else []
         return {
-            "alike": [
+            "matched": [
                 torch.from_numpy(np.stack([self._arrange(part) for part in parts]))
-                for parts in zip(*alike, strict=True)
+                for parts in zip(*matched, strict=True)
             ],
             "source": torch.from_numpy(np.stack([np.concatenate(parts) for parts in inputs])),
             "target": torch.from_numpy(np.stack([self._arrange(block) for block in targets])),
-            "source_index": torch.tensor([self.domains.index(e.source) for e in chosen]),
-            "target_index": torch.tensor([self.domains.index(e.target) for e in chosen]),
+            "source_index": torch.tensor([self.sampling.domains.index(e.source) for e in chosen]),
+            "target_index": torch.tensor([self.sampling.domains.index(e.target) for e in chosen]),
             "paired": torch.tensor([e.subject == e.target_subject and e.place == e.target_place for e in chosen]),
             "contrast": torch.tensor([DOMAINS[e.source].dicom != "CT" for e in chosen]),
             "box": self._box(every),
-            "seeds": [seed_of(self.seed, k, "example") for k in range(first, first + share)],
+            "seeds": [seed_of(self.sampling.seed, k, "example") for k in range(first, first + share)],
         }
 
     def _box(self, every: list[Example]) -> tuple[slice, slice]:
         """Return the box of the whole batch's bodies, so that processes which divide it agree."""
-        boxes = np.array(
-            [
-                self.images[name].box(subject, place, self.depth)
-                for e in every
-                for name, subject, place in [
-                    *((name, e.subject, e.place) for name in (e.source, *self.contrasts)),
-                    (e.target, e.target_subject, e.target_place),
-                ]
+        extents = [
+            self.images[name].body(subject, place, self.sampling.depth)
+            for e in every
+            for name, subject, place in [
+                *((name, e.subject, e.place) for name in (e.source, *self.sampling.contrasts)),
+                (e.target, e.target_subject, e.target_place),
             ]
-        )
-        (top, left), (bottom, right) = boxes[:, [0, 2]].min(axis=0), boxes[:, [1, 3]].max(axis=0)
-        return box_around((top, bottom, left, right), self.size, self.multiple)
+        ]
+        return box_around(union(extents), self.size, self.sampling.multiple)
 
     def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``; for a 3-D network ``(C, depth, H, W)``."""
         turned = block.swapaxes(0, 1)
-        return turned if self.volumetric else turned.reshape(-1, *block.shape[2:])
+        return turned if self.sampling.volumetric else turned.reshape(-1, *block.shape[2:])
 
     def __call__(self, step: int, steps: int, device: torch.device) -> Batch:
         """Return the batch of ``step``, augmented, on ``device``; the next one is read meanwhile."""
         ready = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < steps else None
-        images = [image.to(device, non_blocking=True) for image in (ready["source"], ready["target"], *ready["alike"])]
-        images = augment(images, self.augmentation, ready["seeds"], ready["contrast"])
-        source, target, *alike = (image[(..., *ready["box"])] for image in images)
+        images = [
+            image.to(device, non_blocking=True) for image in (ready["source"], ready["target"], *ready["matched"])
+        ]
+        images = augment(images, self.sampling.augmentation, ready["seeds"], ready["contrast"])
+        source, target, *matched = (image[(..., *ready["box"])] for image in images)
         return Batch(
             source,
             target,
@@ -338,5 +351,5 @@ class Feed:
             ready["seeds"],
             step,
             step / steps,
-            Alike(alike[0], alike[1], self.voxel_mm) if alike else None,
+            MatchedSubject(matched[0], matched[1], self.voxel_mm) if matched else None,
         )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks.peers.data import Feed as References
-from medstyle.data.feed import Feed, nth, seeded
+from medstyle.data.sampler import BatchSampler, Sampling, nth, seeded
 from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.transforms.augment import Augmentation
@@ -14,9 +14,17 @@ from tests.data.conftest import SLICES
 PLAIN = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
 
 
-def feed(store, domains=("mr_t1", "mr_t2"), **changes):
+def sampler(store, domains=("mr_t1", "mr_t2"), **changes):
     settings = {"paired": True, "batch": 4, "seed": 0, "foreground": 0.1, "augmentation": PLAIN, **changes}
-    return Feed(store, domains, **settings)
+    return BatchSampler(store, Sampling(domains, **settings))
+
+
+def change_rows(store, domain, **changes):
+    """Change fields of the training rows of a domain: each by a function of the row."""
+    store.index.rows["train"][domain] = [
+        row._replace(**{name: change(row) for name, change in changes.items()})
+        for row in store.index.rows["train"][domain]
+    ]
 
 
 def test_every_item_once_per_round_wherever_the_run_begins():
@@ -34,11 +42,8 @@ def test_randomness_is_a_function_of_its_name():
 
 def test_subjects_count_alike_and_every_slice_is_seen(store):
     """One subject loses most of its slices and is drawn as often as the others."""
-    rows = [
-        [*row[:3], 0.0 if row[0] == "train-0" and row[1] > 1 else 1.0] for row in store.index["rows"]["train"]["mr_t1"]
-    ]
-    store.index["rows"]["train"]["mr_t1"] = rows
-    chosen = [feed(store).example(k) for k in range(5 * SLICES * 4)]
+    change_rows(store, "mr_t1", foreground=lambda row: float(row.subject != "train-0" or row.slice <= 1))
+    chosen = [sampler(store).example(k) for k in range(5 * SLICES * 4)]
     counts = Counter(e.subject for e in chosen)
     assert len(set(counts.values())) == 1
     assert {e.place for e in chosen if e.subject == "train-0"} == {0, 1}
@@ -46,7 +51,7 @@ def test_subjects_count_alike_and_every_slice_is_seen(store):
 
 
 def test_pairs_show_the_same_slice(store):
-    batch = feed(store)(3, 9, torch.device("cpu"))
+    batch = sampler(store)(3, 9, torch.device("cpu"))
     torch.testing.assert_close(batch.target, -batch.source, atol=2e-2, rtol=0)
     assert batch.paired.all()
     assert batch.source_index.tolist() == [0] * 4
@@ -54,27 +59,25 @@ def test_pairs_show_the_same_slice(store):
 
 
 def test_unpaired_images_meet_at_the_same_height(store):
-    unpaired = feed(store, paired=False)
+    unpaired = sampler(store, paired=False)
     chosen = [unpaired.example(k) for k in range(100)]
     assert any(e.subject != e.target_subject for e in chosen)
     assert max(abs(e.place - e.target_place) for e in chosen) <= 1
 
 
-def test_people_meet_where_the_atlas_says_and_both_scans_reach(store):
+def test_people_meet_where_the_common_space_says_and_both_scans_reach(store):
     """Targets lie two slices higher, three rows down and one column to the right; their lowest slices show nothing."""
     shifted = np.eye(4)
     shifted[:3, 3] = (-2, -3, -1)  # of the target's voxels to the source's
-    store.index["atlas"]["mr_t2"] = {f"train-{k}": shifted.tolist() for k in range(5)}
-    for row in store.index["rows"]["train"]["mr_t2"]:
-        row[3] = 0.0 if row[1] < 3 else 1.0
-    store.index["rows"]["train"]["mr_t1"] = [[*row[:3], 1.0] for row in store.index["rows"]["train"]["mr_t1"]]
-    unpaired = feed(store, paired=False, population=True)
+    store.index.common_space["mr_t2"] = {f"train-{k}": shifted.tolist() for k in range(5)}
+    change_rows(store, "mr_t2", foreground=lambda row: float(row.slice >= 3))
+    unpaired = sampler(store, paired=False, cross_subject=True)
     chosen = [unpaired.example(k) for k in range(200)]
     assert all(e.target_place == e.place + 2 for e in chosen)
     assert {e.place for e in chosen} == {1, 2, 3}
     assert len({(e.subject, e.target_subject) for e in chosen}) == 5 * 4, "everybody with everybody else"
     batch = unpaired(0, 9, torch.device("cpu"))
-    for e, target, alike, seen in zip(chosen, batch.target, *batch.alike[:2], strict=False):
+    for e, target, alike, seen in zip(chosen, batch.target, *batch.matched[:2], strict=False):
         torch.testing.assert_close(alike[:, :-3, :-1], target[:, 3:, 1:], atol=2e-3, rtol=0, msg=str(e))
         assert (seen == 1).all()
 
@@ -83,10 +86,10 @@ def test_what_a_scan_does_not_reach_is_not_compared(store):
     """A plane that is tilted leaves the scan on one side."""
     tilted = np.eye(4)
     tilted[0, 1] = 0.5  # a row further is half a slice higher
-    store.index["atlas"]["mr_t1"] = {f"train-{k}": tilted.tolist() for k in range(5)}
-    unpaired = feed(store, paired=False, population=True)
+    store.index.common_space["mr_t1"] = {f"train-{k}": tilted.tolist() for k in range(5)}
+    unpaired = sampler(store, paired=False, cross_subject=True)
     example = unpaired.example(0)
-    alike, seen = unpaired._alike(example)
+    alike, seen = unpaired._matched(example)
     heights = example.place + 0.5 * np.arange(24)
     assert ((seen[0, 0] > 0).all(1) == (heights <= SLICES - 1)).all()
     row = int(2 * (SLICES - 1 - example.place))
@@ -94,19 +97,19 @@ def test_what_a_scan_does_not_reach_is_not_compared(store):
     np.testing.assert_allclose(alike[0, 0, row], stored[0, 0, row], atol=2e-3)
 
 
-def test_who_is_not_in_the_atlas_is_met_by_height_and_not_compared(store):
-    del store.index["atlas"]["mr_t1"]["train-0"]
-    unpaired = feed(store, paired=False, population=True, batch=5)
+def test_who_is_not_in_the_common_space_is_met_by_height_and_not_compared(store):
+    del store.index.common_space["mr_t1"]["train-0"]
+    unpaired = sampler(store, paired=False, cross_subject=True, batch=5)
     chosen = [unpaired.example(k) for k in range(5)]
     batch = unpaired(0, 9, torch.device("cpu"))
-    for e, seen in zip(chosen, batch.alike.seen, strict=True):
+    for e, seen in zip(chosen, batch.matched.seen, strict=True):
         assert (seen > 0).any() == (e.subject != "train-0")
-    assert batch.alike.image.shape == batch.target.shape
-    assert batch.alike.voxel_mm == (1, 1, 1)
+    assert batch.matched.image.shape == batch.target.shape
+    assert batch.matched.voxel_mm == (1, 1, 1)
 
 
 def test_every_direction_is_drawn(store):
-    every = feed(store, ("mr_t1", "mr_t2", "mr_flair"), paired=False, everywhere=True)
+    every = sampler(store, ("mr_t1", "mr_t2", "mr_flair"), paired=False, all_directions=True)
     chosen = [every.example(k) for k in range(120)]
     assert set(Counter((e.source, e.target) for e in chosen).values()) == {20}
     same = [e.subject == e.target_subject and e.place == e.target_place for e in chosen]
@@ -116,8 +119,8 @@ def test_every_direction_is_drawn(store):
 def test_processes_divide_what_one_would_see(store):
     device = torch.device("cpu")
     shaken = Augmentation(noise=0.1, bias=0.2, elastic=0.02)
-    whole = feed(store, augmentation=shaken)(5, 9, device)
-    parts = [feed(store, augmentation=shaken, rank=rank, world=2)(5, 9, device) for rank in (0, 1)]
+    whole = sampler(store, augmentation=shaken)(5, 9, device)
+    parts = [sampler(store, augmentation=shaken, rank=rank, world=2)(5, 9, device) for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([p.source for p in parts]), whole.source)
     torch.testing.assert_close(torch.cat([p.target for p in parts]), whole.target)
     assert [*parts[0].seeds, *parts[1].seeds] == list(whole.seeds)
@@ -125,7 +128,7 @@ def test_processes_divide_what_one_would_see(store):
 
 @pytest.mark.parametrize("depth", [3, 5])
 def test_neighbours_surround_the_slice_and_the_last_stands_for_what_is_missing(store, depth):
-    stacked = feed(store, depth=depth, contrasts=("mr_flair",))
+    stacked = sampler(store, depth=depth, contrasts=("mr_flair",))
     batch = stacked(0, 9, torch.device("cpu"))
     assert batch.source.shape[1] == 2 * depth
     assert batch.target.shape[1] == 1
@@ -139,13 +142,13 @@ def test_neighbours_surround_the_slice_and_the_last_stands_for_what_is_missing(s
 
 
 def test_volumes_keep_their_axis(store):
-    batch = feed(store, depth=4, volumetric=True)(0, 9, torch.device("cpu"))
+    batch = sampler(store, depth=4, volumetric=True)(0, 9, torch.device("cpu"))
     assert batch.source.shape == batch.target.shape == (4, 1, 4, 24, 24)
     torch.testing.assert_close(batch.target, -batch.source, atol=2e-2, rtol=0)
 
 
 def test_reading_ahead_changes_nothing(store):
-    one, other = feed(store), feed(store)
+    one, other = sampler(store), sampler(store)
     device = torch.device("cpu")
     for step in (0, 1, 2, 7):
         expected = other.read(step)["source"]
@@ -153,10 +156,9 @@ def test_reading_ahead_changes_nothing(store):
 
 
 def test_a_target_whose_field_of_view_ends_earlier_is_not_trained_on_air(store):
-    rows = [[*row[:3], 0.0 if row[1] < 3 else 1.0] for row in store.index["rows"]["train"]["mr_t2"]]
-    store.index["rows"]["train"]["mr_t2"] = rows
-    assert {feed(store).example(k).place for k in range(60)} == {3, 4, 5}
-    every = feed(store, paired=False, everywhere=True)
+    change_rows(store, "mr_t2", foreground=lambda row: float(row.slice >= 3))
+    assert {sampler(store).example(k).place for k in range(60)} == {3, 4, 5}
+    every = sampler(store, paired=False, all_directions=True)
     targets = [e.target_place for e in map(every.example, range(120)) if e.target == "mr_t2"]
     assert set(targets) == {3, 4, 5}
     peers = References(store, "mr_t1", "mr_t2", paired=True)
@@ -164,13 +166,13 @@ def test_a_target_whose_field_of_view_ends_earlier_is_not_trained_on_air(store):
 
 
 def test_domains_without_common_slices_stop_with_their_cause(store):
-    store.index["rows"]["train"]["mr_t2"] = [["other", *row[1:]] for row in store.index["rows"]["train"]["mr_t2"]]
+    change_rows(store, "mr_t2", subject=lambda row: "other")
     with pytest.raises(UserError, match="no train subject has all slices of mr_t1 and mr_t2"):
-        feed(store)
-    assert feed(store, paired=False).example(0).target_subject == "other"
+        sampler(store)
+    assert sampler(store, paired=False).example(0).target_subject == "other"
 
 
 def test_the_store_is_mapped_not_loaded(store):
-    array = feed(store).images["mr_t1"].array
+    array = sampler(store).images["mr_t1"].array
     assert isinstance(array, np.memmap)
     assert isinstance(store, SliceStore)

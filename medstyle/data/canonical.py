@@ -1,0 +1,280 @@
+"""Files as they come -> canonical, de-identified volumes and pictures, and the manifest that lists them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from medstyle.cohort.duplicates import near_duplicates, picture_signature
+from medstyle.cohort.inventory import DOUBTS, Inventory, Item
+from medstyle.cohort.labels import Labels, read_labels
+from medstyle.cohort.rules import Rule, domain_of
+from medstyle.cohort.sessions import BIDS_SUBJECT
+from medstyle.data.manifest import ManifestItem
+from medstyle.dicom.regular import read_with_gaps, straighten
+from medstyle.errors import Refusal, UserError
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import read_picture, write_picture
+from medstyle.imaging.volume import Volume, read_volume, write_volume
+from medstyle.jobs.atomic import write_json
+from medstyle.jobs.workers import Workers
+from medstyle.params import params
+from medstyle.pseudonyms import short_key, subject_key
+from medstyle.transforms.degrade import Degradation
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+SCANNER = ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
+OVERRULED = {"E_BURNED_IN", *(code for code, _ in DOUBTS.values())}
+
+
+@params
+class IngestParams:
+    """Where scans or pictures come from and which domain each belongs to."""
+
+    source: str = "data/raw"
+    """Folder with DICOM studies, volume files or pictures, in any arrangement; its folder `truth` is left alone."""
+    rules: tuple[Rule, ...] = ()
+    """First rule that matches names the domain; what matches none is reported and left out."""
+    subject: str | None = None
+    """Regular expression that finds the person in a file's path; default: PatientID, what the path calls `sub-...`
+    (BIDS), the folder, or the picture itself. Studies of one person that hold the same domains are sessions."""
+    labels: str | None = None
+    """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
+    column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
+    whose categories become the attribute `Category`, several sorted and joined by commas."""
+    gaps: Literal["refuse", "interpolate"] = "refuse"
+    """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
+    tilt: Literal["straighten", "refuse"] = "straighten"
+    """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
+    time_point: int | None = None
+    """DICOM series of several images at each position (4-D): refuse, or take this time point; the first is 0."""
+    allow: tuple[str, ...] = ()
+    """Codes that a person has looked into and overrules, among `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`; the
+    manifest and the log say where that was needed."""
+    min_pixels: int = 1
+    """Pictures whose shorter side has fewer pixels are refused."""
+    duplicates: Literal["refuse", "keep"] = "refuse"
+    """Pictures of one domain that are the same, or nearly (`same_image`): keep the first by path alone, or all."""
+    same_image: float = 0.999
+    """Correlation of signatures from which two pictures are nearly the same; 1: only equal pixels count."""
+    degraded: tuple[Degradation, ...] = ()
+    """Degraded copies of the images of a domain, as inputs of `recipes/enhance.yaml`."""
+    workers: Workers = 1
+    """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
+
+    def __post_init__(self) -> None:
+        if not self.rules:
+            raise UserError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
+        if unknown := sorted(set(self.allow) - OVERRULED):
+            raise UserError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
+        try:
+            re.compile(self.subject or "")
+        except re.error as error:
+            raise UserError(f"ingest.subject: not a regular expression: {error}") from None
+
+
+class Place(NamedTuple):
+    """What is to be written, and where."""
+
+    subject: str
+    domain: str
+
+
+@dataclass(frozen=True, eq=False)
+class Taken:
+    """What was written.
+
+    Attributes:
+        entry: its line in the manifest.
+        item: where it came from.
+        digest, signature: of a picture, by which it is known again.
+    """
+
+    entry: ManifestItem
+    item: Item
+    digest: bytes = b""
+    signature: NDArray[np.float32] | None = None
+
+
+def labels_of(params: IngestParams) -> Labels:
+    """Read the labels that `params` name; none are an empty table."""
+    return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
+
+
+def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
+    """Return what rules may match: the header's attributes, those of the labels, and the path below the source."""
+    path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
+    return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
+
+
+def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
+    """Raise UserError for a rule that asks for an attribute which no label and no header has."""
+    known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
+    unknown = [name for rule in rules for name in rule.when if name not in known]
+    if labels.file is not None and unknown:
+        has = ", ".join(labels.attributes) or "no attributes"
+        raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
+
+
+def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tuple[str, str]:
+    """Tell person and domain of an item from the header, the path and the labels alone."""
+    attributes = attributes_of(item, source, labels)
+    for refusal in item.doubts():
+        if refusal.code not in _overruled(item, params):
+            raise refusal
+    domain = domain_of(attributes, params.rules)
+    if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
+        raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
+    if domain is None:
+        raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
+    if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
+        size = f"{item.shape[2]} x {item.shape[1]}"
+        raise Refusal("E_SMALL", f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
+    modality = DOMAINS[domain]
+    if (item.source == "picture") != (modality.dicom is None):
+        raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
+    if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
+        raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
+    return subject_key(_subject(item, params, attributes["path"])), domain
+
+
+def _overruled(item: Item, params: IngestParams) -> set[str]:
+    """Return the codes that do not keep this item out."""
+    policies = {"E_GAP": params.gaps == "interpolate", "E_4D": params.time_point is not None}
+    dicom = item.series is not None
+    return {*params.allow, *(code for code, chosen in policies.items() if chosen and dicom)}
+
+
+def take(
+    work: tuple[Place, Sequence[Item]], params: IngestParams, out: Path
+) -> tuple[list[Taken], list[dict[str, object]]]:
+    """Write the first item for a place that can be read; returns it, and what was refused."""
+    place, items = work
+    taken: list[Taken] = []
+    refused: list[dict[str, object]] = []
+    for item in items:
+        try:
+            if taken:
+                reason = f"another image of this session is already {place.domain}; make the rules narrower"
+                raise Refusal("E_DUPLICATE_DOMAIN", reason)
+            taken.append(_write(item, place, params, out))
+        except Refusal as refusal:
+            refused.append(refused_entry(item, refusal))
+    return taken, refused
+
+
+def repeats(taken: Sequence[Taken], limit: float) -> Iterator[tuple[Taken, Refusal]]:
+    """Find the pictures that are the same as, or like, another of their domain that comes before them and is kept."""
+    domains: dict[str, list[Taken]] = defaultdict(list)
+    for one in sorted(taken, key=lambda one: one.item.path):
+        if one.signature is not None:
+            domains[one.entry.domain].append(one)
+    for of in domains.values():
+        first: dict[bytes, int] = {}
+        same = {(first.setdefault(one.digest, number), number) for number, one in enumerate(of)}
+        alike = near_duplicates(np.stack([one.signature for one in of]), limit) if limit < 1 else ()  # type: ignore[misc]
+        gone: set[int] = set()
+        for i, j in sorted({*same, *alike}):
+            if i != j and not gone & {i, j}:
+                gone.add(j)
+                what = "the same picture as" if (i, j) in same else "nearly the same picture as"
+                reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
+                yield of[j], Refusal("E_DUPLICATE", reason)
+
+
+def degrade(entry: ManifestItem, how: Degradation, out: Path) -> ManifestItem:
+    """Write the degraded copy of an image below ``out``; what happens to it is a function of its subject."""
+    good = out / entry.path
+    worse = good.with_name(f"{how.domain}{good.name.removeprefix(how.of)}")
+    rng = np.random.default_rng(int(hashlib.sha256(entry.subject.encode()).hexdigest()[:16], 16))
+    if entry.source == "picture":
+        write_picture(worse, how.picture(read_picture(good), rng))
+    else:
+        write_volume(worse, how.scan(read_volume(good, how.of), rng))
+    return replace(entry, domain=how.domain, path=worse.relative_to(out).as_posix(), degraded=how)
+
+
+def refused_entry(item: Item, refusal: Refusal) -> dict[str, object]:
+    shape = list(item.shape)
+    return {"item": item.key, "kind": item.kind, "shape": shape, "code": refusal.code, "reason": refusal.reason}
+
+
+def _write(item: Item, place: Place, params: IngestParams, out: Path) -> Taken:
+    """Write one item in canonical form."""
+    name = f"{place.subject}/{place.domain}{'.png' if item.source == 'picture' else '.nii.gz'}"
+    (out / name).parent.mkdir(exist_ok=True)
+    if item.source == "picture":
+        pixels = read_picture(item.path, "picture")
+        write_picture(out / name, pixels)
+        digest = hashlib.sha256(f"{pixels.shape} {pixels.dtype}".encode() + pixels.tobytes()).digest()
+        entry = ManifestItem(place.subject, place.domain, name, item.source, (1, *pixels.shape[:2]))
+        return Taken(entry, item, digest, picture_signature(pixels))
+    volume, changes = _load(item, place.domain, params)
+    write_volume(out / name, volume)
+    x, y, z = (round(spacing, 4) for spacing in volume.spacing_mm)
+    depth, height, width = volume.voxels.shape
+    entry = ManifestItem(
+        place.subject,
+        place.domain,
+        name,
+        item.source,
+        (depth, height, width),
+        (x, y, z),
+        scanner={key: item.attributes[key] for key in SCANNER if item.attributes.get(key)},
+        **changes,
+    )
+    return Taken(entry, item)
+
+
+def _load(item: Item, domain: str, params: IngestParams) -> tuple[Volume, dict[str, Any]]:
+    """Read a scan; returns it, and the fields of the manifest that say what a policy changed and where it lies."""
+    notes: dict[str, Any] = {}
+    if item.series is not None and item.code == "E_GAP":
+        volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain, allow=params.allow)
+    elif item.code == "E_4D" and params.time_point is not None:
+        volume, notes["time_point"] = item.at(params.time_point).load(domain, allow=params.allow), params.time_point
+    else:
+        volume = item.load(domain, allow=params.allow)
+    notes["flags"] = tuple(sorted(item.flags))
+    notes["allowed"] = tuple(sorted({doubt.code for doubt in item.doubts()} & set(params.allow)))
+    if volume.is_sheared and params.tilt == "straighten":
+        volume, notes["straightened"] = straighten(volume), True
+    if item.series is not None and item.series.frame_of_reference_uid:
+        notes["space"] = short_key("space", item.series.frame_of_reference_uid)
+    return volume, notes
+
+
+def _subject(item: Item, params: IngestParams, path: str) -> str:
+    if params.subject is not None:
+        match = re.search(params.subject, path)
+        if match is None:
+            raise Refusal("E_SUBJECT", "ingest.subject does not match its path; correct the expression")
+        return match.group(match.lastindex or 0)
+    if item.series is not None:
+        if not item.series.patient_id:
+            raise Refusal("E_SUBJECT", "PatientID is empty; set ingest.subject to find the subject in the path")
+        return item.series.patient_id
+    bids = BIDS_SUBJECT.search(path)
+    return path if item.source == "picture" else bids.group(1) if bids else str(Path(path).parent)
+
+
+def write_report(
+    report: Path, found: Inventory, entries: Sequence[ManifestItem], refused: list, source: Path, labels: Labels
+) -> None:
+    """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
+    files = [
+        {"file": short_key("file", str(file.path.relative_to(source))), "code": file.code, "reason": file.reason}
+        for file in found.files
+        if file.verdict != "used" and file.path != labels.file
+    ]
+    used = Counter(entry.domain for entry in entries)
+    write_json(report, {"used": dict(sorted(used.items())), "refused": refused, "files": files})

@@ -1,0 +1,79 @@
+"""Whole files and folders: what is written appears under its name when it is complete, or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def part_of(path: Path, own: bool = False) -> Path:
+    """Return where ``path`` is written before it is complete: beside it, with its suffix.
+
+    ``own`` names the process, where several may write the same path at once.
+    """
+    return path.with_name(f".part-{os.getpid()}-{path.name}" if own else f".part-{path.name}")
+
+
+@contextmanager
+def atomic(path: Path, *, own: bool = False) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file or a folder to; at the end it takes the place of ``path``.
+
+    After an error nothing is left and ``path`` is as it was. A file is on the disk before it gets its name, so that
+    a power cut leaves no empty one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = part_of(path, own)
+    _remove(part)  # of a process that was killed
+    try:
+        yield part
+        if part.is_file():
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+        part.replace(path)
+    except BaseException:
+        _remove(part)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path, *, own: bool = False) -> Iterator[Path]:
+    """Yield a new folder that takes the place of ``path`` at the end; see :func:`atomic`."""
+    with atomic(path, own=own) as part:
+        part.mkdir()
+        yield part
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8, whole."""
+    with atomic(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, document: object) -> None:
+    """Write ``document`` as JSON, whole."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]], number: str = "{:.6g}") -> None:
+    """Write ``rows`` as CSV, whole: one column for each key in any row; ``number`` formats floats."""
+    rows = list(rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with atomic(path) as part, part.open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows({k: number.format(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
