@@ -17,9 +17,9 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -78,6 +78,48 @@ def write_params(folder: Path, changes: dict | None = None) -> Path:
     path = folder / "params.yaml"
     path.write_text(yaml.safe_dump({**TINY, **(changes or {})}))
     return path
+
+
+# What takes longest begins first, so that all processes end together. Tests of one group share a server or a run.
+GROUPS = {"tests/flows": "flows", "tests/test_pipeline.py": "flows"}
+LONGEST = (
+    "tests/flows",
+    "tests/test_pipeline.py",
+    "tests/test_canary.py",
+    "tests/registry",
+    "tests/training",
+    "tests/stages",
+    "tests/test_recipes.py",
+    "tests/test_client.py",
+    "tests/networks",
+    "tests/transforms",
+    "tests/phantom",
+    "tests/evaluation",
+    "tests/inference",
+)
+
+
+def _first(nodeid: str, names: Iterable[str]) -> str | None:
+    return next((name for name in names if nodeid.startswith((f"{name}/", f"{name}::"))), None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest first; within them, and behind them, the order stays."""
+    order = {name: number for number, name in enumerate((*LONGEST, None))}
+    items.sort(key=lambda item: order[_first(item.nodeid, LONGEST)])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep the tests of a file, and those of a group, in one process."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return GROUPS.get(_first(nodeid, GROUPS) or "", nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle import translate_volume
+from medstyle import Translator, read_volume, translate_volume
 from medstyle.inference.ood import assess, oddities
+from medstyle.inference.translate import prepare_source
 from medstyle.transforms.descriptors import Reference
 from tests.inference.conftest import ANYTHING, Plain, make_translator
 
@@ -41,3 +42,20 @@ def test_a_domain_is_judged_by_its_own_statistics():
     slices = torch.randn(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     assert assess(slices, translator).verdict == "ok"
     assert assess(slices, translator, "mr_t2").verdict == "refuse"
+
+
+WRONG = {
+    "noise": lambda v, rng: v.with_voxels(rng.rayleigh(100, v.voxels.shape).astype(np.float32)),
+    "inverted": lambda v, rng: v.with_voxels(np.where(v.voxels > 50, v.voxels.max() - v.voxels, 0).astype(np.float32)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_the_gate_tells_foreign_images_from_trained_ones(name, run, rng):
+    trained = Translator.load(run.translator)
+    scan = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")
+    own = assess(prepare_source(scan, trained).slices, trained)
+    foreign = assess(prepare_source(WRONG[name](scan, rng), trained).slices, trained)
+    assert own.verdict == "ok"
+    assert foreign.score > 1.5 * own.score
+    assert foreign.verdict != "ok"

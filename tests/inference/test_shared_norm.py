@@ -6,6 +6,7 @@ import torch
 from scipy.ndimage import zoom
 from torch import nn
 
+from medstyle.inference import synthesise as rendering
 from medstyle.inference import translate
 from medstyle.inference.shared_norm import Statistics
 from tests.inference.conftest import make_translator
@@ -65,10 +66,10 @@ def test_a_large_picture_in_windows_looks_as_in_one_piece(monkeypatch):
     pixels = np.rint(255 * coarse).astype(np.uint8)
     translator = make_translator(("photo", "painting"), size=[64, 64])
     whole = translate.translate_picture(pixels, translator).image.astype(float)
-    monkeypatch.setattr(translate, "WHOLE", 16000)
-    monkeypatch.setattr(translate, "WINDOW", 64)
+    monkeypatch.setattr(rendering, "WHOLE", 16000)
+    monkeypatch.setattr(rendering, "WINDOW", 64)
     shared = translate.translate_picture(pixels, translator).image
-    monkeypatch.setattr(translate, "Statistics", lambda networks: Statistics([]))
+    monkeypatch.setattr(rendering, "Statistics", lambda networks: Statistics([]))
     alone = translate.translate_picture(pixels, translator).image
     error, other = (np.abs(image - whole).mean() for image in (shared, alone))
     assert error < 0.5 * other

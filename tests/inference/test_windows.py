@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle.inference import translate
+from medstyle.inference import synthesise as rendering
 from medstyle.inference.synthesise import synthesise
 from medstyle.inference.windows import OVERLAP, blend, shares
 from tests.inference.conftest import Plain, make_translator
@@ -51,8 +51,8 @@ DIMENSIONS = {
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_a_network_that_sees_a_neighbourhood_does_not_notice_windows(name, monkeypatch, rng):
     """A local map gives the same in windows as of the whole, for every member of an ensemble."""
-    monkeypatch.setattr(translate, "WHOLE", 0)
-    monkeypatch.setattr(translate, "WINDOW", 1)
+    monkeypatch.setattr(rendering, "WHOLE", 0)
+    monkeypatch.setattr(rendering, "WINDOW", 1)
     config, shape = DIMENSIONS[name]
     translator = make_translator(generator=Plain(lambda x: 0.5 * x**2 - x), members=2, **config)
     content = torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32))
@@ -71,14 +71,14 @@ def textured(rng, shape):
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_windows_leave_no_seams(name, monkeypatch, rng):
     """A normalising network sees other statistics in each window; borders have no more gradient than the rest."""
-    monkeypatch.setattr(translate, "WHOLE", 0)
-    monkeypatch.setattr(translate, "WINDOW", 1)
+    monkeypatch.setattr(rendering, "WHOLE", 0)
+    monkeypatch.setattr(rendering, "WINDOW", 1)
     shape = (48, 96, 96) if name == "3-D" else (1, 192, 192)
     size = [16, 32, 32] if name == "3-D" else [64, 64]
     translator = make_translator(size=size, dimensions=len(size), widths=(8, 12))
     image = textured(rng, shape if name == "3-D" else shape[1:]).reshape(shape)
     made = synthesise(translator, torch.from_numpy(image)[:, None])[:, 0].numpy()
-    where = (size, OVERLAP) if name == "3-D" else ([None, *size], translate.SHARED)
+    where = (size, OVERLAP) if name == "3-D" else ([None, *size], rendering.SHARED)
     assert seam(made, *where) <= 1.05
 
 

@@ -53,16 +53,10 @@ KINDS = {
 }
 
 
-# TorchScript's traces are quick; of the others one kind is exported in each run of the tests, and all in slow ones
-QUICK = [(".ts", kind) for kind in KINDS] + [
-    (suffix, "pictures with a level without skip") for suffix in SUFFIXES if suffix != ".ts"
-]
-
-
 @pytest.mark.parametrize(
     ("suffix", "kind"),
     [
-        pytest.param(suffix, kind, marks=() if (suffix, kind) in QUICK else pytest.mark.slow)
+        pytest.param(suffix, kind, marks=() if suffix == ".ts" else pytest.mark.slow)
         for suffix in SUFFIXES
         for kind in KINDS
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ import SimpleITK as sitk
 from medstyle.errors import UserError
 from medstyle.imaging.volume import read_volume
 from medstyle.params import parse
-from medstyle.phantom.anatomy import AIR, CSF, GM, LESION, NODE_MM, TISSUES, WM, atlas_files, deformation, load_atlas
+from medstyle.phantom.anatomy import AIR, CSF, GM, LESION, TISSUES, WM
 from medstyle.phantom.studies import (
     DOMAINS,
     SITES,
@@ -90,15 +89,6 @@ def test_subjects_differ_in_anatomy() -> None:
 
 
 # --- anatomy -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_deformation_moves_millimetres_and_never_folds(seed: int) -> None:
-    displacement, _ = deformation(np.random.default_rng(seed), load_atlas())
-    size = np.linalg.norm(displacement, axis=0)
-    assert 2 < size.mean() < 10
-    gradient = np.stack([np.stack(np.gradient(d, NODE_MM)[::-1], -1) for d in displacement], -2)
-    assert np.linalg.det(gradient + np.eye(3)).min() > 0
 
 
 def test_fractions_are_a_partition_with_adult_volumes(subject: Subject) -> None:
@@ -334,9 +324,3 @@ def test_two_sites_differ_and_each_has_the_other_ones_truth(written: Path) -> No
 def test_a_bad_value_is_named(key: str, value: object) -> None:
     with pytest.raises(UserError, match=key):
         parse(PhantomParams, {key: value}, "params.yaml: acquire")
-
-
-def test_a_missing_atlas_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install medstyle\[phantom\]"):
-        atlas_files()

@@ -137,3 +137,11 @@ def serving(env: dict[str, str], folder: Path, *options: str) -> Iterator[Servic
     finally:
         if service.process.poll() is None:
             service.end()
+
+
+@pytest.fixture
+def registry(registry_folder: Path) -> Any:
+    """Return the module of the registry, at an empty one in SQLite that is reached as in a fresh clone."""
+    from medstyle.registry import models
+
+    return models

@@ -25,14 +25,6 @@ METRICS = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def registry(registry_folder):
-    """An empty registry in SQLite, reached as in a fresh clone."""
-    from medstyle.registry import models
-
-    return models
-
-
 def another(folder, out, seed):
     """A translator with other weights."""
     import torch
@@ -189,26 +181,6 @@ def test_an_evaluation_is_its_data_code_and_params_without_the_model(registry, t
     assert evaluated() == evaluated(model="other") is not None
     assert len({evaluated(), evaluated(data="other"), evaluated(protocol="other")}) == 3
     assert evaluated(made="other") is None, "the lock describes another file"
-
-
-def test_curves_and_pictures_reach_the_run(registry, run, tmp_path):
-    import mlflow
-    import numpy as np
-
-    from medstyle import params
-    from medstyle.registry.tracking import training_run
-    from medstyle.stages.train import Params
-
-    with training_run(params.load(Params, "train", run.params), run.translator) as log:
-        for step in range(30):
-            log(step, {"generator/l1": 1.0 / (step + 1)})
-        log(30, {"validation/sample": np.zeros((8, 8), np.uint8)})
-    [found] = mlflow.search_runs(search_all_experiments=True, output_format="list")
-    history = mlflow.MlflowClient().get_metric_history(found.info.run_id, "generator/l1")
-    assert [point.step for point in history] == list(range(30))
-    assert found.data.params["training.steps"] == "40"
-    assert len(found.data.tags["medstyle.weights_sha256"]) == 64
-    assert list((tmp_path / "mlruns").rglob("*.png"))
 
 
 def test_registered_metrics_are_those_of_the_reference(registry, run, tmp_path):

@@ -15,8 +15,9 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload([__name__])
 
 
-def work(folder, kind, name, settings, say=lambda line: print(line, flush=True)):
+def work(folder, kind, name, settings, say=lambda line: print(line, flush=True), environment=None):
     """Train on ``folder/store`` and write ``folder/NAME.safetensors``; tell of every step."""
+    os.environ.update(environment or {})
     members, _ = train(
         SliceStore.open(folder / "store"),
         folder / name,
@@ -28,10 +29,10 @@ def work(folder, kind, name, settings, say=lambda line: print(line, flush=True))
         save_file(members[0].state_dict(), folder / f"{name}.safetensors")
 
 
-def fork(folder, kind, name, **settings):
-    """Start a process; returns it and the connection on which its lines arrive."""
+def fork(folder, kind, name, environment=None, **settings):
+    """Start a process, in ``environment`` beside ours; returns it and the connection on which its lines arrive."""
     ours, theirs = SERVER.Pipe(duplex=False)
-    process = SERVER.Process(target=work, args=(folder, kind, name, settings, theirs.send))
+    process = SERVER.Process(target=work, args=(folder, kind, name, settings, theirs.send, environment))
     process.start()
     theirs.close()
     return process, ours

@@ -1,0 +1,48 @@
+"""Several processes are one."""
+
+import socket
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medstyle.training.objectives.table import OBJECTIVES
+from tests.training.conftest import train
+from tests.training.processes import fork
+from tests.training.test_loop import program
+
+
+def together(folder, kind, name, **settings):
+    """Train in two processes that were told of each other as torchrun tells them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = [{**world, "RANK": f"{rank}", "LOCAL_RANK": f"{rank}"} for rank in (0, 1)]
+    both = [fork(folder, kind, name, rank, **settings) for rank in ranks]
+    for process, _ in both:
+        process.join()
+    assert [process.exitcode for process, _ in both] == [0, 0]
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.mark.parametrize(
+    ("start", "kinds", "steps"),
+    [
+        (together, ["unpaired_contrastive"], 5),
+        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(OBJECTIVES), 18, marks=pytest.mark.slow),
+    ],
+    ids=["one objective", "every objective by torchrun"],  # for long enough: R1 comes every 16 steps
+)
+def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
+    """A batch divided among two processes gives the weights of one process, up to the order of sums."""
+    for kind in kinds:
+        settings = {"steps": steps, "batch": 4}
+        if not OBJECTIVES[kind].paired and kind != "exemplar":  # of pictures, which have no common space
+            settings["objective"] = {"weights": {"cross_subject": 1.0}}
+        start(tmp_path, kind, kind, **settings, processes=2)
+        two = load_file(tmp_path / f"{kind}.safetensors")
+        [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
+        for name, value in one.state_dict().items():
+            torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=f"{kind}: {name}")
