@@ -132,7 +132,7 @@ def common_space(
             log(f"{domain} of {subject} is left out of the common space: it could not be aligned with the others")
         else:
             maps[domain][subject] = tuple(map(tuple, matrix.tolist()))
-    return maps
+    return dict(maps)
 
 
 def learn_landmarks(groups: Mapping[str, list[Block]]) -> dict[str, tuple[float, ...]]:

@@ -32,8 +32,8 @@ class ManifestItem:
     subject: str
     domain: str
     path: str
-    source: str
-    shape: tuple[int, int, int]
+    source: str = "volume"
+    shape: tuple[int, int, int] = (0, 0, 0)
     spacing_mm: tuple[float, float, float] | None = None
     scanner: dict[str, str] = field(default_factory=dict)
     space: str = ""

@@ -32,11 +32,15 @@ Header = dict[int, Any]
 """Tag -> bytes, or the items of a sequence; what is read later than pixels is not in it."""
 
 
+PIXEL_DATA = 0x7FE00010
+
+
 class Pixels(NamedTuple):
-    """Where the value of Pixel Data starts, and its length as declared."""
+    """Where the value of the pixels starts, its length as declared, and whether the values are floating-point."""
 
     offset: int
     length: int
+    floating: bool = False
 
 
 class Skip(Refusal):
@@ -215,8 +219,7 @@ def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
         tag = group << 16 | element
         start, length = _value_at(data, position, explicit or group == 2)
         if tag in _PIXELS:
-            _integers_only(tag)
-            return header, Pixels(start, length)
+            return header, Pixels(start, length, tag != PIXEL_DATA)
         if tag in _WANTED:
             if tag in _SEQUENCES or length == UNDEFINED:
                 raise _IrregularError  # sequences are worth a real parser
@@ -269,15 +272,9 @@ def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pix
     else:
         dataset = read_partial(source, stop_when=pixels, force=True, specific_tags=wanted)
         syntax = _syntax(dataset, head)
-    _integers_only(pixels.tag)
     header = _elements(dataset) | {_SYNTAX: syntax.encode()}
     offset = source.tell() + (12 if pixels.long else 8)
-    return header, Pixels(offset, pixels.length) if pixels.tag else None
-
-
-def _integers_only(tag: int) -> None:
-    if tag in _PIXELS and tag != 0x7FE00010:
-        raise Refusal(Code.E_DECODE, "floating-point pixel data is not supported; export it with integer pixels")
+    return header, Pixels(offset, pixels.length, pixels.tag != PIXEL_DATA) if pixels.tag else None
 
 
 class _PixelElement:

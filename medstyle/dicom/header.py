@@ -200,6 +200,8 @@ def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
     header, pixels, source, size = read_header(path, file, limits.inflated_bytes)
     _image_class(header, pixels is not None)
     assert pixels is not None
+    if pixels.floating:
+        raise Refusal(Code.E_DECODE, "floating-point pixel data is not supported; export it with integer pixels")
     instance = _instance(path, file.bytes, header, pixels.offset)
     try:
         _size(instance, pixels.length, source, size, limits)

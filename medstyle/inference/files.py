@@ -307,14 +307,14 @@ def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, t
     model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
     contrasts = tuple(other.series for other in job.contrasts if other.series is not None)
     aligned = config.alignment != "headers"
-    derivation = Derivation(series, model, job.domain, contrasts, _reach(image, translator), aligned)
+    derivation = Derivation(series, model, job.domain, contrasts, _neighbourhood(image, translator), aligned)
     written = write_derived(image, derivation, job.out)[0].parent
     if uncertainty is not None:
         write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
     return written
 
 
-def _reach(volume: Volume, translator: Translator) -> int | None:
+def _neighbourhood(volume: Volume, translator: Translator) -> int | None:
     """Return how many slices of the source on either side of its own enter an output slice; None: all."""
     architecture = translator.config.architecture
     axial = np.abs(volume.direction[2]).argmax() == 2  # the network's slices always are

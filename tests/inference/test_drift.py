@@ -30,7 +30,7 @@ def test_a_change_of_scanner_is_seen(rng):
 
 def test_only_recent_images_of_the_model_count(run, tmp_path):
     translator = Translator.load(run.translator)
-    limit = translator.config.reference["volume"]["largest"]
+    limit = translator.config.reference["mr_t1"].volume.largest
     for number, (score, weights, age) in enumerate(
         [(limit + 1, translator.sha256, 0), (limit - 1e-3, translator.sha256, 1), (limit + 1, translator.sha256, 40),
          (limit + 1, "other", 0)]

@@ -324,24 +324,27 @@ def test_a_derived_series_names_what_entered_and_what_made_it(study, tmp_path, n
     translator = make_translator(("mr_t1", "mr_t2", "mr_flair"), contrasts=["mr_t2"], neighbours=neighbours)
     translator.save(tmp_path / "model")
     translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
-    [file, other] = sorted((tmp_path / "out").rglob("0005.dcm"), reverse=True)
-    entered = [[i.ReferencedSOPInstanceUID for i in pydicom.dcmread(f).SourceImageSequence] for f in (file, other)]
+    [file] = (tmp_path / "out").rglob("0005.dcm")
+    entered = {i.ReferencedSOPInstanceUID for i in pydicom.dcmread(file).SourceImageSequence}
     names = [sorted((study / name).iterdir())[k] for name in ("mr_t1", "mr_t2") for k in range(3, 6)]
     expected = {pydicom.dcmread(name).SOPInstanceUID for name in (names if neighbours == 3 else names[1::3])}
-    assert [set(uids) for uids in entered] == [expected, expected]
+    assert entered == expected
+    [uncertainty] = (tmp_path / "out").rglob("uncertainty*/0001.dcm")
+    [series] = pydicom.dcmread(uncertainty).ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == pydicom.dcmread(names[0]).SeriesInstanceUID
     facts = json.loads(pydicom.dcmread(file).private_block(0x0099, "MEDSTYLE AI 1.0")[3].value)
     assert facts["config_sha256"] == hashlib.sha256((tmp_path / "model/translator.json").read_bytes()).hexdigest()
     assert 0 < facts["uncertainty_mean"] < facts["uncertainty_max"]
 
 
 def test_all_slices_enter_where_the_network_cuts_across_them():
-    from medstyle.inference.files import _reach
+    from medstyle.inference.files import _neighbourhood
 
     axial = head()
     sagittal = replace(axial, affine=axial.affine[:, [1, 2, 0, 3]])
-    assert [_reach(axial, make_translator(neighbours=n)) for n in (1, 3)] == [0, 1]
-    assert _reach(sagittal, make_translator()) is None
-    assert _reach(axial, make_translator(dimensions=3)) is None
+    assert [_neighbourhood(axial, make_translator(neighbours=n)) for n in (1, 3)] == [0, 1]
+    assert _neighbourhood(sagittal, make_translator()) is None
+    assert _neighbourhood(axial, make_translator(dimensions=3)) is None
 
 
 @pytest.mark.parametrize("given", ["file", "folder"])

@@ -184,9 +184,9 @@ def test_a_scan_that_does_not_fit_is_left_out_or_flagged(run, tmp_path, code):
     store = SliceStore.open(tmp_path / "slices")
     verdicts = {(p.subject, p.domain): p for p in store.index.pairs}
     assert set(verdicts) == {(subject, "mr_t2") for subject in store.index.subjects}
-    assert [key[0] for key, pair in verdicts.items() if pair["code"]] == [bad]
-    assert verdicts[bad, "mr_t2"]["code"] == code
-    assert not verdicts[bad, "mr_t2"]["used"]
+    assert [key[0] for key, pair in verdicts.items() if pair.code] == [bad]
+    assert verdicts[bad, "mr_t2"].code == code
+    assert not verdicts[bad, "mr_t2"].used
     assert any(bad in line and code in line and "denoise.alignment" in line for line in lines)
     assert bad not in {row.subject for row in store.rows("mr_t2", "train")}
     assert bad in {row.subject for row in store.rows("mr_t1", "train")}
@@ -196,7 +196,7 @@ def test_a_scan_that_does_not_fit_is_left_out_or_flagged(run, tmp_path, code):
     assert SliceStore.open(tmp_path / "flagged").domains_of(bad) == {"mr_t1", "mr_t2"}
     denoise(replace(settings, alignment="rigid"), scans, tmp_path / "rigid", lines.append)
     pairs = SliceStore.open(tmp_path / "rigid").index.pairs
-    assert [pair["code"] for pair in pairs] == [""] * len(pairs)
+    assert [pair.code for pair in pairs] == [""] * len(pairs)
     # what was left out is not measured either
     held = SliceStore.open(run.root / "data/slices").subjects("test")[0]
     BAD_PAIRS[code](scans, held)
@@ -246,7 +246,7 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
     for domain in ("photo", "painting"):
         assert store.array(domain, "train").shape == (7, 3, 32, 32)
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
-    with pytest.raises(UserError, match=r"denoise\.atlas: pictures have no common space"):
+    with pytest.raises(UserError, match=r"denoise\.common_space: pictures have none"):
         denoise(Params((32, 32), common_space=True), tmp_path / "scans", tmp_path / "slices")
 
 
@@ -347,10 +347,10 @@ def test_a_common_space_holds_training_scans_and_only_if_asked(run, tmp_path):
     denoise(replace(settings, common_space=True), run.root / "data/scans", tmp_path / "slices")
     store = SliceStore.open(tmp_path / "slices")
     for domain in ("mr_t1", "mr_t2"):
-        array, rows, atlas = store.array(domain, "train"), store.rows(domain, "train"), store.common_space(domain)
-        assert set(atlas) == set(store.subjects("train"))
+        array, rows, maps = store.array(domain, "train"), store.rows(domain, "train"), store.common_space(domain)
+        assert set(maps) == set(store.subjects("train"))
         middles = []
-        for subject, matrix in atlas.items():
+        for subject, matrix in maps.items():
             volume = np.stack([array[i, 0] for i, row in enumerate(rows) if row.subject == subject])
             middles.append((matrix @ [*np.argwhere(volume > -1).mean(axis=0), 1])[:3])
         assert np.ptp(middles, axis=0).max() < 12, "millimetres between the bodies' centres"

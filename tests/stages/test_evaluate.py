@@ -7,9 +7,9 @@ import pytest
 from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
-from medstyle.evaluation.measured import Params
 from medstyle.stages.denoise import Params as Denoise
 from medstyle.stages.denoise import run as denoise
+from medstyle.stages.evaluate import Params
 from medstyle.stages.evaluate import run as evaluate
 from tests.inference.conftest import make_translator
 

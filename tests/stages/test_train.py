@@ -74,7 +74,7 @@ def test_an_interrupted_run_goes_on_only_if_nothing_changed(name, run, tmp_path,
     capsys.readouterr()
     changes = CHANGES[name](tmp_path)
     if name == "a library":
-        monkeypatch.setattr("importlib.metadata.version", lambda package: "0")
+        monkeypatch.setattr("medstyle.stages.train.version", lambda package: "0")
     start(changes)
     said = capsys.readouterr().err
     assert ("resumed at step" in said) == (name == "nothing")
