@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle.cohort.duplicates import near_duplicates, thumbnail
+from medstyle.cohort.duplicates import near_duplicates, volume_signature
 
 
 def images(rng, number):
@@ -23,8 +23,8 @@ def test_each_pair_of_the_same_image_is_named_once(rng, chunk):
 
 def test_a_thumbnail_knows_no_brightness_and_no_contrast():
     stack = torch.rand(12, 1, 40, 36, generator=torch.Generator().manual_seed(0))
-    one, other = thumbnail(stack), thumbnail(1.7 * stack + 0.2)
+    one, other = volume_signature(stack), volume_signature(1.7 * stack + 0.2)
     assert np.linalg.norm(one) == pytest.approx(1, abs=1e-5)
     np.testing.assert_allclose(one, other, atol=1e-5)
-    assert thumbnail(stack.flip(2)) @ one < 0.9
-    assert np.isfinite(thumbnail(0 * stack)).all()
+    assert volume_signature(stack.flip(2)) @ one < 0.9
+    assert np.isfinite(volume_signature(0 * stack)).all()

@@ -7,7 +7,7 @@ import pytest
 from medstyle.data.store import SliceStore
 from medstyle.errors import UserError
 from medstyle.evaluation.baselines import BASELINES
-from medstyle.evaluation.measured import Params
+from medstyle.evaluation.measured import EvaluateParams as Params
 from medstyle.stages.denoise import Params as Denoise
 from medstyle.stages.denoise import run as denoise
 from medstyle.stages.evaluate import run as evaluate
