@@ -34,7 +34,7 @@ BRAIN: Changes = {
         "source": str((SHARED / "brain_t1_flair").resolve()),
         "rules": [{"domain": f"mr_{name}", "when": {"path": f"*/{name}.nii.gz"}} for name in ("t1", "flair")],
     },
-    "denoise": {"size": [128, 128], "registration": "rigid", "validation": 0.0, "test_subjects": TEST},
+    "denoise": {"size": [128, 128], "alignment": "rigid", "validation": 0.0, "test_subjects": TEST},
     "evaluate": {"figures": 5},
 }
 PHANTOM: Changes = {  # the demo's data for another recipe

@@ -133,7 +133,7 @@ def register(folder: Path, architecture: Architecture) -> Translator:
     )
     Translator(config, [networks]).save(folder / "translator")
     (folder / "translator/MODEL_CARD.md").write_text("random weights")
-    models.register(folder / "translator", {"reference": "truth", "tables": {"truth": {}}}, [])
+    models.add_version(folder / "translator", {"reference": "truth", "tables": {"truth": {}}}, [])
     models.promote("1", "a benchmark")
     return Translator.load(folder / "translator")
 

@@ -29,7 +29,9 @@ import torch
 from peers import ours
 from torch import nn
 
-from medstyle.data.store import SliceStore
+from medstyle.data.store import Row, SliceStore, StoreIndex
+from medstyle.transforms.body import extent_of, is_body
+from medstyle.transforms.prepare import Preparation
 
 SIZE, DOMAINS = (120, 104), ("mr_t1", "mr_t2")
 SETTINGS: dict[str, Any] = {  # as params.yaml has them
@@ -199,11 +201,13 @@ def write_store(folder: Path, slices: int) -> None:
         for i in range(slices):
             array[i, 0] = np.where(h**2 + w**2 < 0.7, sign * rng.normal(0, 0.2, SIZE), -1)
         array.flush()
-    rows = [[f"sub-{i // 50:05}", i % 50, i % 50 / 49, 0.5] for i in range(slices)]
-    subjects = {row[0]: "train" for row in rows}
-    (folder / "index.json").write_text(
-        json.dumps({"size": SIZE, "subjects": subjects, "rows": {"train": dict.fromkeys(DOMAINS, rows)}})
-    )
+    extents = [extent_of(is_body(image[0])) for image in array]  # both domains show the same ellipse
+    rows = tuple(Row(f"sub-{i // 50:05}", i % 50, i % 50 / 49, 0.5, extent) for i, extent in enumerate(extents))
+    index = StoreIndex(
+        SIZE, Preparation(), "headers", (), {row.subject: "train" for row in rows},
+        {"train": dict.fromkeys(DOMAINS, rows)}, {},
+    )  # fmt: skip
+    (folder / "index.json").write_text(index.to_json())
 
 
 def memory(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:

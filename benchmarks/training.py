@@ -60,7 +60,7 @@ OURS: dict[str, dict[str, Any]] = {
         "training": {"batch": 1, "learning_rate": 1e-3},
         "objective": {
             "kind": "unpaired_contrastive", "adversarial": "least_squares",
-            "weights": {"contrastive": 0.0, "identity": 0.0, "anatomy": 1.0, "population": 5.0},
+            "weights": {"contrastive": 0.0, "identity": 0.0, "anatomy": 1.0, "cross_subject": 5.0},
             "discriminator_layers": 3,
         },
         "network": {**NETWORK, "neighbours": 5, "residual": True},
@@ -171,7 +171,7 @@ def _train_ours(
     """
     settings = _changed(OURS[recipe], arguments.change)
     atlas = 0.0
-    if settings["objective"]["weights"].get("population"):  # made for this method alone, so it pays
+    if settings["objective"]["weights"].get("cross_subject"):  # made for this method alone, so it pays
         atlas = atlas_seconds(arguments.data, store, arguments.threads)
 
     def timed(steps: int) -> tuple[Generate, int, list[float], float]:

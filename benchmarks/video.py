@@ -34,7 +34,7 @@ from medstyle.inference.render_options import RenderOptions
 from medstyle.inference.translate import render_frames, rendering
 from medstyle.networks.translator import Translator
 
-STEADY = 0.8  # as `medstyle translate` has it
+SMOOTHED = 0.8  # as `medstyle translate` has it
 CLASSICAL = ("histogram_matching", "whitening_colouring")
 PICTURE = "a picture of 24 megapixels"
 SIZES = {"480p": (854, 480), "1080p": (1920, 1080), "4K": (3840, 2160), PICTURE: (6000, 4000)}
@@ -67,8 +67,8 @@ def compare(clip: Path, folders: dict[str, Path], frames: int) -> None:
     }
     for name, folder in folders.items():
         translator = Translator.load(folder / "models/translator")
-        for words, steady in (("frame by frame", 0.0), ("steady", STEADY)):
-            methods[f"`{name}`, {words}"] = partial(styled, clip, frames, translator, steady)
+        for words, smoothing in (("frame by frame", 0.0), ("smoothed", SMOOTHED)):
+            methods[f"`{name}`, {words}"] = partial(styled, clip, frames, translator, smoothing)
     seconds: dict[str, float] = {}
     timed = {name: partial(_timed, video, name, seconds) for name, video in methods.items()}
     found = measure_clip(partial(source, clip, frames), timed, "`paintings`, frame by frame", targets)
@@ -91,10 +91,10 @@ def classical(clip: Path, frames: int, name: str, reference: np.ndarray) -> Iter
         yield Frame(PICTURE_METHODS[name](frame.pixels, reference), frame.time)
 
 
-def styled(clip: Path, frames: int, translator: Translator, steady: float) -> Iterator[Frame]:
+def styled(clip: Path, frames: int, translator: Translator, smoothing: float) -> Iterator[Frame]:
     """Render a clip by a model."""
     pixels = (frame.pixels for frame in source(clip, frames))
-    made = render_frames(pixels, rendering(translator, options=RenderOptions(temporal_smoothing=steady)))
+    made = render_frames(pixels, rendering(translator, options=RenderOptions(temporal_smoothing=smoothing)))
     for frame, result in zip(source(clip, frames), made, strict=True):
         yield Frame(result.image, frame.time)
 
@@ -134,7 +134,7 @@ def _translate(path: Path, out: Path, model: Path, threads: int) -> tuple[float,
     torch.set_num_threads(threads)
     translator = Translator.load(model)
     start = time.perf_counter()
-    translate_path(path, out, translator, Request(options=RenderOptions(temporal_smoothing=STEADY), force=True))
+    translate_path(path, out, translator, Request(options=RenderOptions(temporal_smoothing=SMOOTHED), force=True))
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
     return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024

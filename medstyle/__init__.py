@@ -10,26 +10,61 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medstyle.client import Client
-    from medstyle.cohort.inventory import inventory
-    from medstyle.errors import Refusal, UserError
+    from medstyle.client import Answer, Client
+    from medstyle.cohort.inventory import Inventory, Item, inventory
+    from medstyle.errors import (
+        Code,
+        DataError,
+        MissingPackage,
+        ModelError,
+        OutputError,
+        ParamsError,
+        Refusal,
+        ServiceError,
+        TrainingError,
+        UserError,
+    )
     from medstyle.evaluation.baselines import BASELINES, histogram_matching
-    from medstyle.imaging.modality import DOMAINS
-    from medstyle.imaging.picture import read_picture, write_picture
+    from medstyle.imaging.modality import DOMAINS, Fingerprint, Modality
+    from medstyle.imaging.picture import Pixels, read_picture, write_picture
+    from medstyle.imaging.verdict import FileVerdict
     from medstyle.imaging.volume import Volume, read_volume, write_volume
-    from medstyle.inference.files import translate_path
-    from medstyle.inference.translate import translate_picture, translate_volume
-    from medstyle.networks.translator import Translator
+    from medstyle.inference.files import Request, translate_path
+    from medstyle.inference.ood import Verdict
+    from medstyle.inference.render_options import RenderOptions
+    from medstyle.inference.translate import Reference, Translation, translate_picture, translate_volume
+    from medstyle.networks.translator import Translator, TranslatorConfig
 
 __version__ = _version("medstyle")
 
 _WHERE = {
+    "Answer": "client",
     "BASELINES": "evaluation.baselines",
     "Client": "client",
+    "Code": "errors",
     "DOMAINS": "imaging.modality",
+    "DataError": "errors",
+    "FileVerdict": "imaging.verdict",
+    "Fingerprint": "imaging.modality",
+    "Inventory": "cohort.inventory",
+    "Item": "cohort.inventory",
+    "MissingPackage": "errors",
+    "Modality": "imaging.modality",
+    "ModelError": "errors",
+    "OutputError": "errors",
+    "ParamsError": "errors",
+    "Pixels": "imaging.picture",
+    "Reference": "inference.translate",
     "Refusal": "errors",
+    "RenderOptions": "inference.render_options",
+    "Request": "inference.files",
+    "ServiceError": "errors",
+    "TrainingError": "errors",
+    "Translation": "inference.translate",
     "Translator": "networks.translator",
+    "TranslatorConfig": "networks.translator",
     "UserError": "errors",
+    "Verdict": "inference.ood",
     "Volume": "imaging.volume",
     "histogram_matching": "evaluation.baselines",
     "inventory": "cohort.inventory",
@@ -45,10 +80,31 @@ _WHERE = {
 __all__ = [
     "BASELINES",
     "DOMAINS",
+    "Answer",
     "Client",
+    "Code",
+    "DataError",
+    "FileVerdict",
+    "Fingerprint",
+    "Inventory",
+    "Item",
+    "MissingPackage",
+    "Modality",
+    "ModelError",
+    "OutputError",
+    "ParamsError",
+    "Pixels",
+    "Reference",
     "Refusal",
+    "RenderOptions",
+    "Request",
+    "ServiceError",
+    "TrainingError",
+    "Translation",
     "Translator",
+    "TranslatorConfig",
     "UserError",
+    "Verdict",
     "Volume",
     "histogram_matching",
     "inventory",

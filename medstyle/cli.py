@@ -15,7 +15,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medstyle.errors import USABLE, UserError, outline
+from medstyle.errors import USABLE, DataError, OutputError, ParamsError, UserError, outline
+
+# before a runtime loads: idle threads sleep instead of spinning, so that other jobs may have the cores
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     help="From a folder of scans or pictures to a trained, measured, registered and served style-transfer model.",
@@ -82,7 +85,7 @@ def phantom(
     from medstyle.stages.acquire import Params, run
 
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
+        raise OutputError(f"{out}: exists already; name a new folder")
     run(parse(Params, {"subjects": subjects, "seed": seed, "domains": domains.split(",")}, "phantom"), out, print)
 
 
@@ -99,7 +102,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
 
     for path in paths:
         if not path.exists():
-            raise UserError(f"{path}: no such file or folder")
+            raise DataError(f"{path}: no such file or folder")
     document = inventory(paths).to_json(_domain_by_params(), values=json_)
     judged = [file["verdict"] != "refused" for file in document["files"]]
     judged += [row["code"] in USABLE for row in document["volumes"]]
@@ -169,7 +172,7 @@ def deidentify(
     count = {name: sum(v.verdict == name for v in verdicts) for name in ("used", "skipped", "refused")}
     said = f"{count['used']} files written to {out}, {count['skipped']} skipped, {count['refused']} refused"
     if count["refused"] or not verdicts:
-        raise UserError(said)
+        raise ParamsError(said)
     if not json_:
         print(said)
 
@@ -206,9 +209,20 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run([*launcher, "-m", "medstyle.cli", "train", "--params", str(file)], check=False)
         raise typer.Exit(done.returncode)
-    model, first = Path("models/translator"), os.environ.get("RANK", "0") == "0"
+    slices, model, first = Path("data/slices"), Path("models/translator"), os.environ.get("RANK", "0") == "0"
+    _check_protocol(file, params, slices)
     with training_run(params, model) if first else nullcontext(lambda step, values: None) as log:
-        run(params, Path("data/slices"), model, Path("reports/training.csv"), log=log)
+        run(params, slices, model, Path("reports/training.csv"), log=log)
+
+
+def _check_protocol(file: Path, plan: Any, slices: Path) -> None:
+    """Raise UserError where `evaluate` could not measure what is about to be trained: better now than in hours."""
+    from medstyle.data.store import SliceStore
+    from medstyle.evaluation.measured import EvaluateParams, subjects_to_measure
+    from medstyle.params import load
+
+    protocol = load(EvaluateParams, "evaluate", file).protocol
+    subjects_to_measure(SliceStore.open(slices), protocol, plan.source, plan.target, plan.contrasts)
 
 
 @app.command()
@@ -321,7 +335,7 @@ def translate(
 
     weights = weight or [1.0] * len(style or [])
     if len(weights) != len(style or []):
-        raise UserError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
+        raise ParamsError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
     options = RenderOptions(
         strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, temporal_smoothing
     )
@@ -355,12 +369,12 @@ def _classical(source: Path, out: Path, style: list[Path], method: str, options:
     )
 
     if method not in PICTURE_METHODS:
-        raise UserError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
+        raise ParamsError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
     if len(style) != 1:
-        raise UserError(f"--method {method}: name the picture whose style is taken with --style")
+        raise ParamsError(f"--method {method}: name the picture whose style is taken with --style")
     if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
-        raise UserError(f"{out}: {why} choose another name")
+        raise ParamsError(f"{out}: {why} choose another name")
     pixels = read_picture(source, alpha=True)
     styled = to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(style[0])))
     made = options.apply(pixels, styled)
@@ -380,7 +394,7 @@ def ensemble(
     from medstyle.networks.translator import ensemble as combine
 
     if out.exists():
-        raise UserError(f"{out}: exists already; name a new folder")
+        raise OutputError(f"{out}: exists already; name a new folder")
     combined = combine(folders, out)
     print(f"{out}: {len(combined.members)} members, weights sha256 {combined.sha256[:16]}")
 
@@ -408,7 +422,7 @@ def export(
     from medstyle.networks.export import export as write
 
     if out.exists():
-        raise UserError(f"{out}: exists already; remove it or choose another name")
+        raise OutputError(f"{out}: exists already; remove it or choose another name")
     translator = _translator(model)
     write(translator, out, to)
     print(f"{out}: sizes must be multiples of {translator.multiple}")
@@ -462,7 +476,7 @@ def summary() -> None:
 
     path = Path("reports/metrics.json")
     if not path.is_file():
-        raise UserError(f"{path}: absent; run `dvc repro` first")
+        raise ParamsError(f"{path}: absent; run `dvc repro` first")
     metrics = json.loads(path.read_text())
     from rich.table import Table
 
@@ -491,9 +505,9 @@ def summary() -> None:
 
 Next (after `source .venv/bin/activate`):
   medstyle translate data/raw/studies/PHANTOM-0000 synthetic   your own DICOM folder, NIfTI file or picture works alike
-  make serve                                                   then see "Serve" in README.md for a request
+  make serve                                                   then see docs/how-to/serve.md for a request
   mlflow server --backend-store-uri sqlite:///mlflow.db --port 5200      training curves, pictures, models
-  python -m flows.train                                        the same run as a Prefect flow; README has its page""",
+  python -m flows.train                                        the same as a Prefect flow: docs/how-to/schedule.md""",
         markup=False,
         highlight=False,
         soft_wrap=True,
@@ -516,10 +530,10 @@ def serve(
 
     Example: medstyle serve --port 5101 --audit audit.jsonl
     """
-    from medstyle.registry.server import Limits
+    from medstyle.registry.server import RequestLimits
     from medstyle.registry.server import serve as start
 
-    start(model, host, port, workers, Limits(body_mb << 20, capacity, timeout), poll, audit)
+    start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout), poll, audit)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
 
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, OutputError, Refusal, ServiceError
 from medstyle.jobs.progress import track
 
 Image = str | Path | bytes
@@ -51,7 +51,7 @@ class Answer:
 
 
 class Client:
-    """A served model.
+    """A served model; in a ``with`` block its connections are closed at the end.
 
     Args:
         url: of `medstyle serve` or ``mlflow models serve``.
@@ -64,6 +64,17 @@ class Client:
         again = Retry(retries, status_forcelist=[503], allowed_methods=None, backoff_factor=0.2, raise_on_status=False)
         self._http = PoolManager(retries=again, timeout=Timeout(connect=10.0, read=timeout_s))
         self.url = url.rstrip("/")
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections; a later call opens new ones."""
+        self._http.clear()
 
     def translate(
         self,
@@ -94,11 +105,13 @@ class Client:
         try:
             answer = self._http.request("POST", f"{self.url}/invocations", json=content)
         except HTTPError as error:
-            raise UserError(f"{self.url}: no answer ({type(error).__name__}); is `medstyle serve` running?") from None
+            raise ServiceError(
+                f"{self.url}: no answer ({type(error).__name__}); is `medstyle serve` running?"
+            ) from None
         if answer.status == 503:
-            raise UserError(f"{self.url}: {_reason(answer)}")
+            raise ServiceError(f"{self.url}: {_reason(answer)}")
         if answer.status != 200:
-            raise Refusal("E_SERVER", f"{_reason(answer)} (status {answer.status})")
+            raise Refusal(Code.E_SERVER, f"{_reason(answer)} (status {answer.status})")
         [made] = answer.json()["predictions"]
         made |= {name: base64.b64decode(made[name]) for name in ("image", "uncertainty")}
         return Answer(**made)
@@ -132,7 +145,7 @@ def _read(image: Image) -> str:
         return base64.b64encode(path.read_bytes()).decode()
     files = [file for file in sorted(path.rglob("*")) if file.is_file()]
     if not files:
-        raise UserError(f"{path}: no such file, or a folder without files")
+        raise ServiceError(f"{path}: no such file, or a folder without files")
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for number, file in enumerate(files):
@@ -150,7 +163,7 @@ def _reason(answer: BaseHTTPResponse) -> str:
 def _write(data: bytes, path: Path) -> None:
     """Write a file, or what is in a zip as the folder ``path``; nothing is overwritten or left half-written."""
     if path.exists():
-        raise UserError(f"{path}: exists already; remove it or choose another name")
+        raise OutputError(f"{path}: exists already; remove it or choose another name")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         part = Path(folder, "part")
         if data.startswith(b"PK") and path.suffix != ".zip":

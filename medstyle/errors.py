@@ -1,29 +1,242 @@
-"""Errors that a person can act on: one line that names the cause and the remedy, never a traceback."""
+"""Errors that a caller can act on: one line that names the cause and the remedy, never a traceback.
+
+=====================  ==============================================================================
+:class:`UserError`     the base of all; the command line prints it and exits with code 2
+:class:`Refusal`       an input that cannot be used, with a :class:`Code`
+:class:`ParamsError`   a value in params.yaml, on the command line or in the environment
+:class:`DataError`     files or a data set that lack what was asked of them
+:class:`ModelError`    a translator or a registered version that is absent, damaged or does not fit
+:class:`TrainingError` a training that stopped itself
+:class:`OutputError`   an output that exists already or cannot be written
+:class:`ServiceError`  a server, registry or scheduler that does not answer
+:class:`MissingPackage` an optional package that is not installed
+=====================  ==============================================================================
+"""
 
 from __future__ import annotations
 
 import os
 import traceback
 from collections.abc import Iterator
+from enum import StrEnum
 
-USABLE = ("", "E_TILT_NEEDS_RESAMPLE")  # codes of an image that may be read without a person's word
 MARK = "__patient_data__"  # a module with this global reads or holds what hospitals send, wherever it may be moved
+
+
+class Code(StrEnum):
+    """What is wrong with an input: stable and machine-readable.
+
+    Example:
+        >>> Code.E_GAP.meaning
+        'distances between slices differ, or positions leave a straight line: add the slices, or set `ingest.gaps`'
+    """
+
+    meaning: str
+
+    def __new__(cls, value: str, meaning: str) -> Code:
+        code = str.__new__(cls, value)
+        code._value_ = value
+        code.meaning = meaning
+        return code
+
+    E_4D = (
+        "E_4D",
+        (
+            "several images at each position, or a mosaic that does not say how it is tiled: choose"
+            " one by `ingest.time_point` or `Series.volume(n)`, or export it as enhanced DICOM"
+        ),
+    )
+    E_BITS = "E_BITS", "a picture of neither 8 nor 16 bits: write it with 8 or 16"
+    E_BURNED_IN = (
+        "E_BURNED_IN",
+        (
+            "the pixels may show who the patient is: look at them, then pass `--allow E_BURNED_IN` "
+            "or `ingest.allow`; BurnedInAnnotation YES is always refused"
+        ),
+    )
+    E_COLOR = "E_COLOR", ("colours where grey values are expected: read it with `read_colour`, or as a picture")
+    E_DECODE = (
+        "E_DECODE",
+        (
+            "a damaged header, an unknown syntax, a codec that fails, impossible bits, or a file "
+            "that changed since it was found: export it again"
+        ),
+    )
+    E_DETACHED = (
+        "E_DETACHED",
+        (
+            "an NRRD or MetaImage header whose voxels lie outside its folder, in several files, or "
+            "nowhere: write one file"
+        ),
+    )
+    E_DOMAIN = "E_DOMAIN", ("the modality cannot be of this domain: correct the rule, or name the right domain")
+    E_DUPLICATE = (
+        "E_DUPLICATE",
+        (
+            "the same DICOM instance again, byte for byte, or a picture that is nearly the same as "
+            "another of its domain: nothing needs doing; `ingest.duplicates` keeps such pictures"
+        ),
+    )
+    E_DUPLICATE_DOMAIN = (
+        "E_DUPLICATE_DOMAIN",
+        ("another scan of the same session has been taken for this domain: make the rules narrower"),
+    )
+    E_DUP_CONFLICT = (
+        "E_DUP_CONFLICT",
+        (
+            "one SOP instance UID with different content, or unequal numbers or times of images at "
+            "the positions: keep one, or export each time point"
+        ),
+    )
+    E_EMPTY = "E_EMPTY", ("the image, or the reference of a style, shows no body: every voxel has about the same value")
+    E_EXISTS = "E_EXISTS", ("the output is there already, and nothing is ever overwritten: choose another place")
+    E_FAULT = "E_FAULT", "an unexpected error of one study in the inbox: see its `reason.json`"
+    E_FORMAT = (
+        "E_FORMAT",
+        ("a request that is not DICOM, NIfTI, PNG, JPEG, NPY or a zip of DICOM: send the file's bytes"),
+    )
+    E_GAP = (
+        "E_GAP",
+        ("distances between slices differ, or positions leave a straight line: add the slices, or set `ingest.gaps`"),
+    )
+    E_INCOMPLETE = (
+        "E_INCOMPLETE",
+        ("images of this series are damaged, or missing beside its other volumes: restore them, or `ingest.allow`"),
+    )
+    E_INPUT = "E_INPUT", ("an error of one study in the inbox that has no code of its own: see its `reason.json`")
+    E_LOCALIZER = "E_LOCALIZER", "a localizer, scout or surview: it is no scan"
+    E_MIXED_ORIENTATION = (
+        "E_MIXED_ORIENTATION",
+        (
+            "single images that each look another way, or a NIfTI file whose qform, sform and "
+            "pixdim disagree by more than 0.5 mm: export one orientation"
+        ),
+    )
+    E_NOT_DICOM = (
+        "E_NOT_DICOM",
+        (
+            "no DICOM content, an empty file, or no regular file: nothing needs doing, or rename a "
+            "file whose name says DICOM wrongly"
+        ),
+    )
+    E_NOT_FINITE = "E_NOT_FINITE", ("NaN or infinity among the voxels, or rescaled values beyond float32: replace them")
+    E_NO_GEOMETRY = "E_NO_GEOMETRY", ("positions or orientation are missing or senseless: export the original images")
+    E_NO_LABEL = "E_NO_LABEL", ("`ingest.labels` does not list this picture, and no rule goes by its path alone")
+    E_NO_PIXELS = "E_NO_PIXELS", "an image header without pixels"
+    E_NO_RULE = "E_NO_RULE", "no rule in params.yaml names its domain: add a rule, or leave it out"
+    E_OUT_OF_DISTRIBUTION = (
+        "E_OUT_OF_DISTRIBUTION",
+        ("the input does not resemble the training images: check its domain, or insist with `--force`"),
+    )
+    E_PAIR_APART = "E_PAIR_APART", ("less than half of the smaller body lies in the other: check who is who")
+    E_PAIR_SHIFTED = (
+        "E_PAIR_SHIFTED",
+        ("the two scans fit better after a shift of 6 mm or more: `denoise.alignment: rigid`"),
+    )
+    E_PAIR_SPACE = (
+        "E_PAIR_SPACE",
+        ("the two scans have frames of reference of their own and are aligned by headers: `denoise.alignment: rigid`"),
+    )
+    E_PAIR_TURNED = (
+        "E_PAIR_TURNED",
+        ("the two scans fit better after a turn of 6 degrees or more: `denoise.alignment: rigid`"),
+    )
+    E_PAIR_UNLIKE = (
+        "E_PAIR_UNLIKE",
+        (
+            "the two scans share far less information than the other pairs, as scans of two people "
+            "would: check who is who"
+        ),
+    )
+    E_REGISTRATION = "E_REGISTRATION", "no alignment of the two scans was found: check who is who"
+    E_SERVER = "E_SERVER", "a server answered with an error: see its text"
+    E_SHAPE = (
+        "E_SHAPE",
+        (
+            "a single sagittal or coronal slice, or an NPY request that is not finite numbers (H, "
+            "W) or (D, H, W): give the whole series"
+        ),
+    )
+    E_SMALL = "E_SMALL", "a picture with fewer pixels than `ingest.min_pixels`"
+    E_SOPCLASS = (
+        "E_SOPCLASS",
+        (
+            "no image (structured report, segmentation, dose, DICOMDIR), a secondary capture "
+            "without a position, or a cine: export the images themselves"
+        ),
+    )
+    E_SUBJECT = (
+        "E_SUBJECT",
+        ("PatientID is empty, or `ingest.subject` does not match the path: set or correct `ingest.subject`"),
+    )
+    E_SYNTHETIC = "E_SYNTHETIC", ("a model made it, so it is no training data: use the original, or `ingest.allow`")
+    E_TILT_NEEDS_RESAMPLE = (
+        "E_TILT_NEEDS_RESAMPLE",
+        (
+            "a gantry tilt above 0.1 degrees: a usable DICOM volume with a sheared grid, which "
+            "`ingest.tilt` straightens; a volume file with such a grid is refused"
+        ),
+    )
+    E_TOO_LARGE = (
+        "E_TOO_LARGE",
+        ("more pixels, voxels or bytes than the limits allow: scale it down, or raise the limit"),
+    )
+    E_TRUNCATED = "E_TRUNCATED", ("fewer bytes than the header claims, or a codestream without its end: copy it again")
+    E_ZERO_SPACING = (
+        "E_ZERO_SPACING",
+        ("the distance of voxels is missing, zero or negative: export the original images"),
+    )
+
+
+USABLE: tuple[str, ...] = ("", Code.E_TILT_NEEDS_RESAMPLE)  # codes of an image that is read without an override
 
 
 class UserError(Exception):
     """Bad input or configuration. The command line prints the message and exits with code 2."""
 
 
+class ParamsError(UserError):
+    """A value in params.yaml, on the command line or in the environment that cannot be used."""
+
+
+class DataError(UserError):
+    """Files or a data set that lack what was asked of them."""
+
+
+class ModelError(UserError):
+    """A translator or a registered version that is absent, damaged, or does not fit."""
+
+
+class TrainingError(UserError):
+    """A training that stopped itself, because it would have made no model."""
+
+
+class OutputError(UserError):
+    """An output that exists already or cannot be written."""
+
+
+class ServiceError(UserError):
+    """A server, registry or scheduler that does not answer."""
+
+
+class MissingPackage(UserError):
+    """An optional package that is not installed."""
+
+
 class Refusal(UserError):
     """An input that cannot be used.
 
-    ``code`` is stable and machine-readable (``E_GAP``, ``E_NOT_DICOM``…); the message holds the numbers and the
-    remedy and never patient data.
+    The message holds the numbers and the remedy and never patient data.
+
+    Example:
+        >>> error = Refusal(Code.E_GAP, "slice 3 is missing")
+        >>> str(error), error.code == "E_GAP"
+        ('E_GAP: slice 3 is missing', True)
     """
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
-        self.code = code
+        self.code = Code.__members__[code]
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:

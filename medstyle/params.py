@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -39,12 +39,12 @@ def _sections(path: Path) -> dict[str, Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; run from the project's root or name one with --params") from None
+        raise ParamsError(f"{path}: no such file; run from the project's root or name one with --params") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         line = " ".join(str(error).split())
-        raise UserError(f"{path}: not valid YAML: {line}") from None
+        raise ParamsError(f"{path}: not valid YAML: {line}") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path}: expected sections such as 'train:' at the top level")
+        raise ParamsError(f"{path}: expected sections such as 'train:' at the top level")
     return document
 
 
@@ -68,7 +68,7 @@ def parse(cls: type[T], values: object, where: str) -> T:
         # JSON mode, because there a list may fill a tuple field although types are otherwise strict.
         return parse_json(cls, json.dumps(values), where)
     except TypeError as error:
-        raise UserError(f"{where}: {error}; quote the value if it is meant as text") from None
+        raise ParamsError(f"{where}: {error}; quote the value if it is meant as text") from None
 
 
 def parse_json(cls: type[T], text: str | bytes, where: str) -> T:
@@ -86,7 +86,7 @@ def parse_json(cls: type[T], text: str | bytes, where: str) -> T:
         if new := next((new for old, new in RENAMED.items() if key.endswith(old)), None):
             cause = f"is now called {new}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise UserError(f"{key}: {cause}{more}") from None
+        raise ParamsError(f"{key}: {cause}{more}") from None
 
 
 def _keys(location: tuple[int | str, ...], text: str | bytes) -> list[str]:

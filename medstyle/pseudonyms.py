@@ -8,7 +8,7 @@ import os
 from functools import lru_cache
 from pathlib import Path
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -34,13 +34,15 @@ def own_secret() -> str | None:
 @lru_cache(1)
 def _secret_in(file: Path) -> str:
     if any((folder / ".git").exists() for folder in file.resolve().parents):
-        raise UserError(f"MEDSTYLE_SECRET_FILE: {file}: lies in a git repository; keep the secret outside")
+        raise ParamsError(f"MEDSTYLE_SECRET_FILE: {file}: lies in a git repository; keep the secret outside")
     try:
         secret = file.read_text().strip()
     except (OSError, UnicodeDecodeError):
         secret = ""
     if not secret:
-        raise UserError(f"MEDSTYLE_SECRET_FILE: {file}: no readable text; write the secret there or unset the variable")
+        raise ParamsError(
+            f"MEDSTYLE_SECRET_FILE: {file}: no readable text; write the secret there or unset the variable"
+        )
     return secret
 
 

@@ -41,7 +41,7 @@ RULES = [
     {"domain": "photo", "when": {"path": "*.png"}},
     {"domain": "painting", "when": {"path": "*.jpg"}},
 ]
-# What goes back to the patient with a derived series (docs/dicom.md).
+# What goes back to the patient with a derived series (docs/reference/dicom.md).
 IDENTITY = set(words(
     "PatientName PatientID PatientBirthDate PatientSex PatientWeight StudyInstanceUID StudyDate StudyTime "
     "ReferringPhysicianName StudyID AccessionNumber StudyDescription FrameOfReferenceUID PositionReferenceIndicator "

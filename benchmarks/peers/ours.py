@@ -14,10 +14,10 @@ from medstyle.data.batch import Batch
 from medstyle.data.store import SliceStore
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.params import parse
-from medstyle.stages.train import Params
 from medstyle.training.loop import fit
 from medstyle.training.objectives.table import OBJECTIVES
-from medstyle.transforms.body import box_around, extent_of
+from medstyle.training.plan import Plan
+from medstyle.transforms.body import AIR, box_around, extent_of, is_body
 
 Settings = dict[str, Any]  # sections of params.yaml's `train`: training, objective, network, augmentation
 
@@ -38,29 +38,18 @@ def train(
     """
     own = {"steps": steps, "threads": threads, "seed": seed, "validate_every": steps, "checkpoint_s": 1e9}
     plain = {**settings, "training": {**settings.get("training", {}), **own}, "source": source, "target": target}
-    params = parse(Params, plain, "benchmark")
+    plan = parse(Plan, plain, "benchmark")
     with tempfile.TemporaryDirectory() as scratch:
-        [networks], _ = fit(
-            store,
-            source,
-            target,
-            settings=params.training,
-            objective=params.objective,
-            architecture=params.network,
-            augmentation=params.augmentation,
-            scratch=Path(scratch),
-            log=lambda step, values: None,
-            show=lambda step, values: tick(),
-        )
+        [networks], _ = fit(plan, store, Path(scratch), log=lambda step, values: None, show=lambda step, values: tick())
     device = next(networks.parameters()).device
 
     @torch.inference_mode()
     def generate(x: Tensor) -> Tensor:
         middle = networks.content(x)
-        out = torch.full_like(middle, -1.0)
+        out = torch.full_like(middle, AIR)
         which = torch.ones(1, dtype=torch.long, device=device)  # the target is the second domain
         for number, one in enumerate(x):  # each in the box around its body, as `medstyle translate` does
-            box = (..., *box_around(extent_of((one > -0.999).numpy()), x.shape[2:], networks.generator.multiple))
+            box = (..., *box_around(extent_of(is_body(one).numpy()), x.shape[2:], networks.generator.multiple))
             out[number : number + 1][box] = networks(x[number : number + 1][box].to(device), which).float().cpu()
         return out
 
@@ -98,30 +87,30 @@ def textbook_step(
     import copy
     from contextlib import nullcontext
 
-    params = parse(Params, {**settings, "source": domains[0], "target": domains[1]}, "benchmark")
-    networks = Networks(params.network, list(domains))
-    recipe = OBJECTIVES[params.objective.kind](networks, params.objective, (x.shape[1], x.shape[1]), 2)
-    modules = {name: change(module).to(x.device) for name, module in recipe.players.items()}
+    plan = parse(Plan, {**settings, "source": domains[0], "target": domains[1]}, "benchmark")
+    networks = Networks(plan.network, plan.learned)
+    objective = OBJECTIVES[plan.objective.kind](networks, plan.objective, (x.shape[1], x.shape[1]), 2)
+    modules = {name: change(module).to(x.device) for name, module in objective.players.items()}
     average = copy.deepcopy(networks)
     optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}
     if compiled:
         networks.generator.compile(dynamic=True)
-        if recipe.discriminator is not None:
-            recipe.discriminator.compile(dynamic=True)
+        if objective.discriminator is not None:
+            objective.discriminator.compile(dynamic=True)
     index = torch.zeros(len(x), dtype=torch.long, device=x.device)
 
     def step(number: int) -> None:
         paired = torch.ones(len(x), dtype=torch.bool, device=x.device)
         batch = Batch(x, y, index, index + 1, paired, range(number, number + len(x)), number, 0.5)
         with autocast or nullcontext():
-            played = recipe.play(batch)
-        for phase in recipe.phases:
+            images = objective.play(batch)
+        for phase in objective.phases:
             if number % phase.every:
                 continue
             for optimiser in optimisers.values():
                 optimiser.zero_grad()
-            with (phase.name != "r1" and autocast) or nullcontext():
-                loss, _ = phase.loss(batch, played)
+            with (None if phase.full_precision else autocast) or nullcontext():
+                loss, _ = phase.loss(batch, images)
             loss.backward()
             for name in phase.players:
                 nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0, foreach=False)

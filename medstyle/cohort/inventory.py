@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import USABLE, Refusal
+from medstyle.errors import USABLE, Code, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES, SYNTHETIC_MARK
+from medstyle.imaging.verdict import FileVerdict
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
 from medstyle.jobs.progress import LINE_EVERY_S, track
@@ -29,25 +30,15 @@ VOLUME_VOXELS = 1 << 31
 
 # flags of an image that is sound and yet may not be what it seems -> code and reason
 DOUBTS = {
-    "SYNTHETIC": ("E_SYNTHETIC", "a model made it, so it shows what that model knew"),
+    "SYNTHETIC": (Code.E_SYNTHETIC, "a model made it, so it shows what that model knew"),
     "INCOMPLETE": (
-        "E_INCOMPLETE",
+        Code.E_INCOMPLETE,
         "images of this series are damaged, or missing beside its other volumes",
     ),
 }
 
 Kind = Literal["volume", "4d", "image", "video", "refused"]
 Source = Literal["dicom", "volume", "picture", "video"]
-
-
-@dataclass(frozen=True)
-class File:
-    """What became of one file; ``reason`` holds no patient data, ``path`` may."""
-
-    path: Path = field(repr=False)
-    verdict: Literal["used", "skipped", "refused"]
-    code: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +129,7 @@ class Item:
 
             return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
         if self.source != "volume":
-            raise Refusal("E_SOPCLASS", f"a {self.source} is no scan; read it as a picture")
+            raise Refusal(Code.E_SOPCLASS, f"a {self.source} is no scan; read it as a picture")
         return read_volume(self.path, domain, "volume")
 
 
@@ -146,7 +137,7 @@ class Item:
 class Inventory:
     """Every file's verdict and everything that can be loaded, in a stable order."""
 
-    files: tuple[File, ...]
+    files: tuple[FileVerdict, ...]
     volumes: tuple[Item, ...]
 
     def to_json(
@@ -169,7 +160,7 @@ class Inventory:
             if path not in fine
         }
         files = [
-            File(f.path, "refused", *refused[f.path]) if f.path in refused and f.verdict == "used" else f
+            FileVerdict(f.path, "refused", *refused[f.path]) if f.path in refused and f.verdict == "used" else f
             for f in self.files
         ]
         return {
@@ -184,7 +175,7 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
     code, reason, value_range = doubt.code, doubt.reason, None
     if values and item.usable and item.source in ("dicom", "volume"):
         try:
-            voxels = item.load(name or _like(item), allow=() if name else ("E_DOMAIN",)).voxels
+            voxels = item.load(name or _like(item), allow=() if name else (Code.E_DOMAIN,)).voxels
             value_range = [float(voxels.min()), float(voxels.max())]
         except Refusal as refusal:
             code, reason = refusal.code, refusal.reason
@@ -216,7 +207,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     from medstyle.dicom.scan import find_files, scan
 
     dicom: list[Path] = []
-    files: list[File] = []
+    files: list[FileVerdict] = []
     items: list[Item] = []
     for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
         name = path.name.lower()
@@ -230,11 +221,11 @@ def inventory(paths: Iterable[Path]) -> Inventory:
             item = Item(source, "refused", refusal.code, refusal.reason, (path,))
         except Exception as error:  # a damaged file may raise anything, and the text would quote its path
             reason = f"the header is damaged ({type(error).__name__}); export the file again"
-            item = Item(source, "refused", "E_DECODE", reason, (path,))
+            item = Item(source, "refused", Code.E_DECODE, reason, (path,))
         items.append(item)
-        files.append(File(path, "used" if item.usable else "refused", item.code, item.reason))
+        files.append(FileVerdict(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
-    files += [File(f.path, f.verdict, f.code, f.reason) for f in found.files]
+    files += found.files
     items += [Item.of(series) for series in found.series]
     return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
 
@@ -243,11 +234,11 @@ def _volume(path: Path) -> Item:
     """Check a volume file's header."""
     header = read_volume_header(path)
     if header.volumes != 1:
-        return Item("volume", "4d", "E_4D", f"has size {header.size}; split it into volumes", (path,), header.shape)
+        return Item("volume", "4d", Code.E_4D, f"has size {header.size}; split it into volumes", (path,), header.shape)
     if header.channels != 1:
-        raise Refusal("E_COLOR", f"has {header.channels} values at each voxel; one is expected")
+        raise Refusal(Code.E_COLOR, f"has {header.channels} values at each voxel; one is expected")
     if np.prod(header.size, dtype=object) > VOLUME_VOXELS:
-        raise Refusal("E_TOO_LARGE", f"claims {header.size} voxels; the limit is {VOLUME_VOXELS}")
+        raise Refusal(Code.E_TOO_LARGE, f"claims {header.size} voxels; the limit is {VOLUME_VOXELS}")
     notes = (header.reader.GetMetaData(key) for key in header.reader.GetMetaDataKeys())
     return Item(
         "volume", "volume", "", "", (path,), header.shape, header.affine, {"Name": path.name}, _flags(notes)
@@ -269,11 +260,11 @@ def _picture(path: Path) -> Item:
             exif = {} if image.format == "PNG" else image.getexif()  # which would decode a PNG; its notes are chunks
             flags = _flags([*image.info.values(), *exif.values()])
     except Image.DecompressionBombError:
-        raise Refusal("E_TOO_LARGE", f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
+        raise Refusal(Code.E_TOO_LARGE, f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
     except Exception as error:  # damaged pictures raise many types, with paths in their text
-        raise Refusal("E_DECODE", f"not a readable picture ({type(error).__name__})") from None
+        raise Refusal(Code.E_DECODE, f"not a readable picture ({type(error).__name__})") from None
     if width * height > MAX_PIXELS:
-        raise Refusal("E_TOO_LARGE", f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
+        raise Refusal(Code.E_TOO_LARGE, f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
     return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name}, flags)
 
 
@@ -287,7 +278,7 @@ def _video(path: Path) -> Item:
             stream = container.streams.video[0]
             shape = (int(stream.frames), int(stream.height), int(stream.width))
     except Exception as error:
-        raise Refusal("E_DECODE", f"not a readable video ({type(error).__name__})") from None
+        raise Refusal(Code.E_DECODE, f"not a readable video ({type(error).__name__})") from None
     return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -52,9 +52,9 @@ def read_labels(file: Path) -> Labels:
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise UserError(f"ingest.labels: {file}: no such file; name it relative to ingest.source") from None
+        raise DataError(f"ingest.labels: {file}: no such file; name it relative to ingest.source") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"ingest.labels: {file}: not readable as UTF-8 text ({type(error).__name__})") from None
+        raise DataError(f"ingest.labels: {file}: not readable as UTF-8 text ({type(error).__name__})") from None
     rows = _coco(file, text) if file.suffix.lower() == ".json" else _table(file, text)
     named = {PurePosixPath(name).as_posix(): values for name, values in rows.items()}
     return Labels(file, tuple(dict.fromkeys(key for values in rows.values() for key in values)), named)
@@ -64,14 +64,14 @@ def _table(file: Path, text: str) -> dict[str, dict[str, str]]:
     reader = csv.DictReader(io.StringIO(text, newline=""))
     columns = reader.fieldnames or ()
     if PATH not in columns:
-        raise UserError(f"ingest.labels: {file}: no column {PATH!r} that names the files; it has {', '.join(columns)}")
+        raise DataError(f"ingest.labels: {file}: no column {PATH!r} that names the files; it has {', '.join(columns)}")
     rows: dict[str, dict[str, str]] = {}
     for row in reader:
         name = row.pop(PATH)
         if None in row or None in row.values():
-            raise UserError(f"ingest.labels: {file}: line {reader.line_num} has not {len(columns)} columns")
+            raise DataError(f"ingest.labels: {file}: line {reader.line_num} has not {len(columns)} columns")
         if name in rows:
-            raise UserError(f"ingest.labels: {file}: line {reader.line_num} names a file for the second time")
+            raise DataError(f"ingest.labels: {file}: line {reader.line_num} names a file for the second time")
         rows[name] = row
     return rows
 
@@ -86,6 +86,6 @@ def _coco(file: Path, text: str) -> dict[str, dict[str, str]]:
         return {str(one["file_name"]): {CATEGORY: ",".join(sorted(found[one["id"]]))} for one in document["images"]}
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else type(error).__name__
-        raise UserError(
+        raise DataError(
             f"ingest.labels: {file}: not annotations as COCO has them: images, annotations, categories ({cause})"
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.params import params
 
@@ -24,9 +24,9 @@ class Rule:
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
-            raise UserError(f"rules: unknown domain {self.domain!r}; known: {', '.join(DOMAINS)}")
+            raise ParamsError(f"rules: unknown domain {self.domain!r}; known: {', '.join(DOMAINS)}")
         if not self.when:
-            raise UserError(f"rules: the rule for {self.domain} has an empty 'when' and would match every input")
+            raise ParamsError(f"rules: the rule for {self.domain} has an empty 'when' and would match every input")
 
     def matches(self, attributes: Mapping[str, str]) -> bool:
         """Tell whether every pattern fits; an absent attribute counts as empty."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -25,7 +25,7 @@ def split_subjects(subjects: Sequence[str], shares: tuple[float, float], seed: i
     order = sorted(set(subjects), key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).hexdigest())
     validation, test = (max(1, round(share * len(order))) if share > 0 else 0 for share in shares)
     if validation + test >= len(order):
-        raise UserError(
+        raise ParamsError(
             f"split: {len(order)} subjects are too few for shares {shares}: {validation} validation and {test} test "
             "would leave none to train on; add subjects or lower denoise.validation and denoise.test"
         )

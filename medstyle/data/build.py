@@ -18,7 +18,7 @@ from medstyle.cohort.duplicates import near_duplicates, volume_signature
 from medstyle.cohort.split import split_subjects
 from medstyle.data.manifest import ManifestItem
 from medstyle.data.store import Matrix, Pair, Row
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, DataError, Refusal
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.picture import read_picture
 from medstyle.imaging.volume import Volume, read_volume
@@ -93,7 +93,7 @@ def check_leaks(blocks: list[Block], splits: Mapping[str, str], limit: float) ->
         if found:
             a, b = found[0]
             more = f" ({len(found)} such pairs)" if len(found) > 1 else ""
-            raise UserError(
+            raise DataError(
                 f"{domain} of {a} ({splits[a]}) and of {b} ({splits[b]}) is the same image{more}: name the person with "
                 "ingest.subject, or take one out; denoise.same_image sets the limit"
             )
@@ -122,7 +122,7 @@ def common_space(
     """Return for each domain and subject the map of the stored voxels into the space that all scans share."""
     stored = {(b.domain, b.subject): Stored(b.path, b.spacing_mm) for b in blocks if b.spacing_mm is not None}
     if not stored:
-        raise UserError("denoise.common_space: pictures have none; set it to false")
+        raise DataError("denoise.common_space: pictures have none; set it to false")
     work = partial(map_to_space, space=median_scan(list(stored.values())))
     maps: dict[str, dict[str, Matrix]] = defaultdict(dict)
     for (domain, subject), matrix in zip(
@@ -159,7 +159,7 @@ def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[
         people[person_of(subject)].update(images)
     held = [person_of(name) if person_of(name) in people else subject_key(name) for name in params.test_subjects]
     if absent := [str(number) for number, key in enumerate(held, 1) if key not in people]:
-        raise UserError(
+        raise DataError(
             f"denoise.test_subjects: no subject fits number {', '.join(absent)} of the list; take keys from "
             "data/scans/manifest.json; for names MEDSTYLE_SECRET must be what it was at ingest"
         )
@@ -201,7 +201,7 @@ def blocks_of(
         if reference is not None:
             if params.alignment == "headers" and image.space and space and image.space != space:
                 reason = f"the headers place it in a space of its own; {REMEDY}"
-                pairs.append(Pair(subject, domain, params.bad_pairs == "flag", "E_PAIR_SPACE", reason))
+                pairs.append(Pair(subject, domain, params.bad_pairs == "flag", Code.E_PAIR_SPACE, reason))
                 if params.bad_pairs == "refuse":
                     continue
             try:

@@ -20,7 +20,7 @@ from medstyle.cohort.rules import Rule, domain_of
 from medstyle.cohort.sessions import BIDS_SUBJECT
 from medstyle.data.manifest import ManifestItem
 from medstyle.dicom.regular import read_with_gaps, straighten
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture, write_picture
 from medstyle.imaging.volume import Volume, read_volume, write_volume
@@ -33,7 +33,7 @@ from medstyle.transforms.degrade import Degradation
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
 SCANNER = ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
-OVERRULED = {"E_BURNED_IN", *(code for code, _ in DOUBTS.values())}
+OVERRULED = {Code.E_BURNED_IN, *(code for code, _ in DOUBTS.values())}
 
 
 @params
@@ -73,13 +73,13 @@ class IngestParams:
 
     def __post_init__(self) -> None:
         if not self.rules:
-            raise UserError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
+            raise ParamsError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
         if unknown := sorted(set(self.allow) - OVERRULED):
-            raise UserError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
+            raise ParamsError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
         try:
             re.compile(self.subject or "")
         except re.error as error:
-            raise UserError(f"ingest.subject: not a regular expression: {error}") from None
+            raise ParamsError(f"ingest.subject: not a regular expression: {error}") from None
 
 
 class Place(NamedTuple):
@@ -122,7 +122,7 @@ def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None
     unknown = [name for rule in rules for name in rule.when if name not in known]
     if labels.file is not None and unknown:
         has = ", ".join(labels.attributes) or "no attributes"
-        raise UserError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
+        raise ParamsError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
 
 
 def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tuple[str, str]:
@@ -133,23 +133,23 @@ def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tu
             raise refusal
     domain = domain_of(attributes, params.rules)
     if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
-        raise Refusal("E_NO_LABEL", f"{labels.file.name} does not list it, and no rule goes by its path alone")
+        raise Refusal(Code.E_NO_LABEL, f"{labels.file.name} does not list it, and no rule goes by its path alone")
     if domain is None:
-        raise Refusal("E_NO_RULE", "no rule in params.yaml names its domain; add one or leave it out")
+        raise Refusal(Code.E_NO_RULE, "no rule in params.yaml names its domain; add one or leave it out")
     if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
         size = f"{item.shape[2]} x {item.shape[1]}"
-        raise Refusal("E_SMALL", f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
+        raise Refusal(Code.E_SMALL, f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
     modality = DOMAINS[domain]
     if (item.source == "picture") != (modality.dicom is None):
-        raise Refusal("E_DOMAIN", f"a {item.source} cannot be {domain}; correct the rule")
+        raise Refusal(Code.E_DOMAIN, f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
-        raise Refusal("E_DOMAIN", f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
+        raise Refusal(Code.E_DOMAIN, f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
     return subject_key(_subject(item, params, attributes["path"])), domain
 
 
 def _overruled(item: Item, params: IngestParams) -> set[str]:
     """Return the codes that do not keep this item out."""
-    policies = {"E_GAP": params.gaps == "interpolate", "E_4D": params.time_point is not None}
+    policies = {Code.E_GAP: params.gaps == "interpolate", Code.E_4D: params.time_point is not None}
     dicom = item.series is not None
     return {*params.allow, *(code for code, chosen in policies.items() if chosen and dicom)}
 
@@ -165,7 +165,7 @@ def take(
         try:
             if taken:
                 reason = f"another image of this session is already {place.domain}; make the rules narrower"
-                raise Refusal("E_DUPLICATE_DOMAIN", reason)
+                raise Refusal(Code.E_DUPLICATE_DOMAIN, reason)
             taken.append(_write(item, place, params, out))
         except Refusal as refusal:
             refused.append(refused_entry(item, refusal))
@@ -188,7 +188,7 @@ def repeats(taken: Sequence[Taken], limit: float) -> Iterator[tuple[Taken, Refus
                 gone.add(j)
                 what = "the same picture as" if (i, j) in same else "nearly the same picture as"
                 reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
-                yield of[j], Refusal("E_DUPLICATE", reason)
+                yield of[j], Refusal(Code.E_DUPLICATE, reason)
 
 
 def degrade(entry: ManifestItem, how: Degradation, out: Path) -> ManifestItem:
@@ -238,9 +238,9 @@ def _write(item: Item, place: Place, params: IngestParams, out: Path) -> Taken:
 def _load(item: Item, domain: str, params: IngestParams) -> tuple[Volume, dict[str, Any]]:
     """Read a scan; returns it, and the fields of the manifest that say what a policy changed and where it lies."""
     notes: dict[str, Any] = {}
-    if item.series is not None and item.code == "E_GAP":
+    if item.series is not None and item.code == Code.E_GAP:
         volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain, allow=params.allow)
-    elif item.code == "E_4D" and params.time_point is not None:
+    elif item.code == Code.E_4D and params.time_point is not None:
         volume, notes["time_point"] = item.at(params.time_point).load(domain, allow=params.allow), params.time_point
     else:
         volume = item.load(domain, allow=params.allow)
@@ -257,11 +257,11 @@ def _subject(item: Item, params: IngestParams, path: str) -> str:
     if params.subject is not None:
         match = re.search(params.subject, path)
         if match is None:
-            raise Refusal("E_SUBJECT", "ingest.subject does not match its path; correct the expression")
+            raise Refusal(Code.E_SUBJECT, "ingest.subject does not match its path; correct the expression")
         return match.group(match.lastindex or 0)
     if item.series is not None:
         if not item.series.patient_id:
-            raise Refusal("E_SUBJECT", "PatientID is empty; set ingest.subject to find the subject in the path")
+            raise Refusal(Code.E_SUBJECT, "PatientID is empty; set ingest.subject to find the subject in the path")
         return item.series.patient_id
     bids = BIDS_SUBJECT.search(path)
     return path if item.source == "picture" else bids.group(1) if bids else str(Path(path).parent)

@@ -7,7 +7,7 @@ from dataclasses import MISSING, asdict, field, fields
 from pathlib import Path
 
 from medstyle.cohort.rules import Rule
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 from medstyle.jobs.atomic import write_json
 from medstyle.params import params, parse_json
 from medstyle.transforms.degrade import Degradation
@@ -59,7 +59,7 @@ class Manifest:
         try:
             return parse_json(Manifest, path.read_bytes(), str(path))
         except (OSError, ValueError):
-            raise UserError(f"{path}: no readable manifest; run `medstyle ingest` first") from None
+            raise DataError(f"{path}: no readable manifest; run `medstyle ingest` first") from None
 
     def write(self, folder: Path) -> None:
         """Write ``folder/manifest.json``, without what is as usual."""

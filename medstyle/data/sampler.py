@@ -20,7 +20,7 @@ from scipy.ndimage import map_coordinates
 
 from medstyle.data.batch import Batch, MatchedSubject
 from medstyle.data.store import SliceStore
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.pseudonyms import person_of
 from medstyle.transforms.augment import Augmentation, augment
@@ -102,7 +102,7 @@ class Images:
         block = np.asarray(self.array[self._around(subject, place, depth)], np.float32)
         if not np.isfinite(block).all():
             where = f"{self.domain} of subject {subject}, at slice {self.slices[self.rows[subject][place]]}"
-            raise UserError(f"{where}: holds values that are not finite; take it out or repair it")
+            raise DataError(f"{where}: holds values that are not finite; take it out or repair it")
         return block
 
     def at(self, subject: str, voxels: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -189,7 +189,7 @@ class BatchSampler:
             own.update({subject: np.intersect1d(own[subject], other[subject]) for subject in common})
         self.subjects = self._subjects()
         if s.cross_subject and (lacking := [a for way in self.ways for a in way if not self.images[a].common_space]):
-            raise UserError(
+            raise DataError(
                 f"objective.weights.cross_subject: the store has no common space of {lacking[0]}; set "
                 "denoise.common_space to true"
             )
@@ -215,7 +215,7 @@ class BatchSampler:
             if not complete or not all(self.images[b].subjects for a, b in self.ways if a == name):
                 what = " and ".join(dict.fromkeys([name, *needed])) if needed else f"{name} and another domain"
                 have = "all slices of" if needed else "one of"
-                raise UserError(
+                raise DataError(
                     f"no {s.split} subject has {have} {what} with enough body; check ingest.rules, denoise and the "
                     "split"
                 )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.cohort.rules import Rule
-from medstyle.errors import UserError
+from medstyle.errors import DataError, UserError
 from medstyle.imaging.modality import Fingerprint
 from medstyle.params import params, parse_json
 from medstyle.transforms.body import Extent
@@ -102,13 +102,13 @@ class SliceStore:
         try:
             return SliceStore(Path(folder), parse_json(StoreIndex, path.read_bytes(), str(path)))
         except (OSError, ValueError, UserError):
-            raise UserError(f"{path}: no readable slice store here; run `medstyle denoise` first") from None
+            raise DataError(f"{path}: no readable slice store here; run `medstyle denoise` first") from None
 
     def array(self, domain: str, split: str) -> NDArray[np.float16]:
         """Map the slices of ``domain`` and ``split``, ``(N, C, H, W)``."""
         path = self.folder / split / f"{domain}.npy"
         if not path.is_file():
-            raise UserError(f"{path}: the store holds no {split} slices of {domain}; it has {', '.join(self.domains)}")
+            raise DataError(f"{path}: the store holds no {split} slices of {domain}; it has {', '.join(self.domains)}")
         mapped: NDArray[np.float16] = np.load(path, mmap_mode="r")
         return mapped
 

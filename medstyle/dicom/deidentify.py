@@ -20,10 +20,11 @@ from pydicom.multival import MultiValue
 from medstyle.dicom.elements import BoundedFile, Skip, quiet, words
 from medstyle.dicom.header import Instance, read_frames
 from medstyle.dicom.read import read_pixels
-from medstyle.dicom.scan import FileVerdict, find_files
+from medstyle.dicom.scan import find_files
 from medstyle.dicom.uids import uid_from
 from medstyle.dicom.write import code, save, settle_laterality
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, ParamsError, Refusal
+from medstyle.imaging.verdict import FileVerdict
 from medstyle.jobs.progress import track
 from medstyle.pseudonyms import NO_SECRET, digest, own_secret, short_key, subject_key
 
@@ -157,11 +158,11 @@ def deidentify_folder(source: Path, out: Path, options: Options = Options()) -> 
         UserError: there is no secret, no source, or ``out`` lies in it.
     """
     if own_secret() is None:
-        raise UserError(f"deidentify: {NO_SECRET}")
+        raise ParamsError(f"deidentify: {NO_SECRET}")
     if not source.exists():
-        raise UserError(f"{source}: no such file or folder")
+        raise ParamsError(f"{source}: no such file or folder")
     if out.resolve().is_relative_to(source.resolve()):
-        raise UserError(f"{out}: lies in {source}, whose files are read; choose another place")
+        raise ParamsError(f"{out}: lies in {source}, whose files are read; choose another place")
     return [_written(path, out, options) for path in track(list(dict.fromkeys(find_files([source]))), "deidentify")]
 
 
@@ -179,8 +180,8 @@ def _written(path: Path, out: Path, options: Options) -> FileVerdict:
                 scratch.rename(final)
                 return FileVerdict(path, "used", "", "")
             if filecmp.cmp(scratch, final, shallow=False):
-                raise Skip("E_DUPLICATE", "the same image was written before")
-            raise Refusal("E_EXISTS", "another file of this SOP instance, or other options, made its output already")
+                raise Skip(Code.E_DUPLICATE, "the same image was written before")
+            raise Refusal(Code.E_EXISTS, "another file of this SOP instance, or other options, made its output already")
         finally:
             scratch.unlink(missing_ok=True)
     except Skip as skip:
@@ -212,7 +213,7 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
             raise
         except Exception as error:  # a damaged header may raise anything, and its text would quote values
             cause = f"the header is damaged ({type(error).__name__})"
-            raise Refusal("E_DECODE", f"{cause}; export the file again") from None
+            raise Refusal(Code.E_DECODE, f"{cause}; export the file again") from None
     if instance.samples > 1:
         clean.PhotometricInterpretation, clean.PlanarConfiguration = "RGB", 0
     clean.BitsAllocated, clean.HighBit = pixels.itemsize * 8, instance.bits_stored - 1
@@ -226,9 +227,11 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
 
 def _header(dataset: Dataset, instance: Instance, options: Options) -> Dataset:
     if "BURNED_IN_UNKNOWN" in instance.flags:
-        raise Refusal("E_BURNED_IN", "the pixels may show patient data: look, remove it, set BurnedInAnnotation to NO")
+        raise Refusal(
+            Code.E_BURNED_IN, "the pixels may show patient data: look, remove it, set BurnedInAnnotation to NO"
+        )
     if not all(dataset.get(name) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")):
-        raise Refusal("E_DECODE", "has no UID of its study, its series or itself; export the file again")
+        raise Refusal(Code.E_DECODE, "has no UID of its study, its series or itself; export the file again")
     patient = instance.patient_id or instance.study_uid  # or all who have no ID would be one
     clean = _filtered(dataset, options)
     if options.shift_dates:
@@ -308,5 +311,7 @@ def private_element(text: str) -> tuple[int, int, str]:
     """Parse ``GROUP,ELEMENT,CREATOR``, such as ``2005,xx0E,Philips MR Imaging DD 001``; raises UserError."""
     match = re.fullmatch(r"\(?([0-9a-fA-F]{4}),(?:[0-9a-fA-FxX]{2})?([0-9a-fA-F]{2})\)?,(.+)", text.strip())
     if match is None or int(match[1], 16) % 2 == 0:
-        raise UserError(f"{text}: no private element; write GROUP,ELEMENT,CREATOR: 2005,xx0E,Philips MR Imaging DD 001")
+        raise ParamsError(
+            f"{text}: no private element; write GROUP,ELEMENT,CREATOR: 2005,xx0E,Philips MR Imaging DD 001"
+        )
     return int(match[1], 16), int(match[2], 16), match[3].strip()

@@ -24,7 +24,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID, AllTransferSyntaxes
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -137,13 +137,17 @@ def inflate(path: Path, limit: int) -> bytes:
     with path.open("rb") as file:
         head = file.read(144)  # not by pydicom, which would ask for as much memory as a length in there claims
         if head[132:140] != b"\x02\0\0\0UL\x04\0":
-            raise Refusal("E_DECODE", "the file meta information does not begin with its length; export the file again")
+            raise Refusal(
+                Code.E_DECODE, "the file meta information does not begin with its length; export the file again"
+            )
         file.seek(144 + _LENGTH.unpack(head[140:])[0])
         data = stream.decompress(file.read(), limit)
     if not stream.eof:
         if len(data) >= limit:
-            raise Refusal("E_TOO_LARGE", f"inflates to more than {limit} bytes; raise the limit if you trust the file")
-        raise Refusal("E_TRUNCATED", "the deflated data set ends early; copy or export the file again")
+            raise Refusal(
+                Code.E_TOO_LARGE, f"inflates to more than {limit} bytes; raise the limit if you trust the file"
+            )
+        raise Refusal(Code.E_TRUNCATED, "the deflated data set ends early; copy or export the file again")
     return data
 
 
@@ -158,8 +162,8 @@ def read_header(path: Path, file: BoundedFile, inflated_bytes: int) -> tuple[Hea
     if not looks_like_dicom(head):
         what = "not a DICOM file" if head else "the file is empty"
         if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-            raise Refusal("E_NOT_DICOM", f"{what}, whatever its name says; remove or rename it")
-        raise Skip("E_NOT_DICOM", what)
+            raise Refusal(Code.E_NOT_DICOM, f"{what}, whatever its name says; remove or rename it")
+        raise Skip(Code.E_NOT_DICOM, what)
     if found := _walk(head, file):
         return *found, file, file.bytes
     if DEFLATED.encode() in head[:2048]:
@@ -170,7 +174,7 @@ def read_header(path: Path, file: BoundedFile, inflated_bytes: int) -> tuple[Hea
         file.seek(0)
         source, size, found = file, file.bytes, _parse(file, head)
     if found[1] is None and source.tell() > size:
-        raise Refusal("E_TRUNCATED", f"the header claims {source.tell()} bytes, the file has {size}; copy it again")
+        raise Refusal(Code.E_TRUNCATED, f"the header claims {source.tell()} bytes, the file has {size}; copy it again")
     return *found, source, size
 
 
@@ -273,7 +277,7 @@ def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pix
 
 def _integers_only(tag: int) -> None:
     if tag in _PIXELS and tag != 0x7FE00010:
-        raise Refusal("E_DECODE", "floating-point pixel data is not supported; export it with integer pixels")
+        raise Refusal(Code.E_DECODE, "floating-point pixel data is not supported; export it with integer pixels")
 
 
 class _PixelElement:
@@ -290,11 +294,11 @@ class _PixelElement:
 def _syntax(dataset: Dataset, head: bytes) -> str:
     meta = dataset.file_meta
     if str(meta.get("MediaStorageSOPClassUID", "")) == _DIRECTORY:
-        raise Skip("E_SOPCLASS", "a DICOMDIR index; the files are found by searching the folder instead")
+        raise Skip(Code.E_SOPCLASS, "a DICOMDIR index; the files are found by searching the folder instead")
     if syntax := str(meta.get("TransferSyntaxUID", "")):
         return syntax
     if head[128:132] == b"DICM":
-        raise Refusal("E_DECODE", "the file meta information names no transfer syntax; export the file again")
+        raise Refusal(Code.E_DECODE, "the file meta information names no transfer syntax; export the file again")
     implicit, little = dataset.original_encoding
     return (IMPLICIT if implicit else EXPLICIT) if little else BIG
 
@@ -337,7 +341,7 @@ def numbers(header: Header, name: str) -> tuple[float, ...]:
         value = value.strip(b" \0")
         return tuple(map(float, value.split(b"\\"))) if value else ()
     except (ValueError, struct.error):
-        raise Refusal("E_DECODE", f"{name} is not a number; export the file again") from None
+        raise Refusal(Code.E_DECODE, f"{name} is not a number; export the file again") from None
 
 
 def first(header: Header, name: str, default: float) -> float:

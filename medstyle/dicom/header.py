@@ -35,7 +35,7 @@ from medstyle.dicom.elements import (
     words,
 )
 from medstyle.dicom.mosaic import tiling
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -185,15 +185,15 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
     """
     try:
         if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
-            raise Skip("E_NOT_DICOM", "not a regular file")
+            raise Skip(Code.E_NOT_DICOM, "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
     except Refusal:
         raise
     except OSError as error:
-        raise Refusal("E_DECODE", f"cannot be read from disk (errno {error.errno})") from None
+        raise Refusal(Code.E_DECODE, f"cannot be read from disk (errno {error.errno})") from None
     except Exception as error:  # a damaged header may raise anything, and its text would quote values
-        raise Refusal("E_DECODE", f"the header is damaged ({type(error).__name__}); export the file again") from None
+        raise Refusal(Code.E_DECODE, f"the header is damaged ({type(error).__name__}); export the file again") from None
 
 
 def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
@@ -208,7 +208,9 @@ def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
     frames = _frames(header, instance)
     tomographic = instance.attributes.get("Modality") in ("CT", "MR", "PT")
     if instance.sop_class in SECONDARY and tomographic and frames[0].position is None:
-        raise Skip("E_SOPCLASS", "a secondary capture page of a tomographic study, without a position in the patient")
+        raise Skip(
+            Code.E_SOPCLASS, "a secondary capture page of a tomographic study, without a position in the patient"
+        )
     return frames
 
 
@@ -216,15 +218,15 @@ def _image_class(header: Header, pixels: bool) -> None:
     """Let image storage classes pass, and say what the others are."""
     frames = text(header, "NumberOfFrames")
     if frames and not frames.isdecimal():
-        raise Refusal("E_DECODE", "NumberOfFrames is not a number; export the file again")
+        raise Refusal(Code.E_DECODE, "NumberOfFrames is not a number; export the file again")
     uid = text(header, "SOPClassUID")
     if not uid and pixels and has(header, "Rows"):
-        raise Refusal("E_SOPCLASS", "has pixels but names no SOP class; convert it to a current DICOM image first")
+        raise Refusal(Code.E_SOPCLASS, "has pixels but names no SOP class; convert it to a current DICOM image first")
     if uid not in IMAGES:
         name = UID(uid).name if uid in UID_dictionary else "no registered SOP class"
-        raise Skip("E_SOPCLASS", f"not an image to work on: {name}")
+        raise Skip(Code.E_SOPCLASS, f"not an image to work on: {name}")
     if not pixels:
-        raise Skip("E_NO_PIXELS", f"{UID(uid).name} without pixel data")
+        raise Skip(Code.E_NO_PIXELS, f"{UID(uid).name} without pixel data")
 
 
 def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
@@ -233,7 +235,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     def count(name: str, default: int | None = None) -> int:
         values = numbers(header, name)
         if not values and default is None:
-            raise Refusal("E_DECODE", f"{name} is missing; export the file again")
+            raise Refusal(Code.E_DECODE, f"{name} is missing; export the file again")
         return int(values[0]) if values else int(default or 0)
 
     allocated = count("BitsAllocated")
@@ -247,10 +249,10 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     image_type = {v.strip().upper() for v in said("ImageType").split("\\")}
     sop_class = said("SOPClassUID")
     if image_type & {"LOCALIZER", "SCOUT"} or any(v.endswith("SURVIEW") for v in image_type):
-        raise Skip("E_LOCALIZER", "a localizer (scout) image")
+        raise Skip(Code.E_LOCALIZER, "a localizer (scout) image")
     burned = said("BurnedInAnnotation").upper()
     if burned == "YES":
-        raise Refusal("E_BURNED_IN", "BurnedInAnnotation is YES; text in the pixels must be removed first")
+        raise Refusal(Code.E_BURNED_IN, "BurnedInAnnotation is YES; text in the pixels must be removed first")
     flags = {
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
@@ -304,31 +306,33 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
     """Compare what the header claims with the limits and with the bytes that are there, before any decoding."""
     i = instance
     if not (i.rows and i.columns and i.frames and i.samples in (1, 3)):
-        raise Refusal("E_DECODE", f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}; export it again")
+        raise Refusal(
+            Code.E_DECODE, f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}; export it again"
+        )
     total = i.frame_bytes * i.frames
     if i.rows * i.columns > limits.frame_pixels or i.frames > limits.frames or total > limits.object_bytes:
         claim = f"claims {i.frames} frames of {i.rows} x {i.columns} x {i.samples}, {total} bytes"
-        raise Refusal("E_TOO_LARGE", f"{claim}; raise the limits if you trust the file")
+        raise Refusal(Code.E_TOO_LARGE, f"{claim}; raise the limits if you trust the file")
     if (
         not (i.bits_allocated in (8, 16, 32) or _packed(i))
         or not 0 < i.bits_stored <= i.bits_allocated
         or i.high_bit >= i.bits_allocated
     ):
         bits = f"{i.bits_stored} of {i.bits_allocated} bits, high bit {i.high_bit}"
-        raise Refusal("E_DECODE", f"pixels of {bits} are not supported; convert to 8 or 16 bits first")
+        raise Refusal(Code.E_DECODE, f"pixels of {bits} are not supported; convert to 8 or 16 bits first")
     if i.transfer_syntax in NATIVE:
         found = min(length, size - i.offset)
         if length == UNDEFINED or found < total:
             raise Refusal(
-                "E_TRUNCATED", f"expected {total} bytes of pixels, found {max(0, found)}; copy the file again"
+                Code.E_TRUNCATED, f"expected {total} bytes of pixels, found {max(0, found)}; copy the file again"
             )
         return
     if UID(i.transfer_syntax) not in AllTransferSyntaxes:
-        raise Refusal("E_DECODE", "the transfer syntax is not a registered one; export it as Explicit VR")
+        raise Refusal(Code.E_DECODE, "the transfer syntax is not a registered one; export it as Explicit VR")
     compressed = _encapsulated(source, i.offset, size)
     if total > (1 << 20) + limits.ratio * compressed:
         raise Refusal(
-            "E_TOO_LARGE", f"claims {total} bytes from {compressed} compressed; raise the ratio if you trust it"
+            Code.E_TOO_LARGE, f"claims {total} bytes from {compressed} compressed; raise the ratio if you trust it"
         )
 
 
@@ -351,7 +355,9 @@ def _encapsulated(source: BinaryIO, offset: int, size: int) -> int:
             break
         position += 8 + length
         total += length
-    raise Refusal("E_TRUNCATED", f"compressed pixels end at byte {size} without their delimiter; copy the file again")
+    raise Refusal(
+        Code.E_TRUNCATED, f"compressed pixels end at byte {size} without their delimiter; copy the file again"
+    )
 
 
 def _frames(header: Header, instance: Instance) -> list[Frame]:
@@ -367,7 +373,7 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
     if instance.sop_class in TOMOGRAPHIC and groups[1]:
         return _enhanced(instance, groups[0], groups[1], image_type, time)
     if instance.frames > 1 and instance.sop_class in TOMOGRAPHIC:
-        raise Refusal("E_NO_GEOMETRY", f"{instance.frames} frames without positions; export the original images")
+        raise Refusal(Code.E_NO_GEOMETRY, f"{instance.frames} frames without positions; export the original images")
     contrast = (
         image_type,
         first(header, "EchoTime", 0.0),
@@ -404,7 +410,7 @@ def _enhanced(
 ) -> list[Frame]:
     """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16)."""
     if len(frames) != instance.frames:
-        raise Refusal("E_DECODE", f"{instance.frames} frames but {len(frames)} functional groups; export it again")
+        raise Refusal(Code.E_DECODE, f"{instance.frames} frames but {len(frames)} functional groups; export it again")
     nothing: Header = {}
 
     def group(k: int, *names: str) -> Header:
@@ -443,7 +449,9 @@ def _rescale(header: Header) -> tuple[float, float]:
     """Return slope and intercept; one that is there but senseless is refused, since it makes the values."""
     slope, intercept = ((numbers(header, name) or (default,))[0] for name, default in _RESCALE)
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
-        raise Refusal("E_DECODE", "RescaleSlope or RescaleIntercept is zero or not finite; export the original images")
+        raise Refusal(
+            Code.E_DECODE, "RescaleSlope or RescaleIntercept is zero or not finite; export the original images"
+        )
     return slope, intercept
 
 

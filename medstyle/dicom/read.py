@@ -17,7 +17,7 @@ from pydicom.uid import UID
 from medstyle.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
 from medstyle.dicom.header import LIMITS, LITTLE, Frame, Instance
 from medstyle.dicom.scan import Series
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
@@ -55,13 +55,13 @@ def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Vol
     if not series.usable and series.code not in allow:
         raise Refusal(series.code, series.reason)
     if series.kind != kind:
-        raise Refusal("E_SOPCLASS", f"a {kind} is expected, this is a {series.kind}")
+        raise Refusal(Code.E_SOPCLASS, f"a {kind} is expected, this is a {series.kind}")
     if "COLOUR" in series.flags:
-        raise Refusal("E_COLOR", "the pixels are colours; read them with read_colour")
+        raise Refusal(Code.E_COLOR, "the pixels are colours; read them with read_colour")
     wanted, found = DOMAINS[domain].dicom, series.attributes.get("Modality", "")
-    if "E_DOMAIN" not in allow and (found in ("CT", "PT") or wanted == "CT") and wanted != found:
+    if Code.E_DOMAIN not in allow and (found in ("CT", "PT") or wanted == "CT") and wanted != found:
         raise Refusal(
-            "E_DOMAIN", f"{_MODALITIES.get(found, 'another')} values cannot be read as {domain}; name its domain"
+            Code.E_DOMAIN, f"{_MODALITIES.get(found, 'another')} values cannot be read as {domain}; name its domain"
         )
     voxels = np.empty(series.shape, np.float32)
     air = DOMAINS[domain].air
@@ -103,7 +103,7 @@ def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDAr
     Raises:
         Refusal: the series' own code unless it is ``E_COLOR``, ``E_SOPCLASS`` (a cine) or in ``allow``; ``E_DECODE``.
     """
-    if series.kind == "refused" or series.code not in ("", "E_COLOR", "E_SOPCLASS", *allow):
+    if series.kind == "refused" or series.code not in ("", Code.E_COLOR, Code.E_SOPCLASS, *allow):
         raise Refusal(series.code, series.reason)
     with quiet():
         reader = _Reader()
@@ -143,7 +143,7 @@ class _Reader:
             with np.errstate(over="ignore"):
                 out[:] = stored * np.float64(frame.slope) + frame.intercept
             if not np.isfinite(out).all():
-                raise Refusal("E_NOT_FINITE", "the rescaled values exceed 32-bit floats; export the original images")
+                raise Refusal(Code.E_NOT_FINITE, "the rescaled values exceed 32-bit floats; export the original images")
         if padded is not None:
             out[padded] = air
 
@@ -192,7 +192,7 @@ class _Reader:
                 file.seek(start)
                 found = file.readinto(self.buffer.data)
         if found != i.frame_bytes:
-            raise Refusal("E_TRUNCATED", f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
+            raise Refusal(Code.E_TRUNCATED, f"expected {i.frame_bytes} bytes of a frame, found {found}; copy it again")
         packed = i.bits_allocated == 12
         values = _unpacked(self.buffer, i.rows * i.columns) if packed else self.buffer.view(f"<u{i.value_bytes}")
         return values.reshape(i.rows, i.columns)
@@ -208,11 +208,11 @@ class _Reader:
             raise
         except NotImplementedError:
             raise Refusal(
-                "E_DECODE", f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
+                Code.E_DECODE, f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
             ) from None
         except BaseException as error:  # codecs raise anything (a Rust panic is no Exception) and may quote values
             cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
-            raise Refusal("E_DECODE", f"{cause}; export it uncompressed") from None
+            raise Refusal(Code.E_DECODE, f"{cause}; export it uncompressed") from None
         return pixels
 
     def _open(self, instance: Instance) -> Dataset:
@@ -255,6 +255,6 @@ def _unchanged(instance: Instance) -> BoundedFile:
     if file.bytes != instance.size:
         file.close()
         raise Refusal(
-            "E_DECODE", f"the file had {instance.size} bytes when scanned and has {file.bytes} now; scan again"
+            Code.E_DECODE, f"the file had {instance.size} bytes when scanned and has {file.bytes} now; scan again"
         )
     return file

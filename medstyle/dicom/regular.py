@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from medstyle.dicom.read import read_series
 from medstyle.dicom.scan import POSITION_TOLERANCE_MM, SPACING_TOLERANCE, Series
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
@@ -26,10 +26,10 @@ def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) 
     Raises:
         Refusal: ``E_GAP`` where that is not so; what :func:`read_series` raises.
     """
-    if series.code != "E_GAP":
+    if series.code != Code.E_GAP:
         return read_series(series, domain, allow=allow), 0
-    if "BURNED_IN_UNKNOWN" in series.flags and "E_BURNED_IN" not in allow:
-        raise Refusal("E_BURNED_IN", "the pixels may show patient data; look, then allow it")
+    if "BURNED_IN_UNKNOWN" in series.flags and Code.E_BURNED_IN not in allow:
+        raise Refusal(Code.E_BURNED_IN, "the pixels may show patient data; look, then allow it")
     first = series.frames[0]
     positions = np.array([frame.position for frame in series.frames])
     whole = positions[-1] - positions[0]
@@ -38,10 +38,10 @@ def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) 
     off = float(np.abs(positions - positions[0] - np.outer(along / length, whole)).max())
     step = float(np.diff(along).min())
     if off > max(POSITION_TOLERANCE_MM, SPACING_TOLERANCE * step):
-        raise Refusal("E_GAP", f"slice positions leave a straight line by {off:.3f} mm; split the series")
+        raise Refusal(Code.E_GAP, f"slice positions leave a straight line by {off:.3f} mm; split the series")
     depth = round(length / step) + 1
     if depth > 2 * len(positions):
-        raise Refusal("E_GAP", f"{len(positions)} slices would have to make {depth}; split the series at its gaps")
+        raise Refusal(Code.E_GAP, f"{len(positions)} slices would have to make {depth}; split the series at its gaps")
     row_mm, column_mm = first.spacing or (1.0, 1.0)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = (np.array(first.orientation).reshape(2, 3).T * (column_mm, row_mm)).T

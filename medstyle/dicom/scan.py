@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from medstyle.dicom.elements import Skip, quiet
 from medstyle.dicom.header import LIMITS, TOMOGRAPHIC, Damaged, Frame, Limits, read_frames
-from medstyle.errors import USABLE, Refusal
+from medstyle.errors import USABLE, Code, Refusal
+from medstyle.imaging.verdict import FileVerdict
 from medstyle.jobs.progress import LINE_EVERY_S, track
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
@@ -24,16 +25,6 @@ POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing
 SHEAR_TOLERANCE_DEG = 0.1
 ORIENTATION_TOLERANCE = 1e-3  # of a unit vector's component
-
-
-@dataclass(frozen=True)
-class FileVerdict:
-    """What became of one file. ``code`` is "" where nothing is to be said; ``reason`` holds no patient data."""
-
-    path: Path = field(repr=False)
-    verdict: Literal["used", "skipped", "refused"]
-    code: str
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +95,7 @@ class Series:
         depth = self.shape[0]
         frames = self.frames[index * depth : (index + 1) * depth]
         if not 0 <= index < self.volumes or self.kind != "4d":
-            raise Refusal("E_4D", f"there is no volume {index} among {self.volumes}")
+            raise Refusal(Code.E_4D, f"there is no volume {index} among {self.volumes}")
         return replace(_stack(frames), flags=self.flags) if self.affine is not None else replace(self, frames=frames)
 
 
@@ -140,7 +131,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
     Bad input becomes a verdict, never an exception. The grouping key holds whatever may not vary within a volume;
     within a group the order comes from the positions along the normal.
     """
-    verdicts: dict[Path, FileVerdict] = {}
+    verdicts: dict[Path, FileVerdict | None] = {}  # in the order of the files; None until its series is judged
     groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     known: dict[tuple[str, ...], Path] = {}
     notes: dict[str, set[str]] = defaultdict(set)  # series UID -> flags
@@ -157,10 +148,10 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
                     if not filecmp.cmp(twin, path, shallow=False):
                         conflicts.add(instance.identity)
                         raise Refusal(
-                            "E_DUP_CONFLICT", "another file has this SOP instance UID and other bytes; keep one"
+                            Code.E_DUP_CONFLICT, "another file has this SOP instance UID and other bytes; keep one"
                         )
                     notes[instance.series_uid].add("DUPLICATES")
-                    raise Skip("E_DUPLICATE", "the same SOP instance with the same bytes was found before")
+                    raise Skip(Code.E_DUPLICATE, "the same SOP instance with the same bytes was found before")
             except Skip as skip:
                 verdicts[path] = FileVerdict(path, "skipped", skip.code, skip.reason)
             except Refusal as refusal:
@@ -168,7 +159,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
                 if isinstance(refusal, Damaged):
                     notes[refusal.series_uid].add("INCOMPLETE")
             else:
-                verdicts[path] = FileVerdict(path, "refused", "E_DECODE", "")
+                verdicts[path] = None
                 for frame in frames:
                     groups[_key(frame)].append(frame)
     series = [
@@ -180,9 +171,9 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
         for path in one.files:
             if one.usable:
                 verdicts[path] = FileVerdict(path, "used", one.code, one.reason)
-            elif verdicts[path].verdict != "used":
+            elif (earlier := verdicts[path]) is None or earlier.verdict != "used":
                 verdicts[path] = FileVerdict(path, "refused", one.code, one.reason)
-    return Scan(tuple(verdicts.values()), tuple(_flag_uneven(series)))
+    return Scan(tuple(filter(None, verdicts.values())), tuple(_flag_uneven(series)))
 
 
 def _key(frame: Frame) -> tuple[object, ...]:
@@ -226,23 +217,25 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
     first = group[0].instance
     placed = [f for f in group if f.position and f.orientation]
     if first.frames > 1 and first.sop_class not in TOMOGRAPHIC:
-        verdict = ("E_SOPCLASS", "a cine: its frames have no positions and make no volume; read_colour reads them")
+        verdict = (Code.E_SOPCLASS, "a cine: its frames have no positions and make no volume; read_colour reads them")
         yield _series("video", group, (len(group), first.rows, first.columns), None, verdict)
     elif "MOSAIC" in first.flags and first.tiles == 1:
         reason = (
             "a mosaic (slices tiled in one picture) whose private header does not say where they lie; "
             "export it as enhanced or one file for each slice"
         )
-        yield _refused(group, "E_4D", reason)
+        yield _refused(group, Code.E_4D, reason)
     elif any(f.instance.identity in conflicts for f in group):
-        yield _refused(group, "E_DUP_CONFLICT", "two files share a SOP instance UID and differ; keep the right one")
+        yield _refused(group, Code.E_DUP_CONFLICT, "two files share a SOP instance UID and differ; keep the right one")
     elif placed and group[0].spacing is None:
-        yield _refused(group, "E_ZERO_SPACING", "PixelSpacing is missing or not positive; export the original images")
+        yield _refused(
+            group, Code.E_ZERO_SPACING, "PixelSpacing is missing or not positive; export the original images"
+        )
     elif len(placed) < len(group) and first.sop_class in TOMOGRAPHIC and len(group) > 1:
         reason = (
             f"{len(group) - len(placed)} of {len(group)} images have no position or orientation; export the originals"
         )
-        yield _refused(group, "E_NO_GEOMETRY", reason)
+        yield _refused(group, Code.E_NO_GEOMETRY, reason)
     elif len(placed) < len(group):
         for frame in group:
             yield _series("image", [frame], (1, first.rows, first.columns), None)
@@ -251,7 +244,7 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
         lone = [stack for stack in stacks if len(stack) == 1]
         if len(lone) > 1:
             reason = f"{len(lone)} single images in different orientations; choose the original parallel slices"
-            yield _refused([f for stack in lone for f in stack], "E_MIXED_ORIENTATION", reason)
+            yield _refused([f for stack in lone for f in stack], Code.E_MIXED_ORIENTATION, reason)
         for stack in stacks:
             if len(lone) < 2 or len(stack) > 1:
                 yield _stack(stack, limits)
@@ -294,19 +287,19 @@ def _stack(frames: Sequence[Frame], limits: Limits = LIMITS) -> Series:
         cause = f"{missing} slices seem to be missing" if gaps[worst] >= 1.5 * typical else "the spacing varies"
         where = f"slices {worst + 1} and {worst + 2} of {len(frames)} are {gaps[worst]:.3f} mm apart"
         reason = f"{where}, the others typically {typical:.3f} mm: {cause}; add what is missing or split the series"
-        return _refused(ordered, "E_GAP", reason)
+        return _refused(ordered, Code.E_GAP, reason)
     step = (positions[-1] - positions[0]) / (len(frames) - 1)
     off = float(np.abs(positions - positions[0] - np.arange(len(frames))[:, None] * step).max())
     if off > tolerance:
         reason = f"slice positions leave a straight line by {off:.3f} mm (tolerance {tolerance:.3f}); split the series"
-        return _refused(ordered, "E_GAP", reason)
+        return _refused(ordered, Code.E_GAP, reason)
     if np.prod(shape, dtype=object) * 4 > limits.object_bytes:
-        return _refused(ordered, "E_TOO_LARGE", f"{shape} voxels are above the limit of {limits.object_bytes} bytes")
+        return _refused(ordered, Code.E_TOO_LARGE, f"{shape} voxels are above the limit of {limits.object_bytes} bytes")
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
     code, reason = "", ""
     if tilt > SHEAR_TOLERANCE_DEG:
         code, reason = (
-            "E_TILT_NEEDS_RESAMPLE",
+            Code.E_TILT_NEEDS_RESAMPLE,
             f"the slice axis is tilted by {tilt:.2f} degrees; the affine keeps the shear",
         )
     return _series("volume", ordered, shape, _affine(ordered, step), (code, reason))
@@ -323,20 +316,20 @@ def _time_series(
     depth, volumes = len(starts), int(counts.max())
     if counts.min() != volumes:
         reason = f"between {counts.min()} and {volumes} images at each of {depth} positions; keep one at each"
-        return _refused([frames[k] for k in order], "E_DUP_CONFLICT", reason)
+        return _refused([frames[k] for k in order], Code.E_DUP_CONFLICT, reason)
     places = [
         sorted((frames[k] for k in order[start : start + volumes]), key=lambda frame: frame.time) for start in starts
     ]
     ordered = [place[k] for k in range(volumes) for place in places]
     if not _same_times(places):
         reason = f"{volumes} images at each of {depth} positions, but not of the same times; export each time point"
-        return _refused(ordered, "E_DUP_CONFLICT", reason)
+        return _refused(ordered, Code.E_DUP_CONFLICT, reason)
     first = _stack(ordered[:depth], limits)
     if first.kind == "refused":
         return replace(first, frames=tuple(ordered))
     what = f"{volumes} images at each of {depth} positions"
     reason = f"{what}; choose one volume, or export the time points as separate series"
-    one = _series("4d", ordered, first.shape, first.affine, ("E_4D", reason))
+    one = _series("4d", ordered, first.shape, first.affine, (Code.E_4D, reason))
     return replace(one, volumes=volumes)
 
 
@@ -382,12 +375,12 @@ def _series(
     if frames[0].instance.colour:
         flags |= {"COLOUR"}
     if kind != "refused" and "BURNED_IN_UNKNOWN" in flags:
-        code = "E_BURNED_IN"
+        code = Code.E_BURNED_IN
         reason = (
             "a screen image may carry patient data in its pixels, and BurnedInAnnotation is not NO; look, then allow it"
         )
     elif kind != "refused" and "COLOUR" in flags:
-        code, reason = "E_COLOR", "the pixels are colours; a grey-scale image is expected"
+        code, reason = Code.E_COLOR, "the pixels are colours; a grey-scale image is expected"
     return Series(kind, code, reason, tuple(frames), shape, affine, flags)
 
 

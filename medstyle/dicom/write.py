@@ -24,10 +24,11 @@ from pydicom.valuerep import format_number_as_ds
 
 from medstyle.dicom.elements import quiet, words
 from medstyle.dicom.header import Frame
+from medstyle.dicom.parametric_map import parametric_map
 from medstyle.dicom.read import read_stored
 from medstyle.dicom.scan import POSITION_TOLERANCE_MM, Series
 from medstyle.dicom.uids import IMPLEMENTATION_UID, uid_of
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.jobs.atomic import atomic_folder
@@ -119,12 +120,12 @@ def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list
     source, model, kind, contrasts = derivation.source, derivation.model, derivation.kind, derivation.contrasts
     modality = DOMAINS[volume.domain].dicom
     if modality not in _STORAGE:
-        raise Refusal("E_SOPCLASS", f"domain {volume.domain} is not an MR or CT image; write pictures instead")
+        raise Refusal(Code.E_SOPCLASS, f"domain {volume.domain} is not an MR or CT image; write pictures instead")
     if source.kind == "4d":
-        raise Refusal("E_4D", f"the source holds {source.volumes} volumes; choose one")
+        raise Refusal(Code.E_4D, f"the source holds {source.volumes} volumes; choose one")
     if source.affine is None:
-        raise Refusal("E_NO_GEOMETRY", "the source has no position in the patient, which MR and CT images must have")
-    stored, pixel_module, facts = _quantise(volume, modality, kind)
+        raise Refusal(Code.E_NO_GEOMETRY, "the source has no position in the patient, which MR and CT images must have")
+    stored, pixel_module, facts = _quantise(volume, modality)
     first = source.frames[0].instance
     begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
     series_uid = uid_of(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
@@ -136,9 +137,14 @@ def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list
     }
     final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
-        raise Refusal("E_EXISTS", f"the output folder {final.name} exists already; remove it or choose another place")
+        raise Refusal(
+            Code.E_EXISTS, f"the output folder {final.name} exists already; remove it or choose another place"
+        )
     with atomic_folder(final, own=True) as scratch, quiet():
-        _write_slices(volume, derivation, stored, common, scratch)
+        if kind == "synthetic":
+            _write_slices(volume, derivation, stored, common, scratch)
+        else:
+            _write_map(volume, derivation, common, scratch)
     return sorted(final.iterdir())
 
 
@@ -153,41 +159,71 @@ def _write_slices(
     volume: Volume, derivation: Derivation, stored: NDArray[np.uint16], common: Mapping[str, Any], folder: Path
 ) -> None:
     source, series_uid = derivation.source, str(common["SeriesInstanceUID"])
-    synthetic = derivation.kind == "synthetic"
-    assert source.affine is not None
-    same_grid = volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
-    same_grid &= source.frames[0].instance.tiles == 1  # a mosaic's elements place the sheet, not its tiles
+    same_grid = _on_its_grid(volume, source)
     entered = _Entered(volume, derivation, same_grid)
-    padded = same_grid and synthetic and DOMAINS[volume.domain].dicom == source.attributes.get("Modality") == "CT"
-    reader = _Headers()
-    for k, (pixels, outside) in enumerate(zip(stored, _outside(source if padded else None), strict=False)):
-        header, grid = reader.read(source.frames[k if same_grid else 0])
-        if not same_grid:
-            grid = _computed_grid(volume, k)
+    padded = same_grid and DOMAINS[volume.domain].dicom == source.attributes.get("Modality") == "CT"
+    outside = _outside(source if padded else None)
+    for k, (pixels, air, (header, grid)) in enumerate(zip(stored, outside, _placed(volume, source), strict=False)):
         dataset = _slice(header, grid, entered.at(k), common)
         dataset.InstanceNumber = k + 1
-        dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + (9000 if synthetic else 9500)
+        dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + 9000
         dataset.SOPInstanceUID = uid_of(series_uid, str(k))
         if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
             dataset.FrameOfReferenceUID = uid_of("frame of reference", source.series_uid)
-        if outside is not None:
-            pixels[outside] = dataset.PixelPaddingValue = 0
+        if air is not None:
+            pixels[air] = dataset.PixelPaddingValue = 0
         _add_pixels(dataset, pixels)
         save(dataset, folder / f"{k + 1:04d}.dcm")
 
 
-def _quantise(
-    volume: Volume, modality: str, kind: str
-) -> tuple[NDArray[np.uint16], dict[str, Any], dict[str, float | int]]:
+def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any], folder: Path) -> None:
+    """Write the uncertainty as a Parametric Map, a single file."""
+    source, series_uid = derivation.source, str(common["SeriesInstanceUID"])
+    headers: dict[str, Dataset] = {}
+    grids = []
+    for k, (header, grid) in enumerate(_placed(volume, source)):
+        grids.append(grid)
+        frame = source.frames[k if _on_its_grid(volume, source) else 0]
+        slim = _slice(header, grid, [(frame, True)], common)
+        slim.SOPClassUID, slim.SOPInstanceUID = frame.instance.sop_class, frame.instance.sop_uid
+        slim.SeriesInstanceUID, slim.SeriesNumber = source.series_uid, int(_number(header, "SeriesNumber"))
+        slim.Rows, slim.Columns = frame.instance.rows, frame.instance.columns
+        if "FrameOfReferenceUID" not in slim:
+            slim.FrameOfReferenceUID = uid_of("frame of reference", source.series_uid)
+        headers.setdefault(frame.instance.sop_uid, slim)
+    dataset = parametric_map(volume, list(headers.values()), grids, series_uid)
+    for name in ("SeriesDescription", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SyntheticData"):
+        setattr(dataset, name, common[name])
+    dataset.SoftwareVersions = common["SoftwareVersions"]
+    dataset.ImageComments, dataset.BurnedInAnnotation = common["ImageComments"], "NO"
+    settle_laterality(dataset)
+    _add_private(dataset, common)
+    save(dataset, folder / "0001.dcm")
+
+
+def _on_its_grid(volume: Volume, source: Series) -> bool:
+    """Tell whether the slices of ``volume`` are where those of the source are, one for one."""
+    assert source.affine is not None
+    if source.frames[0].instance.tiles != 1:  # a mosaic's elements place the sheet, not its tiles
+        return False
+    return volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
+
+
+def _placed(volume: Volume, source: Series) -> Iterator[tuple[Dataset, Dataset]]:
+    """Yield for each slice the header that it derives from, and the elements that place it."""
+    reader, same_grid = _Headers(), _on_its_grid(volume, source)
+    for k in range(len(volume.voxels)):
+        header, grid = reader.read(source.frames[k if same_grid else 0])
+        yield header, grid if same_grid else _computed_grid(volume, k)
+
+
+def _quantise(volume: Volume, modality: str) -> tuple[NDArray[np.uint16], dict[str, Any], dict[str, float | int]]:
     """Return stored values ``(D, H, W)``, the elements that explain them and facts for the private block."""
     values = volume.voxels
     if not np.isfinite(values).all():
-        raise Refusal("E_NOT_FINITE", "the volume holds NaN or infinite voxels; nothing was written")
+        raise Refusal(Code.E_NOT_FINITE, "the volume holds NaN or infinite voxels; nothing was written")
     slope, intercept, (low, high) = 1.0, 0.0, DOMAINS[volume.domain].range
-    if kind == "uncertainty":
-        low, high = 0.0, max(float(values.max()), 1e-6)
-        slope = float(f"{high / 4095:.8e}") if high < 1000 else 1.0
-    elif modality == "CT":
+    if modality == "CT":
         intercept = low
     elif 0 < (peak := float(values.max())) < 1000 and not np.array_equal(values, np.rint(values)):
         slope = peak / 4095  # MR has no unit: spread a small range, or rounding would eat it
@@ -207,9 +243,8 @@ def _quantise(
         "WindowWidth": f"{max(top - bottom, 1):.6g}",
     }
     if modality == "CT":
-        elements |= {"RescaleIntercept": f"{intercept:.6g}", "RescaleSlope": f"{slope:.8e}", "RescaleType": "HU"}
-        if kind == "synthetic":
-            elements |= {"RescaleSlope": "1", "WindowCenter": "40", "WindowWidth": "400"}
+        elements |= {"RescaleIntercept": f"{intercept:.6g}", "RescaleSlope": "1", "RescaleType": "HU"}
+        elements |= {"WindowCenter": "40", "WindowWidth": "400"}
     return stored, elements, {"clipped_voxels": int((clipped != values).sum()), "unit_per_stored_value": slope}
 
 
@@ -325,10 +360,14 @@ def _slice(header: Dataset, grid: Dataset, frames: list[tuple[Frame, bool]], com
     if model := str(header.get("ManufacturerModelName") or "")[:64]:
         scanner.ManufacturerModelName = model
     dataset.ContributingEquipmentSequence = [scanner, common["_equipment"]]
+    _add_private(dataset, common)
+    return dataset
+
+
+def _add_private(dataset: Dataset, common: Mapping[str, Any]) -> None:
     private = dataset.private_block(0x0099, "MEDSTYLE AI 1.0", create=True)
     for element, (vr, value) in enumerate(zip(("LO", "LO", "UT"), common["_private"], strict=True), start=1):
         private.add_new(element, vr, value)
-    return dataset
 
 
 def settle_laterality(dataset: Dataset) -> None:

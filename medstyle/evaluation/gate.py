@@ -8,7 +8,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.evaluation.statistics import compare, holm, lower_bound
 from medstyle.params import params
 
@@ -17,14 +17,14 @@ Comparison = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # measure -
 
 
 @params
-class Limits:
+class GateParams:
     """What a champion must be able to do."""
 
     floors: dict[str, float] = field(default_factory=dict)
     """Measure -> worst acceptable mean over unseen subjects."""
     regression: float = 0.05
     """Share of the champion's mean by which a headline measure is not worse, with 95 % confidence."""
-    survival: float = 0.5
+    lesion_contrast: float = 0.5
     """Least share of known lesions that keep half of their contrast."""
     created: float = 100.0
     """Largest mean number, in a volume, of bright structures that the truth has not."""
@@ -46,7 +46,7 @@ class Check(NamedTuple):
         return f"{self.what}: {self.found}; needed: {self.needed}"
 
 
-def check_limits(metrics: Mapping[str, Any], limits: Limits) -> list[Check]:
+def check_thresholds(metrics: Mapping[str, Any], limits: GateParams) -> list[Check]:
     """Hold the metrics of `evaluate` against ``limits`` and the baselines; what was not measured is not checked.
 
     Raises:
@@ -56,10 +56,10 @@ def check_limits(metrics: Mapping[str, Any], limits: Limits) -> list[Check]:
     model = {name: values["mean"] for name, values in table["model"].items()}
     if unknown := limits.floors.keys() - measures.keys():
         names = ", ".join(measures)
-        raise UserError(f"register.floors: {min(unknown)!r} is no measure of {metrics['protocol']}: {names}")
+        raise ParamsError(f"register.floors: {min(unknown)!r} is no measure of {metrics['protocol']}: {names}")
     bounds = [(name, model[name], floor, measures[name]) for name, floor in limits.floors.items()]
     if metrics["lesions"]:
-        bounds.append(("lesions that survive", metrics["lesions"]["survived"], limits.survival, "higher"))
+        bounds.append(("lesions that survive", metrics["lesions"]["survived"], limits.lesion_contrast, "higher"))
     for name, better in (("created", "lower"), ("edge_displacement_mm", "lower"), ("within_2sd", "higher")):
         if name in metrics["safety"]:
             bounds.append((name, metrics["safety"][name]["mean"], getattr(limits, name), better))

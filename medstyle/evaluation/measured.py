@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from medstyle.data.store import SliceStore
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.safety import Lesion
 from medstyle.imaging.modality import DOMAINS
@@ -48,7 +48,7 @@ class EvaluateParams:
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
-            raise UserError(f"evaluate.protocol: {self.protocol!r} is none of {', '.join(PROTOCOLS)}")
+            raise DataError(f"evaluate.protocol: {self.protocol!r} is none of {', '.join(PROTOCOLS)}")
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,11 @@ def subjects_to_measure(
     """
     definition = PROTOCOLS[protocol]
     if definition.unit == "HU" and DOMAINS[target].unit != "HU":
-        raise UserError(f"evaluate.protocol: {protocol} measures CT numbers; {target} has none")
+        raise DataError(f"evaluate.protocol: {protocol} measures CT numbers; {target} has none")
     needed = {source, *contrasts, *([target] if definition.paired else [])}
     complete = [key for key in store.subjects("test") if needed <= store.domains_of(key)]
     subjects = list({person_of(key): key for key in reversed(complete)}.values())[::-1]
     if not subjects:
         remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
-        raise UserError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")
+        raise DataError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")
     return subjects

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import VIDEO_SUFFIXES
 from medstyle.data.store import SliceStore
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.measured import Array, EvaluateParams, Measure, Measured, Row, Subject, unit
 from medstyle.evaluation.protocols import PictureSet
@@ -133,7 +133,7 @@ class PairedPictures:
         config = self.pictures.translator.config
         source, real = (read_picture(subject.images[name]) for name in (config.source, config.target))
         if source.shape != real.shape:
-            raise UserError(f"evaluate: {config.source} and {config.target} of {subject.key} differ in size")
+            raise DataError(f"evaluate: {config.source} and {config.target} of {subject.key} differ in size")
         outputs, target = self.pictures.outputs(source, self.pictures.targets, None), to_unit(real)
         whole = np.ones((3, *real.shape[:2]), bool)
         rows = [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.data.manifest import ManifestItem
-from medstyle.errors import UserError
+from medstyle.errors import DataError
 from medstyle.evaluation.distances import set_distances
 from medstyle.evaluation.gate import Subjects
 from medstyle.evaluation.measured import EvaluateParams, Means, Measured, Row
@@ -147,7 +147,7 @@ def compare_models(first: Subjects, second: Subjects, protocol: str) -> dict[str
         UserError: the subjects differ.
     """
     if first.keys() != second.keys():
-        raise UserError("the two models can be measured on different subjects only: do they need other contrasts?")
+        raise DataError("the two models can be measured on different subjects only: do they need other contrasts?")
     return {
         name: compare([row[name] for row in first.values()], [second[key][name] for key in first])
         for name in PROTOCOLS[protocol].measures

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 
 if TYPE_CHECKING:
     from PIL import ImageFile
@@ -57,17 +57,17 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
         with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
             if opened.width * opened.height > MAX_PIXELS:
                 size = f"{opened.width} x {opened.height}"
-                raise Refusal("E_TOO_LARGE", f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
+                raise Refusal(Code.E_TOO_LARGE, f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
             if opened.mode in ("I", "F"):
-                raise Refusal("E_BITS", f"{label}: 32 bits say nothing about white; write it with 8 or 16 bits")
+                raise Refusal(Code.E_BITS, f"{label}: 32 bits say nothing about white; write it with 8 or 16 bits")
             colours, opacity = _layers(opened, path)
             pixels = np.dstack([_srgb(colours, opened.info.get("icc_profile")), opacity])
     except Refusal:
         raise
     except Image.DecompressionBombError:
-        raise Refusal("E_TOO_LARGE", f"{label}: the limit is {MAX_PIXELS} pixels") from None
+        raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
     except Exception:  # decoders raise many kinds; their texts quote the file
-        raise Refusal("E_DECODE", f"{label}: not a readable picture; it may be cut short") from None
+        raise Refusal(Code.E_DECODE, f"{label}: not a readable picture; it may be cut short") from None
     return np.ascontiguousarray(pixels if alpha else over_white(pixels))
 
 

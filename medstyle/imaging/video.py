@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, MissingPackage, OutputError, Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
@@ -44,14 +44,14 @@ def read_frames(path: Path) -> Iterator[Frame]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if stream.width * stream.height > MAX_PIXELS:
-                raise Refusal("E_TOO_LARGE", f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
+                raise Refusal(Code.E_TOO_LARGE, f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
             stream.thread_type = "AUTO"
             start: int | None = None
             for frame in container.decode(stream):
                 start = frame.pts if start is None else start
                 yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
     except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time
-        raise Refusal("E_DECODE", "video: not readable; it may be cut short") from None
+        raise Refusal(Code.E_DECODE, "video: not readable; it may be cut short") from None
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
@@ -93,7 +93,7 @@ class VideoWriter:
         av = _av()
         suffix = (part_of or path).suffix.lower()
         if suffix not in CODECS:
-            raise UserError(f"{path}: a video is written as one of {', '.join(CODECS)}")
+            raise OutputError(f"{path}: a video is written as one of {', '.join(CODECS)}")
         self.path, self.scratch = path, path.with_name(f".part-{path.name}")
         self.codec, options = CODECS[suffix]
         self.options = options if crf is None else {**options, "crf": str(crf)}
@@ -172,7 +172,7 @@ class VideoWriter:
                 copy = self.out.add_stream_from_template(own)
             except ValueError:
                 name = own.codec_context.name
-                raise UserError(f"{self.path.name}: this container holds no {name} sound; write .mkv") from None
+                raise OutputError(f"{self.path.name}: this container holds no {name} sound; write .mkv") from None
 
             def packets() -> Iterator[Any]:
                 for packet in self.source.demux(own):
@@ -199,5 +199,5 @@ def _av() -> Any:
     try:
         import av
     except ImportError:
-        raise UserError("videos need PyAV: pip install medstyle[video]") from None
+        raise MissingPackage("videos need PyAV: pip install medstyle[video]") from None
     return av

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 from medstyle.imaging.volume_header import (
     SHEAR_TOLERANCE,
     NiftiHeader,
@@ -85,7 +85,7 @@ class Volume:
 
         if self.is_sheared:
             raise Refusal(
-                "E_TILT_NEEDS_RESAMPLE", "the slice axis is tilted against the image plane; resample it first"
+                Code.E_TILT_NEEDS_RESAMPLE, "the slice axis is tilted against the image plane; resample it first"
             )
         u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
         image = sitk.GetImageFromArray(self.voxels if voxels is None else voxels)
@@ -120,15 +120,15 @@ def _read(path: Path, domain: str) -> Volume:
 
     header = read_volume_header(path)
     if header.volumes != 1:
-        raise Refusal("E_4D", f"has size {header.size}; split it into three-dimensional volumes")
+        raise Refusal(Code.E_4D, f"has size {header.size}; split it into three-dimensional volumes")
     if header.channels != 1:
-        raise Refusal("E_COLOR", f"has {header.channels} channels; one is expected")
+        raise Refusal(Code.E_COLOR, f"has {header.channels} channels; one is expected")
     if header.nifti is not None:
         _check_bytes(path, header, header.nifti)
     try:
         image = header.reader.Execute()
     except RuntimeError:
-        raise Refusal("E_DECODE", "the voxels cannot be decoded; the file may be cut short") from None
+        raise Refusal(Code.E_DECODE, "the voxels cannot be decoded; the file may be cut short") from None
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).reshape(header.shape)
     if not np.isfinite(voxels).all():
         raise _not_finite()
@@ -136,7 +136,7 @@ def _read(path: Path, domain: str) -> Volume:
 
 
 def _not_finite() -> Refusal:
-    return Refusal("E_NOT_FINITE", "holds NaN or infinite voxels; replace them first")
+    return Refusal(Code.E_NOT_FINITE, "holds NaN or infinite voxels; replace them first")
 
 
 def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
@@ -164,7 +164,7 @@ def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
         except (EOFError, OSError, zlib.error):
             pass  # what was readable until here is counted
     if have < need:
-        raise Refusal("E_TRUNCATED", f"holds {have} of {need} bytes; copy it again from its origin")
+        raise Refusal(Code.E_TRUNCATED, f"holds {have} of {need} bytes; copy it again from its origin")
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -102,7 +102,7 @@ def itk_name(path: Path) -> str:
         name.encode()
     except UnicodeEncodeError:
         reason = "its name, or that of a folder above it, is not valid UTF-8, so SimpleITK cannot open it; rename it"
-        raise Refusal("E_DECODE", reason) from None
+        raise Refusal(Code.E_DECODE, reason) from None
     return name
 
 
@@ -117,7 +117,7 @@ def read_volume_header(path: Path) -> VolumeHeader:
 
     name, lower = itk_name(path), path.name.lower()
     if not lower.endswith(VOLUME_SUFFIXES):
-        raise Refusal("E_DECODE", f"a volume file ends with one of {', '.join(VOLUME_SUFFIXES)}; rename it")
+        raise Refusal(Code.E_DECODE, f"a volume file ends with one of {', '.join(VOLUME_SUFFIXES)}; rename it")
     nifti, forms = None, []
     if lower.endswith((".nii", ".nii.gz")):
         nifti = _nifti(path)
@@ -134,7 +134,7 @@ def read_volume_header(path: Path) -> VolumeHeader:
         raise _unreadable() from None
     n = reader.GetDimension()
     if n < 3:
-        raise Refusal("E_NO_GEOMETRY", f"has {n} axes, so its planes have no place in the patient; write three")
+        raise Refusal(Code.E_NO_GEOMETRY, f"has {n} axes, so its planes have no place in the patient; write three")
     spacing = np.array(reader.GetSpacing())[:3]
     if not (spacing > 0).all():
         raise _no_spacing()
@@ -147,25 +147,25 @@ def read_volume_header(path: Path) -> VolumeHeader:
     apart = max((float(np.abs((form - affine) @ corners).max()) for form in forms), default=0.0)
     if not apart <= ORIENTATION_TOLERANCE_MM:
         reason = f"qform, sform and pixdim of the header place a corner up to {apart:.2f} mm apart; keep what is right"
-        raise Refusal("E_MIXED_ORIENTATION", reason)
+        raise Refusal(Code.E_MIXED_ORIENTATION, reason)
     return header
 
 
 def _no_spacing() -> Refusal:
-    return Refusal("E_ZERO_SPACING", "the voxel spacing is not positive; write the file again with its spacing")
+    return Refusal(Code.E_ZERO_SPACING, "the voxel spacing is not positive; write the file again with its spacing")
 
 
 def _check_axes(affine: NDArray[np.float64]) -> None:
     """Refuse axes without a length, and those that ITK would straighten, or not read at all."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all():
-        raise Refusal("E_NO_GEOMETRY", "the position or the axes are no numbers; write the file again with them")
+        raise Refusal(Code.E_NO_GEOMETRY, "the position or the axes are no numbers; write the file again with them")
     if not (lengths > 0).all():
         raise _no_spacing()
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
         reason = "the axes are not orthogonal, which ITK cannot hold; resample it to a straight grid first"
-        raise Refusal("E_TILT_NEEDS_RESAMPLE", reason)
+        raise Refusal(Code.E_TILT_NEEDS_RESAMPLE, reason)
 
 
 def _start(path: Path, count: int) -> bytes:
@@ -180,13 +180,13 @@ def _start(path: Path, count: int) -> bytes:
 def _nifti(path: Path) -> NiftiHeader:
     data = _start(path, 348)
     if data[4:8] == b"n+2\0":
-        raise Refusal("E_DECODE", "is a NIfTI-2 file, which SimpleITK does not read; convert it to NIfTI-1")
+        raise Refusal(Code.E_DECODE, "is a NIfTI-2 file, which SimpleITK does not read; convert it to NIfTI-1")
     order = {b"\x5c\x01\0\0": "<", b"\0\0\x01\x5c": ">"}.get(data[:4])
     if order is None or data[344:] != b"n+1\0":  # without it, ITK reads an Analyze header, which has no orientation
-        raise Refusal("E_DECODE", "not a NIfTI-1 file, or damaged or cut short; write it again as NIfTI-1")
+        raise Refusal(Code.E_DECODE, "not a NIfTI-1 file, or damaged or cut short; write it again as NIfTI-1")
     header = NiftiHeader(data, order)
     if not 0 <= header.get("f", 108)[0] < 1 << 31:
-        raise Refusal("E_DECODE", "the header places the voxels nowhere (vox_offset); write it again as NIfTI-1")
+        raise Refusal(Code.E_DECODE, "the header places the voxels nowhere (vox_offset); write it again as NIfTI-1")
     return header
 
 
@@ -195,7 +195,7 @@ def _nifti_forms(header: NiftiHeader) -> list[NDArray[np.float64]]:
     qform_code, sform_code = header.get("h", 252, 2)
     if qform_code <= 0 and sform_code <= 0:
         reason = "qform_code and sform_code are 0: nothing says where its voxels lie; set the right one"
-        raise Refusal("E_NO_GEOMETRY", reason)
+        raise Refusal(Code.E_NO_GEOMETRY, reason)
     handedness, *spacing = header.get("f", 76, 4)
     if not (np.isfinite(spacing).all() and min(spacing) > 0):  # ITK takes 1 mm then, whatever the sform says
         raise _no_spacing()
@@ -232,9 +232,13 @@ def _check_text(path: Path) -> None:
         _check_own(path, said["ElementDataFile"])
         spacing, axes, origin = (any(name in said for name in names) for names in _META_KEYS)
         if not spacing:
-            raise Refusal("E_ZERO_SPACING", "the header has no ElementSpacing; write the file again with its spacing")
+            raise Refusal(
+                Code.E_ZERO_SPACING, "the header has no ElementSpacing; write the file again with its spacing"
+            )
         if not (axes and origin):
-            raise Refusal("E_NO_GEOMETRY", "the header has no TransformMatrix or no Offset; write it again with both")
+            raise Refusal(
+                Code.E_NO_GEOMETRY, "the header has no TransformMatrix or no Offset; write it again with both"
+            )
 
 
 def _meta_fields(text: str) -> dict[str, str]:
@@ -251,7 +255,7 @@ def _meta_fields(text: str) -> dict[str, str]:
 
 
 def _unreadable() -> Refusal:
-    return Refusal("E_DECODE", "not a readable volume file; it may be damaged or cut short")
+    return Refusal(Code.E_DECODE, "not a readable volume file; it may be damaged or cut short")
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:
@@ -273,9 +277,9 @@ def _check_nrrd(said: Mapping[str, str]) -> None:
     vectors = said.get("spacedirections", "").count("(")
     if not _NRRD_SPACE.fullmatch(said.get("space", "")) or vectors < 3 or "spaceorigin" not in said:
         why = "the header lacks space (RAS, LAS or LPS), space directions or space origin"
-        raise Refusal("E_NO_GEOMETRY", f"{why}: nothing says where its voxels lie; write it again with them")
+        raise Refusal(Code.E_NO_GEOMETRY, f"{why}: nothing says where its voxels lie; write it again with them")
     if set(re.findall(r'"([^"]*)"', said.get("spaceunits", ""))) - {"", "mm"}:
-        raise Refusal("E_NO_GEOMETRY", "its space units are not mm; write it again in mm")
+        raise Refusal(Code.E_NO_GEOMETRY, "its space units are not mm; write it again in mm")
 
 
 def _check_own(path: Path, data: str) -> None:
@@ -285,6 +289,8 @@ def _check_own(path: Path, data: str) -> None:
     place = Path(data)
     if place.is_absolute() or ".." in place.parts or data.startswith("LIST") or "%" in data:
         reason = "its voxels lie outside its folder or in several files; write it as one file (.mha, .nrrd)"
-        raise Refusal("E_DETACHED", reason)
+        raise Refusal(Code.E_DETACHED, reason)
     if not (path.parent / place).is_file():
-        raise Refusal("E_DETACHED", "the file of its voxels is not there; copy both, or write one file (.mha, .nrrd)")
+        raise Refusal(
+            Code.E_DETACHED, "the file of its voxels is not there; copy both, or write one file (.mha, .nrrd)"
+        )

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.rules import domain_of
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, DataError, OutputError, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
 from medstyle.imaging.video import CODECS
@@ -91,7 +91,9 @@ class Job:
     request: Request
 
 
-def translate_path(source: Path, out: Path, translator: Translator, request: Request = Request()) -> list[Row]:
+def translate_path(
+    source: Path, out: Path, translator: Translator, request: Request = Request()
+) -> list[dict[str, Any]]:
     """Translate every image of the source domain below ``source``; returns a row of facts for each.
 
     DICOM series become series in folders below ``out``. One volume file, picture or video becomes the file ``out`` (or
@@ -127,7 +129,7 @@ def plan(source: Path, out: Path, translator: Translator, request: Request) -> l
         domains[items[0].key] = domains[items[0].key] or wanted
     chosen = [item for item in items if domains[item.key] == wanted]
     if not chosen:
-        raise UserError(f"{source}: nothing to translate: {_why_none(source, root, translator, wanted, len(items))}")
+        raise DataError(f"{source}: nothing to translate: {_why_none(source, root, translator, wanted, len(items))}")
     several = [(1.0, request.reference)] if isinstance(request.reference, Path) else request.reference or []
     style = [(weight, read_reference(path, translator, target)) for weight, path in several] or None
     return [
@@ -167,7 +169,7 @@ def translate_job(job: Job, translator: Translator) -> Row:
 def _film(job: Job, translator: Translator) -> Row:
     """Translate a video in one style; returns the row of facts, with the score of the oddest frame."""
     if DOMAINS[job.domain].dicom is not None:
-        raise UserError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
+        raise DataError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
     codes = style_of(translator, job.target, job.style, job.request.seed)
     rendering = Rendering(translator, job.target, job.domain, codes, job.request.options)
     film = Film(job.item.path, job.out, rendering, SYNTHETIC_NOTE)
@@ -180,7 +182,7 @@ def _film(job: Job, translator: Translator) -> Row:
 
 def _unlike(item: Item, score: float) -> Refusal:
     return Refusal(
-        "E_OUT_OF_DISTRIBUTION",
+        Code.E_OUT_OF_DISTRIBUTION,
         f"{_name(item)} is unlike the training images (deviates by {score:.1f} SD); "
         "check its domain, or insist with --force",
     )
@@ -208,7 +210,7 @@ def read_reference(path: Path, translator: Translator, target: str | None) -> Im
     if len(items) > 1:
         items = [i for i in items if domain_in(i, i.path.relative_to(root).as_posix(), translator) == domain]
     if len(items) != 1:
-        raise UserError(f"{path}: a style needs one image of {domain}; {len(items)} found")
+        raise DataError(f"{path}: a style needs one image of {domain}; {len(items)} found")
     [item] = items
     return read_picture(item.path, "picture") if item.source == "picture" else item.load(domain)
 
@@ -221,12 +223,12 @@ def read_mask(path: Path) -> NDArray[np.float32]:
 def _usable(path: Path, allow: Collection[str] = ()) -> list[Item]:
     """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
     if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
+        raise DataError(f"{path}: no such file or folder")
     found = inventory([path])
     usable = [item for item in found.volumes if item.usable or (item.kind != "refused" and item.code in allow)]
     if not usable:
         causes = sorted({f"{one.code}: {one.reason}" for one in found.volumes or found.files}) or ["it holds no file"]
-        raise UserError(f"{path}: nothing that can be used: {causes[0]}")
+        raise DataError(f"{path}: nothing that can be used: {causes[0]}")
     return usable
 
 
@@ -239,7 +241,7 @@ def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str
     found = [other for other in items if domains[other.key] == domain and place(other) == place(item)]
     if len(found) != 1:
         where = "DICOM study" if item.series is not None else "folder"
-        raise UserError(
+        raise DataError(
             f"{_name(item)}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
         )
     return found[0]
@@ -253,19 +255,19 @@ def _name(item: Item) -> str:
 def _translate(job: Job, translator: Translator) -> Translation:
     item, request = job.item, job.request
     if (item.source == "picture") != (DOMAINS[job.domain].dicom is None):
-        raise UserError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
+        raise DataError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
     if item.source == "picture":
         if request.uncertainty:
-            raise UserError("an uncertainty map is in the unit of a scan; pictures have none")
+            raise DataError("an uncertainty map is in the unit of a scan; pictures have none")
         pixels = read_picture(item.path, "picture", alpha=True)
         codes = style_of(translator, job.target, job.style, request.seed)
         return render_picture(pixels, Rendering(translator, job.target, job.domain, codes, request.options))
     if not request.options.whole:
         why = "strength, colours, mask, sharpness and size are for pictures; half a scan means nothing"
-        raise UserError(f"{_name(item)}: {why}")
+        raise DataError(f"{_name(item)}: {why}")
     if item.series is not None and item.affine is None:  # it could not be written: say so before the work
         raise Refusal(
-            "E_NO_GEOMETRY", f"{_name(item)} has no position in the patient, which a derived series must have"
+            Code.E_NO_GEOMETRY, f"{_name(item)} has no position in the patient, which a derived series must have"
         )
     names = translator.config.contrasts
     volumes = [other.load(name, allow=request.allow) for other, name in zip(job.contrasts, names, strict=True)]
@@ -332,9 +334,9 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         pictures = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
         suffixes = {"volume": VOLUME_SUFFIXES, "video": tuple(CODECS)}.get(item.source, pictures)
         if not place.name.lower().endswith(suffixes):
-            raise UserError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
+            raise DataError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
     if place.exists():
-        raise UserError(f"{out}: the output for {_name(item)} exists already; remove it or choose another name")
+        raise OutputError(f"{out}: the output for {_name(item)} exists already; remove it or choose another name")
     place.parent.mkdir(parents=True, exist_ok=True)
     return place
 

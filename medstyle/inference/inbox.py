@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from medstyle.dicom.scan import find_files
-from medstyle.errors import UserError
+from medstyle.errors import Code, DataError, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.inference.files import Request, translate_path
 from medstyle.jobs.workers import Workers, each
@@ -75,7 +75,7 @@ def process(
     """
     inbox = folder / "inbox"
     if not inbox.is_dir():
-        raise UserError(f"{inbox}: no such folder; make it and put one folder for each study into it")
+        raise DataError(f"{inbox}: no such folder; make it and put one folder for each study into it")
     with _alone(folder), closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         ledger.execute(TABLE)
         studies = [study for study in sorted(inbox.iterdir()) if not study.name.startswith(".")]
@@ -122,7 +122,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
             raise
         except Exception as error:  # no other study may wait for this one; the text may name the patient
             shutil.rmtree(scratch, ignore_errors=True)
-            code = getattr(error, "code", "E_INPUT") if isinstance(error, UserError) else "E_FAULT"
+            code = getattr(error, "code", Code.E_INPUT) if isinstance(error, UserError) else Code.E_FAULT
             quarantine.mkdir(parents=True, exist_ok=True)
             reason = {"code": code, "type": type(error).__name__, "reason": str(error)}
             (quarantine / "reason.json").write_text(json.dumps(reason, indent=1) + "\n")
@@ -167,5 +167,5 @@ def _alone(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process works in it; wait for it to end") from None
+            raise DataError(f"{folder}: another process works in it; wait for it to end") from None
         yield

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels, from_unit, over_white, to_unit
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
@@ -40,13 +40,13 @@ class RenderOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.strength <= 1:
-            raise UserError(f"strength: must lie in [0, 1], got {self.strength:g}")
+            raise ParamsError(f"strength: must lie in [0, 1], got {self.strength:g}")
         if not 0 <= self.sharpen <= 1:
-            raise UserError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
+            raise ParamsError(f"sharpen: must lie in [0, 1], got {self.sharpen:g}")
         if not 1 <= self.upscale <= 4:
-            raise UserError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
+            raise ParamsError(f"upscale: must be 1, 2, 3 or 4, got {self.upscale}")
         if self.size is not None and self.size < 32:
-            raise UserError(f"size: must be at least 32 pixels, got {self.size}")
+            raise ParamsError(f"size: must be at least 32 pixels, got {self.size}")
 
     @property
     def whole(self) -> bool:
@@ -115,7 +115,7 @@ def enlarge(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
 
     height, width = (factor * n for n in image.shape[:2])
     if height * width > MAX_PIXELS:
-        raise Refusal("E_TOO_LARGE", f"enlarged to {width} x {height} pixels; the limit is {MAX_PIXELS}")
+        raise Refusal(Code.E_TOO_LARGE, f"enlarged to {width} x {height} pixels; the limit is {MAX_PIXELS}")
     bands = [Image.fromarray(np.ascontiguousarray(band)) for band in np.moveaxis(image, -1, 0)]
     large = [np.asarray(band.resize((width, height), Image.Resampling.LANCZOS)) for band in bands]
     return np.dstack(large)

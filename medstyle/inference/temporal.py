@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import MissingPackage, ParamsError
 from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.inference.shared_norm import Statistics
 from medstyle.networks.translator import Translator
@@ -41,7 +41,7 @@ class Shot:
 
     def __init__(self, translator: Translator, amount: float) -> None:
         if not 0 <= amount < 1:
-            raise UserError(f"temporal smoothing: must lie in [0, 1), got {amount:g}")
+            raise ParamsError(f"temporal smoothing: must lie in [0, 1), got {amount:g}")
         self.amount = amount
         self.statistics = Statistics(one.generator for one in translator.members)
         self.before: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None  # grey input, output
@@ -102,7 +102,7 @@ def flow_library() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UserError("temporal smoothing of videos needs OpenCV: pip install medstyle[video]") from None
+        raise MissingPackage("temporal smoothing of videos needs OpenCV: pip install medstyle[video]") from None
     return cv2
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, ModelError, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import Pixels, over_white
 from medstyle.imaging.volume import Volume
@@ -85,7 +85,9 @@ def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[V
     given = [other.domain for other in contrasts]
     if sorted(given) != sorted(config.contrasts):
         needs = " and ".join(config.contrasts) or "nothing"
-        raise UserError(f"this translator needs {needs} beside {config.source}, not {' and '.join(given) or 'nothing'}")
+        raise ModelError(
+            f"this translator needs {needs} beside {config.source}, not {' and '.join(given) or 'nothing'}"
+        )
     prepared = prepare(volume, settings)
     if not contrasts:
         return prepared
@@ -105,18 +107,18 @@ def style_of(
     if reference is None:
         return translator.style(target, seed=seed)
     if seed is not None:
-        raise UserError("a style comes from a reference or from a seed, not from both")
+        raise ModelError("a style comes from a reference or from a seed, not from both")
     domain = target or translator.config.target
     translator.index(domain)
     several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
     total = sum(weight for weight, _ in several)
     if not several or total <= 0 or min(weight for weight, _ in several) < 0:
-        raise UserError("the weights of the styles must not be negative, and not all be 0")
+        raise ModelError("the weights of the styles must not be negative, and not all be 0")
     translator.require_style("reference")
     codes = []
     for weight, image in several:
         if isinstance(image, Volume) != (DOMAINS[domain].dicom is not None):
-            raise UserError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
+            raise ModelError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
         of_members = translator.style(domain, _reference_images(image, translator, domain))
         codes.append([weight / total * code for code in of_members])
     return [torch.stack(each).sum(0) for each in zip(*codes, strict=True)]
@@ -130,10 +132,10 @@ def _reference_images(reference: Image, translator: Translator, domain: str) -> 
     settings = config.preparation
     if isinstance(reference, Volume):
         if reference.domain != domain:
-            raise UserError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
+            raise ModelError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
         prepared = prepare(reference, settings)
         if not prepared.foreground.any():
-            raise Refusal("E_EMPTY", "the reference shows no body: every voxel has about the same value")
+            raise Refusal(Code.E_EMPTY, "the reference shows no body: every voxel has about the same value")
         if config.architecture.dimensions == 3:
             images = prepared.slices.movedim(1, 0)[None]
         else:
@@ -161,7 +163,7 @@ def translate_prepared(
     """Do as :func:`translate_volume` for a source that is prepared already, in a style of :func:`style_of`."""
     target = target or translator.config.target
     if not prepared.foreground.any():
-        raise Refusal("E_EMPTY", "the image shows no body: every voxel has about the same value")
+        raise Refusal(Code.E_EMPTY, "the image shows no body: every voxel has about the same value")
     fingerprint = translator.config.fingerprints[target]
     verdict = assess(prepared.slices[:, :1], translator, prepared.source.domain)
     made = torch.full_like(prepared.slices[:, :1], -1)

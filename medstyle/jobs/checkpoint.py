@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from medstyle.errors import UserError
+from medstyle.errors import OutputError
 
 KEEP = 2
 
@@ -41,7 +41,7 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a short write into a RuntimeError
         scratch.unlink(missing_ok=True)  # what was written takes the room that is missing
         cause = error.strerror if isinstance(error, OSError) else "the disk takes no more"
-        raise UserError(
+        raise OutputError(
             f"{folder}: the state after step {step} cannot be written ({cause}); make room and run the same command "
             "again: it goes on from the state before"
         ) from None

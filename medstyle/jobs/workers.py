@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TypeVar
 
-from medstyle.errors import UserError
+from medstyle.errors import MissingPackage, ServiceError
 from medstyle.jobs.progress import track
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
@@ -45,7 +45,7 @@ def each(
         try:
             from distributed import Client, LocalCluster
         except ImportError:
-            raise UserError(f'{description}: workers needs Dask: pip install "medstyle[cluster]"') from None
+            raise MissingPackage(f'{description}: workers needs Dask: pip install "medstyle[cluster]"') from None
         cluster: object = workers
         if isinstance(workers, int):
             local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
@@ -53,7 +53,7 @@ def each(
         try:
             client = stack.enter_context(Client(cluster))
         except OSError:
-            raise UserError(f"{description}: no Dask scheduler answers at {workers}") from None
+            raise ServiceError(f"{description}: no Dask scheduler answers at {workers}") from None
         futures = client.map(partial(_caught, function), items, pure=False)
         for result, error in track((future.result() for future in futures), description, len(futures)):
             if error is not None:

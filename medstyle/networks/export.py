@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from medstyle.errors import UserError
+from medstyle.errors import MissingPackage, ModelError
 from medstyle.networks.translator import Translator
 
 SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
@@ -45,7 +45,7 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
     """
     if path.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in SUFFIXES.items())
-        raise UserError(f"{path}: the suffix must be one of {known}")
+        raise ModelError(f"{path}: the suffix must be one of {known}")
     rendering = Rendering(translator, domain).cpu().eval().requires_grad_(False)
     first = translator.members[0]
     multiple, dims = translator.multiple, first.dimensions
@@ -67,4 +67,4 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
         try:
             torch.onnx.export(program, (), path, input_names=["content"], output_names=["image"], verbose=False)
         except ImportError as error:
-            raise UserError(f"{path}: needs `pip install onnx onnxscript` ({error.name} is missing)") from None
+            raise MissingPackage(f"{path}: needs `pip install onnx onnxscript` ({error.name} is missing)") from None

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.networks.generator import GENERATORS, build_generator
 from medstyle.networks.style import STYLES, Style
@@ -40,15 +40,15 @@ class Architecture:
 
     def __post_init__(self) -> None:
         if self.generator not in GENERATORS:
-            raise UserError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
+            raise ParamsError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
         if self.levels_without_skip and self.generator != "medstyle":
-            raise UserError("network.levels_without_skip: MONAI's networks have skips of their own; set it to 0")
+            raise ParamsError("network.levels_without_skip: MONAI's networks have skips of their own; set it to 0")
         if not self.style or not set(self.style) <= set(STYLES):
-            raise UserError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
+            raise ParamsError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
         if self.levels_without_skip >= len(self.widths):
-            raise UserError(f"network.levels_without_skip: must lie in [0, {len(self.widths) - 1}]")
+            raise ParamsError(f"network.levels_without_skip: must lie in [0, {len(self.widths) - 1}]")
         if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
-            raise UserError("network.neighbours: must be odd, and 1 where dimensions is 3")
+            raise ParamsError("network.neighbours: must be odd, and 1 where dimensions is 3")
 
 
 class Networks(nn.Module):
@@ -64,7 +64,7 @@ class Networks(nn.Module):
         super().__init__()
         channels = {DOMAINS[name].channels for name in domains}
         if len(channels) != 1:
-            raise UserError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
+            raise ParamsError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
         colours = max(channels)
         self.colours, self.neighbours = colours, architecture.neighbours
         self.residual, self.dimensions = architecture.residual, architecture.dimensions

@@ -8,7 +8,7 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from medstyle.errors import UserError
+from medstyle.errors import ModelError
 
 STYLES = ("domain", "latent", "reference")
 LATENT = 16  # length Z of a latent
@@ -59,7 +59,7 @@ class Style(nn.Module):
     def require(self, source: str) -> None:
         """Raise :class:`UserError` where ``source`` is not among the sources of style."""
         if source not in self.sources:
-            raise UserError(f"the model was trained with style from {' or '.join(self.sources)}, not from {source}")
+            raise ModelError(f"the model was trained with style from {' or '.join(self.sources)}, not from {source}")
 
     def default(self, domain: Tensor, reference: Tensor) -> Tensor:
         """Return the default codes ``(N, S)``: of the domain, else of latent 0, else of ``reference``."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from medstyle.cohort.rules import Rule
-from medstyle.errors import UserError
+from medstyle.errors import ModelError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
@@ -130,14 +130,14 @@ class Translator:
             if not data:
                 raise FileNotFoundError
         except (OSError, ValueError):
-            raise UserError(
+            raise ModelError(
                 f"{folder}: not a translator folder (weights.safetensors and translator.json); train one with "
                 "`dvc repro train` or name a registered model such as models:/medstyle@champion"
             ) from None
         if config.get("format") == 2:
             config = _renewed(config)
         if config.get("format") != FORMAT:
-            raise UserError(f"{folder}: translator format {config.get('format')} is not readable, this is {FORMAT}")
+            raise ModelError(f"{folder}: translator format {config.get('format')} is not readable, this is {FORMAT}")
         parsed = parse(TranslatorConfig, config, f"{folder / 'translator.json'}")
         members = []
         for path, content in zip(files, data, strict=True):
@@ -145,7 +145,7 @@ class Translator:
             try:
                 networks.load_state_dict(load(content))
             except Exception:  # safetensors and torch raise many kinds for a damaged file
-                raise UserError(f"{path}: damaged, or of another architecture") from None
+                raise ModelError(f"{path}: damaged, or of another architecture") from None
             members.append(networks.to(device).eval().requires_grad_(False))
         return Translator(parsed, members, hashlib.sha256(b"".join(data)).hexdigest())
 
@@ -162,7 +162,7 @@ class Translator:
     def index(self, domain: str) -> int:
         """Return the style index of ``domain``; raises :class:`UserError` if it was not trained."""
         if domain not in self.config.domains:
-            raise UserError(f"this translator knows {', '.join(self.config.domains)}, not {domain!r}")
+            raise ModelError(f"this translator knows {', '.join(self.config.domains)}, not {domain!r}")
         return self.config.domains.index(domain)
 
     def require_style(self, source: str) -> None:
@@ -191,7 +191,7 @@ class Translator:
             z = torch.randn(n, LATENT, generator=torch.Generator().manual_seed(seed)).to(self.device)
         elif image is None and "domain" not in self.config.architecture.style:
             if "latent" not in self.config.architecture.style:
-                raise UserError("this translator takes its style from a reference image: name one with --style")
+                raise ModelError("this translator takes its style from a reference image: name one with --style")
             z = torch.zeros(n, LATENT, device=self.device)  # as validation in training has it
         return [networks.style(which, z, image).mean(0, keepdim=True) for networks in self.members]
 
@@ -231,7 +231,7 @@ def ensemble(folders: Sequence[Path], out: Path) -> Translator:
         if (part.config.architecture, part.config.domains, part.config.preparation, part.config.contrasts) != (
             first.architecture, first.domains, first.preparation, first.contrasts,
         ):  # fmt: skip
-            raise UserError(f"{folder}: of another architecture, preparation or domains than {folders[0]}")
+            raise ModelError(f"{folder}: of another architecture, preparation or domains than {folders[0]}")
     members = [networks for part in parts for networks in part.members]
     whole = Translator(replace(first, facts={**first.facts, "ensemble members": len(members)}), members)
     whole.save(out)

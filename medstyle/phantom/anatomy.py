@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import MissingPackage
 from medstyle.imaging.volume import read_volume
 
 Array = NDArray[np.float32]
@@ -76,7 +76,7 @@ def atlas_files() -> dict[str, Path]:
     folder = Path(spec.origin).parent / "datasets" / "data" if spec and spec.origin else Path()
     files = {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")}
     if not all(file.is_file() for file in files.values()):
-        raise UserError("the brain phantom needs the atlas that nilearn ships: pip install medstyle[phantom]")
+        raise MissingPackage("the brain phantom needs the atlas that nilearn ships: pip install medstyle[phantom]")
     return files
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.phantom.anatomy import (
@@ -157,11 +157,11 @@ class PhantomParams:
             ("bias", 0, 1), ("lesions", 0, 200), ("sites", 1, len(SITES)),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
-                raise UserError(f"{key}: expected {low} to {high}, got {getattr(self, key)}")
+                raise ParamsError(f"{key}: expected {low} to {high}, got {getattr(self, key)}")
         if not self.domains or len(set(self.domains)) < len(self.domains) or not set(self.domains) <= set(DOMAINS):
-            raise UserError(f"domains: expected different ones of {', '.join(DOMAINS)}, got {list(self.domains)}")
+            raise ParamsError(f"domains: expected different ones of {', '.join(DOMAINS)}, got {list(self.domains)}")
         if len(self.spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in self.spacing_mm):
-            raise UserError(f"spacing_mm: expected three distances of 0.2 to 20, got {list(self.spacing_mm)}")
+            raise ParamsError(f"spacing_mm: expected three distances of 0.2 to 20, got {list(self.spacing_mm)}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,7 @@ import numpy as np
 from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import get_cmd
 
-from medstyle.errors import UserError
+from medstyle.errors import ServiceError
 from medstyle.registry.models import Served, download
 
 START_S = 300.0  # to load a model
@@ -68,10 +68,11 @@ class Worker:
         shutil.rmtree(self.folder, ignore_errors=True)  # the images of a request that was cut off
         self.folder.mkdir(mode=0o700)
         command, environment = get_cmd(str(self.model), timeout=1 << 30)
+        threads = {"OMP_NUM_THREADS": str(self.threads), "OMP_WAIT_POLICY": "passive"}
         self.process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", *shlex.split(command)),
             *("--uds", str(self.folder / "socket"), "--log-level", "warning"),
-            env={**environment, "TMPDIR": str(self.folder), "OMP_NUM_THREADS": str(self.threads)},
+            env={**environment, "TMPDIR": str(self.folder), **threads},
             stdin=subprocess.DEVNULL,
             stdout=sys.stderr.fileno(),
             start_new_session=True,  # an interrupt from the terminal is for the front alone
@@ -86,7 +87,7 @@ class Worker:
                         return
                     await asyncio.sleep(0.1)
         await self.kill()
-        raise UserError("the model's process did not start; its errors are above")
+        raise ServiceError("the model's process did not start; its errors are above")
 
     async def ask(self, body: bytes) -> httpx.Response:
         """Send a request; raises ``httpx.TransportError`` if the process dies of it."""
@@ -133,12 +134,12 @@ class Fleet:
         async with asyncio.timeout(START_S):
             answer = await worker.ask((worker.model / "serving_input_example.json").read_bytes())
         if answer.status_code != 200:
-            raise UserError(f"the input example is answered with {answer.status_code}")
+            raise ServiceError(f"the input example is answered with {answer.status_code}")
         [row] = answer.json()["predictions"]
         if row["weights_sha256"] != self.served.weights_sha256:
-            raise UserError("the input example is answered by other weights than were registered")
+            raise ServiceError("the input example is answered by other weights than were registered")
         if not np.isfinite(np.load(io.BytesIO(base64.b64decode(row["image"])))).all():
-            raise UserError("the input example is answered with an image that is not finite")
+            raise ServiceError("the input example is answered with an image that is not finite")
         self.idle.put_nowait(worker)
 
     @asynccontextmanager

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from medstyle.errors import UserError
+from medstyle.errors import ModelError, UserError
 from medstyle.registry.tracking import connect
 
 NAME = "medstyle"
@@ -70,7 +70,7 @@ def evaluation(subjects: Path, lock: Path = Path("dvc.lock")) -> str | None:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest() if actual == made else None
 
 
-def register(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[str, bool]:
+def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[str, bool]:
     """Register a translator folder with its lineage, metrics and ``files``; returns (version, is new).
 
     The same weights are the same version: registering again changes nothing.
@@ -280,11 +280,11 @@ def promote(version: str, because: str | None = None) -> str:
         chosen = client.get_model_version(NAME, version)
     except MlflowException:
         known = ", ".join(row["version"] for row in versions()) or "none"
-        raise UserError(f"{NAME} has no version {version}; registered: {known}") from None
+        raise ModelError(f"{NAME} has no version {version}; registered: {known}") from None
     if chosen.tags.get("gate") != "passed":
         if not because:
             why = chosen.tags.get("gate.reasons", "it was never evaluated")
-            raise UserError(f"version {version} did not pass the gate ({why}); overrule with --because 'reason'")
+            raise ModelError(f"version {version} did not pass the gate ({why}); overrule with --because 'reason'")
         client.set_model_version_tag(NAME, version, "gate.overruled", because)
     with _alone(client):
         return _make_champion(client, version)
@@ -307,7 +307,7 @@ def rollback() -> str:
     with _alone(client):
         champion, previous = _by_alias("champion"), _by_alias("previous")
         if champion is None or previous is None or champion.version == previous.version:
-            raise UserError("there is no previous champion to return to; see `medstyle models`")
+            raise ModelError("there is no previous champion to return to; see `medstyle models`")
         client.set_registered_model_alias(NAME, "champion", str(previous.version))
         client.set_registered_model_alias(NAME, "previous", str(champion.version))
     return f"{NAME} version {previous.version} is champion again, after {champion.version}"

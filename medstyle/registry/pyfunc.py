@@ -24,6 +24,8 @@ from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import BAD_REQUEST, INTERNAL_ERROR
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
+from medstyle.errors import Code, ParamsError
+
 MAX_BYTES = 1 << 30  # of a zip's content, counted while it is unpacked
 MAX_MEMBERS = 20_000
 CONTENT = {
@@ -78,7 +80,7 @@ def container_of(data: bytes) -> str:
         return "npy"
     if data[344:347] in (b"n+1", b"ni1"):
         return "nifti"
-    raise Refusal("E_FORMAT", "not DICOM, NIfTI, PNG, JPEG, NPY or a zip of DICOM; send the file's bytes in base64")
+    raise Refusal(Code.E_FORMAT, "not DICOM, NIfTI, PNG, JPEG, NPY or a zip of DICOM; send the file's bytes in base64")
 
 
 def unpack(data: bytes, folder: Path) -> None:
@@ -89,17 +91,17 @@ def unpack(data: bytes, folder: Path) -> None:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = [info for info in archive.infolist() if not info.is_dir()]
             if len(members) > MAX_MEMBERS:
-                raise Refusal("E_TOO_LARGE", f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
+                raise Refusal(Code.E_TOO_LARGE, f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
             left = MAX_BYTES
             for number, info in enumerate(members):
                 with archive.open(info) as member, (folder / f"{number:06d}.dcm").open("wb") as file:
                     while chunk := member.read(1 << 20):
                         left -= len(chunk)
                         if left < 0:
-                            raise Refusal("E_TOO_LARGE", f"the zip unpacks to more than {MAX_BYTES} bytes")
+                            raise Refusal(Code.E_TOO_LARGE, f"the zip unpacks to more than {MAX_BYTES} bytes")
                         file.write(chunk)
     except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError):
-        raise Refusal("E_DECODE", "the zip is damaged or encrypted") from None
+        raise Refusal(Code.E_DECODE, "the zip is damaged or encrypted") from None
 
 
 class Failure(MlflowException):  # type: ignore[misc]
@@ -146,14 +148,13 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         return pd.DataFrame(rows)
 
     def _answer(self, data: bytes, params: dict[str, Any], reference: bytes) -> dict[str, Any]:
-        from medstyle.errors import UserError
 
         container = container_of(data)
         output = params.get("output") or "same"
         if output not in ("same", "npy"):
-            raise UserError(f"output {output!r} is not known; use same or npy")
+            raise ParamsError(f"output {output!r} is not known; use same or npy")
         if output == "npy" and container != "npy":
-            raise UserError("output npy needs an npy input")
+            raise ParamsError("output npy needs an npy input")
         config = self.translator.config
         target = params.get("target") or config.target
         self.translator.index(target)
@@ -182,7 +183,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 ),
             )
             if more:
-                raise UserError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
+                raise ParamsError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
             made = Path(result["out"])
             extra = sorted(p for p in folder.rglob("*uncertainty*") if p != made)
             single = result["shape"][0] == 1
@@ -202,10 +203,10 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError, MemoryError):  # the last where its header claims too much
-            raise Refusal("E_DECODE", "the NPY is damaged or holds objects") from None
+            raise Refusal(Code.E_DECODE, "the NPY is damaged or holds objects") from None
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise Refusal(
-                "E_SHAPE", f"expected finite numbers (H, W) or (D, H, W), got {array.shape}, kind {array.dtype.kind}"
+                Code.E_SHAPE, f"expected finite numbers (H, W) or (D, H, W), got {array.shape}, kind {array.dtype.kind}"
             )
         voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
         volume = Volume(voxels, np.eye(4), self.translator.config.source)
@@ -243,7 +244,7 @@ def _folder() -> Iterator[Path]:
         try:
             yield Path(name)
         except UserError as error:
-            raise UserError(str(error).replace(f"{name}/", "")) from None
+            raise ParamsError(str(error).replace(f"{name}/", "")) from None
 
 
 def _put(data: bytes, path: Path) -> Path:

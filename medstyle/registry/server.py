@@ -37,7 +37,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from medstyle.errors import UserError
+from medstyle.errors import ServiceError, UserError
 from medstyle.registry.fleet import Fleet, log
 from medstyle.registry.models import Served, resolve
 
@@ -49,7 +49,7 @@ FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # of a tab
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """What one request may cost.
 
     Attributes:
@@ -64,13 +64,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         if min(self.body_bytes, self.capacity, self.seconds) <= 0:
-            raise UserError("the limits of body, capacity and seconds must be above 0")
+            raise ServiceError("the limits of body, capacity and seconds must be above 0")
 
 
 class Front:
     """What clients talk to: it bounds, counts and records requests, and passes them to the fleet of the champion."""
 
-    def __init__(self, fleet: Fleet, reference: str, limits: Limits, audit: Path | None) -> None:
+    def __init__(self, fleet: Fleet, reference: str, limits: RequestLimits, audit: Path | None) -> None:
         self.reference, self.limits, self.audit = reference, limits, audit
         self.held = 0
         registry = self.registry = CollectorRegistry()
@@ -298,7 +298,7 @@ class JsonLines(logging.Formatter):
 
 
 def serve(
-    reference: str, host: str, port: int, workers: int, limits: Limits, poll_s: float, audit: Path | None
+    reference: str, host: str, port: int, workers: int, limits: RequestLimits, poll_s: float, audit: Path | None
 ) -> None:
     """Serve ``models:/name@alias``, or a version for good, until SIGTERM or SIGINT; requests that run are finished.
 
@@ -309,7 +309,7 @@ def serve(
         try:
             audit.open("a").close()
         except OSError as error:
-            raise UserError(f"{audit}: cannot be written ({error.strerror}); name another --audit file") from None
+            raise ServiceError(f"{audit}: cannot be written ({error.strerror}); name another --audit file") from None
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
@@ -319,14 +319,14 @@ def serve(
 
 
 async def _serve(
-    reference: str, host: str, port: int, workers: int, limits: Limits, poll_s: float, audit: Path | None
+    reference: str, host: str, port: int, workers: int, limits: RequestLimits, poll_s: float, audit: Path | None
 ) -> None:
     grace = int(limits.seconds) + 1
     config = uvicorn.Config("", host, port, log_config=None, access_log=False, timeout_graceful_shutdown=grace)
     try:
         socket = config.bind_socket()
     except SystemExit:
-        raise UserError(f"{host}:{port} cannot be used; choose another --port") from None
+        raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
     starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
     for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn listens to them
         asyncio.get_running_loop().add_signal_handler(number, starting.cancel)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from medstyle.errors import UserError
+from medstyle.errors import ServiceError
 
 EXPERIMENT = "medstyle"
 SEND_EVERY = 20  # points per request: one request per point costs 10 to 40 ms
@@ -45,7 +45,7 @@ def connect() -> Any:
         if error.get_http_status_code() not in (401, 403):
             raise
         names = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-        raise UserError(f"the MLflow server refuses this user; set {names}") from None
+        raise ServiceError(f"the MLflow server refuses this user; set {names}") from None
     if known is None:
         uri = mlflow.get_tracking_uri()
         place = Path("mlruns").resolve().as_uri() if uri.startswith("sqlite") else None

@@ -23,7 +23,7 @@ from medstyle.data.canonical import (
     write_report,
 )
 from medstyle.data.manifest import Manifest, ManifestItem
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import DataError, Refusal
 from medstyle.jobs.atomic import atomic_folder
 from medstyle.jobs.workers import each
 from medstyle.pseudonyms import NO_SECRET, own_secret, person_of
@@ -44,7 +44,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
     """
     source = Path(params.source)
     if not source.is_dir():
-        raise UserError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
+        raise DataError(f"ingest.source: {source}: no such folder; put images there or name the folder that holds them")
     if own_secret() is None:
         log(f"ingest: warning: {NO_SECRET}")
     labels = labels_of(params)
@@ -67,7 +67,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
         if not entries:
             causes = ", ".join(f"{n} x {code}" for code, n in Counter(r["code"] for r in refused).items())
             look = f"see `medstyle inspect {source}`"
-            raise UserError(f"ingest.source: {source}: nothing could be used ({causes or 'it is empty'}); {look}")
+            raise DataError(f"ingest.source: {source}: nothing could be used ({causes or 'it is empty'}); {look}")
         entries.sort(key=lambda entry: entry.path)
         Manifest(params.rules, tuple(entries)).write(scratch)
     write_report(report, found, entries, refused, source, labels)

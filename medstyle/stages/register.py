@@ -6,19 +6,20 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from medstyle.errors import UserError
+from medstyle.errors import DataError, UserError
 from medstyle.evaluation.gate import (
     Check,
-    Limits,
+    GateParams,
     Subjects,
     check_champion,
-    check_limits,
+    check_thresholds,
     page,
     read_methods,
     side_by_side,
 )
 from medstyle.params import params
 from medstyle.registry.models import (
+    add_version,
     conclude,
     evaluation,
     known_subjects,
@@ -27,11 +28,10 @@ from medstyle.registry.models import (
     rival,
     version_tags,
 )
-from medstyle.registry.models import register as register_version
 
 
 @params
-class Params(Limits):
+class Params(GateParams):
     """What a champion must be able to do, and how it must have been made."""
 
     clean: bool = False
@@ -54,11 +54,11 @@ def run(
     files = [*(reports / name for name in ("report.html", "metrics.json", "subjects.csv")), params_file]
     for file in files:
         if not file.is_file():
-            raise UserError(f"{file}: absent; run `medstyle evaluate` first")
+            raise DataError(f"{file}: absent; run `medstyle evaluate` first")
     metrics = json.loads((reports / "metrics.json").read_text())
-    version, new = register_version(model, metrics, files)
+    version, new = add_version(model, metrics, files)
     log(f"medstyle version {version}: {'registered' if new else 'these weights are registered already'}")
-    checks = check_limits(metrics, params)
+    checks = check_thresholds(metrics, params)
     if params.clean:
         checks.append(_committed(version))
     methods: dict[str, Subjects] = {**read_methods(reports / "subjects.csv")}

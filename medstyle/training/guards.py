@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.data.sampler import BatchSampler, Images
-from medstyle.errors import UserError
+from medstyle.errors import DataError, TrainingError
 from medstyle.transforms.body import is_body
 
 CHECKED = 64  # subjects looked at before training
@@ -34,7 +34,7 @@ def check_data(sampler: BatchSampler) -> None:
     for name, slices in middles.items():
         flat = [subject for subject, image in slices.items() if np.ptp(image) < 1e-2]
         if flat:
-            raise UserError(f"{name} of subject {flat[0]} ({len(flat)} in all): flat image; take it out or repair it")
+            raise DataError(f"{name} of subject {flat[0]} ({len(flat)} in all): flat image; take it out or repair it")
     for name, other in combinations(middles, 2):
         _check_swapped(middles[name], middles[other], name, other)
     if sampler.sampling.paired:
@@ -64,7 +64,7 @@ def _check_pairs(source: Slices, target: Slices, name: str, other: str) -> None:
     mixed = {s: _information(source[s], target[o]) for s, o in zip(subjects, [*subjects[1:], subjects[0]], strict=True)}
     broken = [s for s in subjects if own[s] <= np.median(list(mixed.values()))]
     if len(broken) > len(subjects) / 2:
-        raise UserError(
+        raise DataError(
             f"pairs of {name} and {other} show different anatomy ({len(broken)} of {len(subjects)} subjects looked at, "
             f"{broken[0]} among them): check who is who, set denoise.alignment to rigid, or train unpaired"
         )
@@ -81,7 +81,7 @@ def _check_swapped(source: Slices, target: Slices, name: str, other: str) -> Non
         straight = np.abs(mine - centre[0]).sum() + np.abs(theirs - centre[1]).sum()
         crossed = np.abs(mine - centre[1]).sum() + np.abs(theirs - centre[0]).sum()
         if gap > 0.5 and crossed < 0.5 * straight:
-            raise UserError(
+            raise DataError(
                 f"subject {subject}: its {name} looks like the others' {other} and the other way round; correct "
                 "ingest.rules or the files"
             )
@@ -123,7 +123,7 @@ class Guard:
             return True
         self.bad[phase] = self.bad.get(phase, 0) + 1
         if self.bad[phase] == 3:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped: the gradient of the {phase} is not finite three times in a row; look for flat or "
                 "damaged images in reports/ingest.json, or lower training.learning_rate"
             )
@@ -137,7 +137,7 @@ class Guard:
         if step <= WARM_UP:
             return values
         if float(made.std(1).max()) < 1e-3:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped at step {step}: the generator's images are constant; lower training.learning_rate "
                 "or the adversarial weight, and check that the training images are not flat"
             )
@@ -145,12 +145,12 @@ class Guard:
             apart = (seen[1:] - seen[:-1]).abs().mean()
             values["guard/variety"] = float((made[1:] - made[:-1]).abs().mean() / apart.clamp(min=1e-6))
             if float(apart) > 0.05 and values["guard/variety"] < 0.02:
-                raise UserError(
+                raise TrainingError(
                     f"training stopped at step {step}: different inputs give the same image (mode collapse); lower the "
                     "adversarial weight or raise the contrastive or cycle weight"
                 )
         if not 0.1 < ratio < 10:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped at step {step}: the contrast of the outputs is {ratio:.2g} times the targets'; "
                 "lower training.learning_rate, and check that all images of a domain are normalised alike"
             )
@@ -166,7 +166,7 @@ class Guard:
         full = len(recent) == self.look
         won, at_chance = full and np.mean(recent) > WON, full and np.mean(recent) < CHANCE
         if won and not paired:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped at step {now:.0f}: the discriminator tells every image apart, and nothing "
                 "else teaches the style; raise weights.r1 or lower training.discriminator_learning_rate"
             )
@@ -178,13 +178,13 @@ class Guard:
             print(f"medstyle: the discriminator {what}: it teaches the generator little", file=sys.stderr, flush=True)
         apart = [row["guard/styles_apart"] for row in curve if "guard/styles_apart" in row and row["step"] > WARM_UP]
         if progress > 0.1 and len(apart) >= 10 and max(apart[-10:]) < 1e-3:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped at step {now:.0f}: every style gives the same image; raise the weights of style, "
                 "diversity or adversarial, and check that the domains differ"
             )
         errors = [row["validation/of_copy"] for row in curve if "validation/of_copy" in row][-3:]
         if paired and progress > 0.1 and now > WARM_UP and len(errors) == 3 and min(errors) > 1:
-            raise UserError(
+            raise TrainingError(
                 f"training stopped at step {now:.0f}: on unseen subjects the output is further from the target than "
                 "the untouched source; check ingest.rules (swapped domains?) and the alignment of the pairs"
             )

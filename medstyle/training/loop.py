@@ -21,7 +21,7 @@ from torch import Tensor
 
 from medstyle.data.sampler import BatchSampler, Sampling
 from medstyle.data.store import SliceStore
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.jobs.checkpoint import load_state, save_state
 from medstyle.networks.networks import Networks
 from medstyle.training.distributed import World
@@ -40,7 +40,7 @@ Weights = dict[str, Tensor]
 def pick_device(name: str) -> torch.device:
     """Resolve ``auto``; raises :class:`UserError` for a GPU that is not there."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("training.device: cuda was asked for, but torch sees no GPU; use auto or cpu")
+        raise ParamsError("training.device: cuda was asked for, but torch sees no GPU; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -83,7 +83,7 @@ class Session:
         self.device = pick_device(settings.device)
         self.world = World.join(self.device)
         if self.world.size != settings.processes:
-            raise UserError(
+            raise ParamsError(
                 f"training.processes: {settings.processes} in params, {self.world.size} running; set it, and let "
                 "`medstyle train` start them"
             )

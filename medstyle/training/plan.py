@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.networks.networks import Architecture
 from medstyle.params import params
@@ -62,7 +62,7 @@ class Training:
 
     def __post_init__(self) -> None:
         if self.batch % self.processes:
-            raise UserError(f"training.batch: {self.batch} is not divisible among {self.processes} processes")
+            raise ParamsError(f"training.batch: {self.batch} is not divisible among {self.processes} processes")
 
 
 @params
@@ -91,15 +91,15 @@ class Plan:
         named += [("contrasts", name) for name in self.contrasts] + [("domains", name) for name in self.domains]
         for role, name in named:
             if name not in DOMAINS:
-                raise UserError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
+                raise ParamsError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
         if len(set(self.learned)) < len(self.learned) or set(self.contrasts) & {self.source, self.target}:
-            raise UserError("train: a domain stands twice among source, target, contrasts and domains")
+            raise ParamsError("train: a domain stands twice among source, target, contrasts and domains")
         kind = OBJECTIVES[self.objective.kind]
         kind.resolve(self.objective)
         if self.contrasts and not kind.several_contrasts:
-            raise UserError(f"train.contrasts: {self.objective.kind} takes none; use a paired objective")
+            raise ParamsError(f"train.contrasts: {self.objective.kind} takes none; use a paired objective")
         if not kind.paired and (self.training.patience or self.training.keep == "best"):
-            raise UserError(
+            raise ParamsError(
                 f"training.patience, training.keep: {self.objective.kind} has no pairs that would tell what is best"
             )
 

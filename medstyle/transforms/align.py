@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal
+from medstyle.errors import Code, Refusal
 from medstyle.imaging.volume import Volume
 from medstyle.transforms.intensity import foreground_mask
 
@@ -49,7 +49,9 @@ def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest
         try:
             transform = _align_scans(fixed_image, moving_image, affine=alignment == "affine")
         except RuntimeError:  # ITK's own text is a page
-            raise Refusal("E_REGISTRATION", "the scans could not be brought together; are they of one body?") from None
+            raise Refusal(
+                Code.E_REGISTRATION, "the scans could not be brought together; are they of one body?"
+            ) from None
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     out = sitk.Resample(moving_image, fixed_image, transform, how, float(moving.voxels.min()))
     return fixed.with_voxels(sitk.GetArrayFromImage(out), moving.domain)
@@ -234,14 +236,14 @@ def pair_verdicts(fits: Sequence[Fit]) -> list[tuple[str, str]]:
 
     def one(pair: Fit) -> tuple[str, str]:
         if pair.overlap < OVERLAP:
-            return "E_PAIR_APART", f"only {pair.overlap:.0%} of the smaller body lies in the other"
+            return Code.E_PAIR_APART, f"only {pair.overlap:.0%} of the smaller body lies in the other"
         if pair.better_mm:
-            return "E_PAIR_SHIFTED", f"the scans fit better after a shift by {pair.better_mm:.0f} mm"
+            return Code.E_PAIR_SHIFTED, f"the scans fit better after a shift by {pair.better_mm:.0f} mm"
         if pair.better_deg:
-            return "E_PAIR_TURNED", f"the scans fit better after a turn by {pair.better_deg:.0f} degrees"
+            return Code.E_PAIR_TURNED, f"the scans fit better after a turn by {pair.better_deg:.0f} degrees"
         if len(fits) >= COHORT and pair.information < centre - OUTLIER * max(spread, 1e-3):
             what = f"{pair.information:.3f} of shared information, {centre:.3f} in the others"
-            return "E_PAIR_UNLIKE", f"the scans look like two bodies: {what}"
+            return Code.E_PAIR_UNLIKE, f"the scans look like two bodies: {what}"
         return "", ""
 
     return [one(pair) for pair in fits]

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.params import params
 
 
@@ -40,7 +40,7 @@ class Augmentation:
         geometry = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5}
         for name, most in {**geometry, "gamma": 0.9, "bias": 1, "noise": 1, "blur": 1}.items():
             if not 0 <= getattr(self, name) <= most:
-                raise UserError(f"augmentation.{name}: must lie in [0, {most}], got {getattr(self, name)}")
+                raise ParamsError(f"augmentation.{name}: must lie in [0, {most}], got {getattr(self, name)}")
 
 
 COARSE = 4  # control points per axis of smooth random fields

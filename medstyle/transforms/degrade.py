@@ -7,7 +7,7 @@ import io
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.imaging.volume import Volume
@@ -37,11 +37,11 @@ class Degradation:
     def __post_init__(self) -> None:
         base = self.of.partition("@")[0]
         if self.of not in DOMAINS or self.domain not in DOMAINS or not self.domain.startswith(f"{base}@"):
-            raise UserError(f"degraded: the twin of {self.of!r} must be {base}@ and a suffix, not {self.domain!r}")
+            raise ParamsError(f"degraded: the twin of {self.of!r} must be {base}@ and a suffix, not {self.domain!r}")
         if min(self.noise, self.blur, self.dark, self.jpeg) < 0 or self.dark >= 1 or self.jpeg > 95:
-            raise UserError("degraded: amounts must not be negative, dark below 1, jpeg at most 95")
+            raise ParamsError("degraded: amounts must not be negative, dark below 1, jpeg at most 95")
         if DOMAINS[self.of].dicom is not None and (self.dark or self.jpeg):
-            raise UserError("degraded: dark and jpeg are for pictures")
+            raise ParamsError("degraded: dark and jpeg are for pictures")
 
     def picture(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:
         """Return what a poor camera would make of ``(H, W, 3)``: less light, blur, noise, compression."""

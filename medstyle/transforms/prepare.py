@@ -17,7 +17,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, Orientation, Resize, ResizeWithPadOrCrop, Spacing
 from numpy.typing import NDArray
 
-from medstyle.errors import Refusal, UserError
+from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.modality import DOMAINS, QUANTILES, Fingerprint, Modality
 from medstyle.imaging.picture import Pixels, to_unit
 from medstyle.imaging.volume import Volume
@@ -53,11 +53,11 @@ class Preparation:
     def __post_init__(self) -> None:
         for domain, places in self.landmarks.items():
             if len(places) != len(QUANTILES) or any(a >= b for a, b in itertools.pairwise(places)):
-                raise UserError(f"landmarks.{domain}: must be {len(QUANTILES)} rising numbers, got {list(places)}")
+                raise ParamsError(f"landmarks.{domain}: must be {len(QUANTILES)} rising numbers, got {list(places)}")
         if self.ct_window[0] >= self.ct_window[1]:
-            raise UserError(f"ct_window: must rise, got {list(self.ct_window)}")
+            raise ParamsError(f"ct_window: must rise, got {list(self.ct_window)}")
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
-            raise UserError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
+            raise ParamsError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
 
     def fingerprint(self, domain: str, values: NDArray, foreground: NDArray[np.bool_]) -> Fingerprint:
         """Find how an image of ``domain`` comes to network units, by its ``foreground`` (same shape)."""
@@ -147,7 +147,9 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     modality = DOMAINS[volume.domain]
     grid, chain = axial(volume, settings)
     if min(grid.shape[1:3]) == 1:
-        raise Refusal("E_SHAPE", "one sagittal or coronal slice cannot be cut into axial ones; give the whole series")
+        raise Refusal(
+            Code.E_SHAPE, "one sagittal or coronal slice cannot be cut into axial ones; give the whole series"
+        )
     values: torch.Tensor = grid.as_tensor().float()
     if modality.dicom == "MR":
         values = Denoise(settings.denoise, rician=True)(values)

@@ -77,19 +77,50 @@ def test_derived_series_conform(write_series: Write, tmp_path: Path, shared: Pat
         elements = {"RescaleIntercept": intercept, "RescaleSlope": "1"}
         write_series(folder, brain(depth, high), affine, modality=modality, change=change, **elements)
         source = only(folder)
-        for kind in ("synthetic", "uncertainty"):
-            quantity = target == "ct" and kind == "synthetic"
-            voxels = brain(depth, high, 1) - (1024.0 if quantity else 0.0)
-            volume = read(source, "mr_t1").with_voxels(voxels, target)
-            out = tmp_path / "out" / case / kind
-            files = write_derived(volume, Derivation(source, MODEL, now=NOW, kind=kind, source_domain="mr_t1"), out)
-            assert len(files) == depth
-            back = read(only(out), target)
-            np.testing.assert_array_equal(back.affine, source.affine)
-            expected = np.clip(voxels, -1024, 3071) if quantity else voxels
-            np.testing.assert_allclose(back.voxels, expected, atol=0.51 if kind == "uncertainty" else 0)
-            assert pydicom.dcmread(files[0]).BitsStored == (16 if high > 4096 else 12)
+        voxels = brain(depth, high, 1) - (1024.0 if target == "ct" else 0.0)
+        volume = read(source, "mr_t1").with_voxels(voxels, target)
+        out = tmp_path / "out" / case
+        files = write_derived(volume, Derivation(source, MODEL, now=NOW, source_domain="mr_t1"), out)
+        assert len(files) == depth
+        back = read(only(out), target)
+        np.testing.assert_array_equal(back.affine, source.affine)
+        np.testing.assert_array_equal(back.voxels, np.clip(voxels, -1024, 3071) if target == "ct" else voxels)
+        assert pydicom.dcmread(files[0]).BitsStored == (16 if high > 4096 else 12)
     check(tmp_path / "in", tmp_path / "out", shared)
+
+
+@pytest.mark.parametrize(("target", "unit"), [("mr_t2", "[arb'U]"), ("ct", "[hnsf'U]")])
+@pytest.mark.parametrize("resampled", [False, True])
+def test_an_uncertainty_is_a_parametric_map_with_its_unit(write_series: Write, tmp_path: Path, target, unit, resampled):
+    """Values come back as they were, where they were; an image of the target's modality would claim that they are."""
+    write_series(tmp_path / "in", brain(4), OBLIQUE)
+    source = only(tmp_path / "in")
+    grid = read(source, "mr_t1")
+    if resampled:
+        grid = Volume(np.zeros((3, 7, 9), np.float32), TILTED @ np.diag([0.5, 0.5, 0.25, 1]), "mr_t1")
+    values = np.random.default_rng(0).gamma(2, 0.3, grid.voxels.shape).astype(np.float32)
+    derivation = Derivation(source, MODEL, now=NOW, kind="uncertainty", source_domain="mr_t1")
+    [file] = write_derived(Volume(values, grid.affine, target), derivation, tmp_path / "out")
+    dataset = pydicom.dcmread(file)
+    assert dataset.SOPClassUID == pydicom.uid.ParametricMapStorage
+    stored = np.frombuffer(dataset.FloatPixelData, np.float32).reshape(values.shape)
+    shared, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
+    [mapping] = shared.RealWorldValueMappingSequence
+    assert mapping.MeasurementUnitsCodeSequence[0].CodeValue == unit
+    assert (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept) == (1, 0)
+    positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+    expected = [(grid.affine @ (0, 0, k, 1))[:3] for k in range(len(values))]
+    apart = np.linalg.norm(np.array(positions, float)[:, None] - expected, axis=-1)  # (frames, slices)
+    assert apart.min(axis=1).max() < 1e-3
+    np.testing.assert_array_equal(stored, values[apart.argmin(axis=1)])
+    assert (dataset.PatientID, dataset.StudyInstanceUID) == (source.patient_id, source.study_uid)
+    assert "NOT FOR DIAGNOSIS" in dataset.SeriesDescription
+    if shutil.which("dciodvfy"):
+        said = subprocess.run(["dciodvfy", "-new", str(file)], capture_output=True, text=True, check=False).stderr
+        newer = "(0008,001c)"  # SyntheticData is younger than this checker
+        assert [line for line in said.splitlines() if line.startswith("Error") and newer not in line] == []
+    [refused] = scan([file]).files
+    assert (refused.verdict, refused.code) == ("skipped", "E_SOPCLASS"), "a map is no training image"
 
 
 REAL = ("enhanced_mr_dicom/BRTUM005", "dicom_corpus/deident_reference", "dicom_corpus/ct_gantry_tilt_siemens",
@@ -212,7 +243,7 @@ def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Writ
     first = uids("a")
     assert uids("b") == first
     runs = [first, uids("c", other), uids("d", kind="uncertainty"), uids("e", domain="ct")]
-    assert len({uid for run in runs for uid in run}) == 4 * (1 + 4)
+    assert len({uid for run in runs for uid in run}) == 3 * (1 + 4) + 2, "a map is one object"
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for run in runs for uid in run)
     assert not set(first) & {source.series_uid, *(f.instance.sop_uid for f in source.frames)}
 
@@ -272,12 +303,12 @@ def test_every_slice_that_entered_is_a_source(write_series: Write, tmp_path: Pat
         ]
 
     assert written("alone")[2] == {"12": "YES"}
-    near = written("near", reach=1)
+    near = written("near", neighbourhood=1)
     assert near[0] == {"10": "YES", "11": "NO"}
     assert near[2] == {"12": "YES", "11": "NO", "13": "NO"}
-    assert written("all", reach=None)[2] == {"12": "YES", "10": "NO", "11": "NO", "13": "NO"}
+    assert written("all", neighbourhood=None)[2] == {"12": "YES", "10": "NO", "11": "NO", "13": "NO"}
     assert written("contrasts", contrasts=[same, thin])[1] == {"11": "YES", "21": "YES", "32": "NO", "33": "NO"}
-    moved = written("moved", contrasts=[same], registered=True)[1]
+    moved = written("moved", contrasts=[same], aligned=True)[1]
     assert moved == {"11": "YES", "21": "YES", "20": "NO", "22": "NO", "23": "NO"}
     series = [pydicom.dcmread(path).SeriesInstanceUID for path in (tmp_path / "out").rglob("0001.dcm")]
     assert len(set(series)) == 3  # it depends on what entered: nothing else, two series, one

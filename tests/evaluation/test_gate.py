@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from medstyle.errors import UserError
-from medstyle.evaluation.gate import Limits, check_champion, check_limits, page, side_by_side
+from medstyle.evaluation.gate import GateParams, check_champion, check_thresholds, page, side_by_side
 
 METRICS = {
     "protocol": "plain", "reference": "truth", "headline": ["psnr", "mae"], "lesions": {"survived": 0.9},
@@ -42,14 +42,14 @@ FAILURES = {
 @pytest.mark.parametrize("name", FAILURES)
 def test_each_limit(name):
     metrics, limits, reasons = FAILURES[name]
-    failed = [str(check) for check in check_limits(metrics, Limits(**limits)) if not check.passed]
+    failed = [str(check) for check in check_thresholds(metrics, GateParams(**limits)) if not check.passed]
     assert len(failed) == len(reasons)
     assert all(found.startswith(reason) for found, reason in zip(failed, reasons, strict=True))
 
 
 def test_an_unknown_floor_is_named():
     with pytest.raises(UserError, match=r"register\.floors: 'fid' is no measure of plain"):
-        check_limits(METRICS, Limits(floors={"fid": 1.0}))
+        check_thresholds(METRICS, GateParams(floors={"fid": 1.0}))
 
 
 def subjects(psnr, mae):

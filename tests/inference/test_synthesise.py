@@ -8,6 +8,7 @@ from medstyle import Translator
 from medstyle.inference import synthesise as rendering
 from medstyle.inference.synthesise import synthesise
 from medstyle.inference.translate import prepare_source
+from medstyle.transforms.body import is_body
 from tests.inference.conftest import Plain, make_translator
 
 
@@ -57,8 +58,8 @@ def test_the_field_of_view_does_not_matter(rng, neighbours):
 
 
 def test_a_slice_is_seen_as_in_training(run, monkeypatch):
-    """The box of a slice in use is the one that the feed cuts for a batch of one."""
-    from medstyle.data.sampler import Feed
+    """The box of a slice in use is the one that the sampler cuts for a batch of one."""
+    from medstyle.data.sampler import BatchSampler, Sampling
     from medstyle.data.store import SliceStore
     from medstyle.transforms.augment import Augmentation
 
@@ -68,13 +69,13 @@ def test_a_slice_is_seen_as_in_training(run, monkeypatch):
     domains = ("mr_t1", "mr_t1@twin")  # the target is the source: its body adds nothing
     monkeypatch.setattr(SliceStore, "array", lambda self, name, split, own=SliceStore.array: own(self, "mr_t1", split))
     monkeypatch.setattr(SliceStore, "rows", lambda self, name, split, own=SliceStore.rows: own(self, "mr_t1", split))
-    feed = Feed(store, domains, paired=True, batch=1, seed=0, foreground=0.0, augmentation=still,
-                multiple=translator.multiple)  # fmt: skip
+    sampling = Sampling(domains, batch=1, seed=0, augmentation=still, paired=True, multiple=translator.multiple)
+    sampler = BatchSampler(store, sampling)
     seen = []
     monkeypatch.setattr(type(translator), "__call__", lambda self, x, style: seen.append(x) or x)
     for step in range(8):
-        example = feed.example(step)
-        row = feed.images["mr_t1"].rows[example.subject][example.place]
+        example = sampler.example(step)
+        row = sampler.images["mr_t1"].rows[example.subject][example.place]
         content = torch.from_numpy(store.array("mr_t1", "train")[row : row + 1].astype(np.float32))
-        synthesise(translator, content, body=content[:, 0].numpy() > -0.999)
-        assert torch.equal(seen[-1], feed(step, 1, torch.device("cpu")).source)
+        synthesise(translator, content, body=is_body(content[:, 0].numpy()))
+        assert torch.equal(seen[-1], sampler(step, 1, torch.device("cpu")).source)

@@ -83,12 +83,12 @@ def test_a_steady_video_flickers_less_and_stays_what_it_is():
                 for one in render_frames(frames, rendering(translator, options=RenderOptions(temporal_smoothing=0)))
             )
         ),
-        "steady": video(lambda: (one.image for one in render_frames(frames, rendering(translator)))),
+        "smoothed": video(lambda: (one.image for one in render_frames(frames, rendering(translator)))),
     }
     targets = PictureSet(scene(5)[None].astype(np.float32) / 255)
     found = measure_clip(video(lambda: frames), styled, "alone", targets)
-    assert found["steady"]["warping_short"] < 0.5 * found["alone"]["warping_short"]
-    assert found["steady"]["like_per_frame"] > 0.8
+    assert found["smoothed"]["warping_short"] < 0.5 * found["alone"]["warping_short"]
+    assert found["smoothed"]["like_per_frame"] > 0.8
     assert found["alone"]["like_per_frame"] == pytest.approx(1)
     assert found["identity"]["structure"] == pytest.approx(1)
 
@@ -102,5 +102,5 @@ def test_flicker_is_what_changes_fast():
 
 
 def test_an_amount_that_would_freeze_the_picture_is_refused():
-    with pytest.raises(UserError, match="steady"):
+    with pytest.raises(UserError, match="temporal smoothing"):
         Shot(make_translator(("photo", "painting")), 1.0)

@@ -48,7 +48,7 @@ PICTURES = {"domains": ("photo", "painting"), "contrasts": (), "residual": False
 KINDS = {
     "2.5-D": {"neighbours": 3},
     "pictures": PICTURES,
-    "repainted pictures": {**PICTURES, "repainted": 1},
+    "pictures with a level without skip": {**PICTURES, "levels_without_skip": 1},
     "a MONAI network": {"generator": "unet"},
 }
 

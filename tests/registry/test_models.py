@@ -41,13 +41,15 @@ def another(folder, out, seed):
 def test_a_version_from_registration_to_rollback(registry, run, tmp_path):
     report = tmp_path / "report.html"
     report.write_text("page")
-    first, new = registry.register(run.translator, METRICS, [report])
+    first, new = registry.add_version(run.translator, METRICS, [report])
     assert (first, new) == ("1", True)
-    assert registry.register(run.translator, METRICS, [report]) == ("1", False), "the same weights are the same version"
+    assert registry.add_version(run.translator, METRICS, [report]) == ("1", False), (
+        "the same weights are the same version"
+    )
     assert "new champion" in registry.conclude(first, [], {}, None)
     assert "is the champion" in registry.conclude(first, [], {}, None), "idempotent"
 
-    second, _ = registry.register(another(run.translator, tmp_path / "b", 1), METRICS, [report])
+    second, _ = registry.add_version(another(run.translator, tmp_path / "b", 1), METRICS, [report])
     why = {"gate.md": "# why"}
     assert "gate failed: psnr: 1; needed: 2" in registry.conclude(second, ["psnr: 1; needed: 2"], why, first)
     with pytest.raises(UserError, match="did not pass the gate"):
@@ -184,7 +186,7 @@ def test_an_evaluation_is_its_data_code_and_params_without_the_model(registry, t
 def test_registered_metrics_are_those_of_the_reference(registry, run, tmp_path):
     metrics = json.loads((run.root / "reports/metrics.json").read_text())
     (tmp_path / "r.html").write_text("")
-    version, _ = registry.register(run.translator, metrics, [tmp_path / "r.html"])
+    version, _ = registry.add_version(run.translator, metrics, [tmp_path / "r.html"])
     row = registry.versions()[0]
     assert row["version"] == version
     assert float(row["psnr"]) == pytest.approx(metrics["tables"]["truth"]["model"]["psnr"]["mean"], abs=1e-4)

@@ -162,11 +162,11 @@ def test_a_wrong_column_is_named(server, slice_file):
     assert "image" in answer.text
 
 
-def test_the_request_of_the_readme(server, run, tmp_path, monkeypatch):
+def test_the_request_of_the_guide(server, run, tmp_path, monkeypatch):
     import re
 
-    readme = (ROOT / "README.md").read_text()
-    [example] = [b for b in re.findall(r"```python\n(.*?)```", readme, re.DOTALL) if "requests" in b]
+    guide = (ROOT / "docs/how-to/serve.md").read_text()
+    [example] = [b for b in re.findall(r"```python\n(.*?)```", guide, re.DOTALL) if "requests" in b]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(run.root / "data")
     exec(example.replace("http://127.0.0.1:5101", server), {})

@@ -336,7 +336,7 @@ def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_p
     denoise(fixed, scans, tmp_path / "given")
     index = SliceStore.open(tmp_path / "given").index
     assert index.preparation.landmarks == {"mr_t1": given, "mr_t2": preparation.landmarks["mr_t2"]}
-    assert all(one[1] == list(given) for of in index["fingerprints"].values() for one in of["mr_t1"])
+    assert all(one.scaled == given for of in index.fingerprints.values() for one in of["mr_t1"])
 
 
 def test_a_common_space_holds_training_scans_and_only_if_asked(run, tmp_path):

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.networks.discriminator import Discriminator, probability
 from medstyle.networks.networks import Networks
 from medstyle.params import params
@@ -114,7 +114,7 @@ class Phase:
         now = {name: w(batch.progress) if callable(w) else w for name, w in self.weights.items()}
         active = {name: weight for name, weight in now.items() if weight != 0}
         if not active:
-            raise UserError(
+            raise ParamsError(
                 f"objective.weights: nothing counts for the {self.name} at step {batch.step}; raise a weight"
             )
         losses = self.losses(batch, images, frozenset(active))
@@ -158,7 +158,7 @@ class Objective:
         if self.discriminator is not None:
             self.players["discriminator"] = self.discriminator
         elif not self.paired:
-            raise UserError(f"objective: {settings.kind} needs an adversarial weight: nothing else teaches the style")
+            raise ParamsError(f"objective: {settings.kind} needs an adversarial weight: nothing else teaches the style")
         helpers = self.helpers()
         self.players |= helpers
         self.phases = self._phases(("generator", *helpers))
@@ -169,19 +169,23 @@ class Objective:
         known = {name: term.weight for name, term in cls.terms.items() if term.weight is not None} | {"r1": 0.02}
         for name in settings.weights:
             if name in RENAMED:
-                raise UserError(f"objective.weights.{name}: is now called {RENAMED[name]}")
+                raise ParamsError(f"objective.weights.{name}: is now called {RENAMED[name]}")
             if name not in known:
-                raise UserError(f"objective.weights: {settings.kind} has no term {name!r}; it has {', '.join(known)}")
+                raise ParamsError(f"objective.weights: {settings.kind} has no term {name!r}; it has {', '.join(known)}")
         return known | settings.weights
 
     def _check_networks(self) -> None:
         networks, kind = self.networks, self.settings.kind
         if networks.dimensions not in self.dimensions:
-            raise UserError(f"network.dimensions: {kind} is for {self.dimensions[0]}")
+            raise ParamsError(f"network.dimensions: {kind} is for {self.dimensions[0]}")
         if self.weights["temporal"] and networks.dimensions == 3:
-            raise UserError("objective.weights.temporal: is for two dimensions; a volume holds its neighbours already")
+            raise ParamsError(
+                "objective.weights.temporal: is for two dimensions; a volume holds its neighbours already"
+            )
         if self.weights["through_plane"] and networks.neighbours < 3:
-            raise UserError("objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3")
+            raise ParamsError(
+                "objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3"
+            )
 
     def _discriminator(self, domains: int) -> Discriminator:
         return Discriminator(
@@ -216,7 +220,7 @@ class Objective:
         """Raise :class:`UserError` where images of ``size`` leave the discriminator no patch."""
         smallest = min(size) >> (self.settings.discriminator_scales - 1)
         if self.discriminator is not None and (smallest >> self.settings.discriminator_layers) < 3:
-            raise UserError(
+            raise ParamsError(
                 f"objective: images of {tuple(size)} pixels leave the discriminator no patch; lower "
                 "discriminator_layers or discriminator_scales, or raise denoise.size (3-D: training.depth)"
             )

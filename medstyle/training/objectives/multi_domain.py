@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.networks.style import LATENT
 from medstyle.params import params
 from medstyle.training.objectives.base import Images, Term, Weight, fade, reweighted
@@ -146,7 +146,7 @@ class Exemplar(MultiDomain):
     def helpers(self) -> dict[str, nn.Module]:
         """Build the projections; :class:`UserError` without styles from references."""
         if "reference" not in self.sources:
-            raise UserError("network.style: exemplar takes styles from pictures; add reference")
+            raise ParamsError("network.style: exemplar takes styles from pictures; add reference")
         return super().helpers()
 
     def self_reconstruction(self, batch: Batch) -> Tensor:
@@ -171,7 +171,7 @@ class Harmonization(MultiDomain):
     def helpers(self) -> dict[str, nn.Module]:
         """Build the projections; :class:`UserError` unless the network is residual."""
         if not self.networks.residual:
-            raise UserError("network.residual: harmonization changes images a little; set it to true")
+            raise ParamsError("network.residual: harmonization changes images a little; set it to true")
         return super().helpers()
 
     def self_reconstruction(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.networks.deformation import DeformationFieldNetwork
 from medstyle.networks.generator import Generator
 from medstyle.networks.networks import Networks
@@ -111,17 +111,17 @@ def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tenso
         UserError: none were named, they cannot be fetched here, or are of images of another kind.
     """
     if name is None:
-        raise UserError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
+        raise ParamsError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
     if Path(name).is_dir():
         return _features_of(name, networks)
     if networks.dimensions == 3:
-        raise UserError(f"objective.features: {name!r} is for two dimensions; name a translator folder")
+        raise ParamsError(f"objective.features: {name!r} is for two dimensions; name a translator folder")
     from monai.losses import PerceptualLoss
 
     try:
         network = PerceptualLoss(spatial_dims=2, network_type=name, is_fake_3d=False).eval().requires_grad_(False)
     except Exception as error:  # no network, no optional package, no such name
-        raise UserError(
+        raise ParamsError(
             f"objective.features: {name!r} is no translator folder, and MONAI cannot load a network of this name here "
             f"({type(error).__name__})"
         ) from None
@@ -134,9 +134,9 @@ def _features_of(folder: str, networks: Networks) -> Callable[[Tensor, Tensor], 
     [other, *_], count = translator.members, 1 + len(translator.config.contrasts)
     encoder, kind = other.generator, (other.dimensions, other.colours)
     if not isinstance(encoder, Generator):
-        raise UserError(f"objective.features: {folder} holds a generator that shows no features")
+        raise ParamsError(f"objective.features: {folder} holds a generator that shows no features")
     if kind != (networks.dimensions, networks.colours):
-        raise UserError(f"objective.features: {folder} is for images of {kind[0]} dimensions and {kind[1]} channels")
+        raise ParamsError(f"objective.features: {folder} is for images of {kind[0]} dimensions and {kind[1]} channels")
     several = [1, count * other.neighbours, *[1] * kind[0]]  # an image is its own neighbour and contrast
 
     def features(image: Tensor) -> list[Tensor]:

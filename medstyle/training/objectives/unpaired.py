@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
-from medstyle.errors import UserError
+from medstyle.errors import ParamsError
 from medstyle.networks.generator import Generator
 from medstyle.networks.mind import anatomy_loss
 from medstyle.networks.texture import Texture, correlations, style_distance
@@ -87,9 +87,9 @@ class UnpairedContrastive(Objective):
     def helpers(self) -> dict[str, nn.Module]:
         """Build the projections of the generator's features."""
         if not isinstance(self.networks.generator, Generator):
-            raise UserError(f"network.generator: {self.settings.kind} compares features of `medstyle`; choose it")
+            raise ParamsError(f"network.generator: {self.settings.kind} compares features of `medstyle`; choose it")
         if self.weights["texture"] and self.networks.dimensions == 3:
-            raise UserError("objective.weights.texture: is for two dimensions")
+            raise ParamsError("objective.weights.texture: is for two dimensions")
         self.generator = self.networks.generator
         self.projectors = Projectors(self.generator.widths)
         self.texture = Texture(self.channels)

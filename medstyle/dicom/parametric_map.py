@@ -1,0 +1,62 @@
+"""Write values that are no image, such as an uncertainty, as a DICOM Parametric Map (PS3.3 A.75) with their unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+
+from medstyle.dicom.uids import uid_of
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+
+__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+UNITS = {"HU": codes.UCUM.HounsfieldUnit, "a.u.": codes.UCUM.ArbitraryUnit}
+
+
+def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[Dataset], series_uid: str) -> Dataset:
+    """Build one object with a frame of 32-bit floating-point values for each slice.
+
+    Args:
+        volume: in the unit of its domain.
+        sources: headers of the images that it was computed from; patient and study are theirs.
+        grids: the elements that place each slice.
+        series_uid: of the new series.
+    """
+    from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
+    from highdicom.enum import CoordinateSystemNames
+    from highdicom.pm import ParametricMap, RealWorldValueMapping
+
+    values = volume.voxels.astype(np.float32)
+    top = max(float(values.max()), 1e-6)
+    unit = DOMAINS[volume.domain].unit
+    mapping = RealWorldValueMapping(
+        "UNCERTAINTY", "standard deviation of the output", UNITS[unit], (0.0, top), 1.0, 0.0
+    )
+    first, patient = grids[0], CoordinateSystemNames.PATIENT
+    return ParametricMap(
+        sources,
+        values,
+        series_instance_uid=series_uid,
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 9500,
+        sop_instance_uid=uid_of(series_uid, "0"),
+        instance_number=1,
+        manufacturer="medstyle project",
+        manufacturer_model_name="medstyle",
+        software_versions="medstyle",
+        device_serial_number="0",
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[mapping],
+        window_center=top / 2,
+        window_width=top,
+        content_label="UNCERTAINTY",
+        content_description=f"Uncalibrated standard deviation of a synthetic {DOMAINS[volume.domain].label} image",
+        pixel_measures=PixelMeasuresSequence(
+            first.PixelSpacing, first.get("SliceThickness") or 1.0, first.get("SpacingBetweenSlices") or None
+        ),
+        plane_orientation=PlaneOrientationSequence(patient, first.ImageOrientationPatient),
+        plane_positions=[PlanePositionSequence(patient, grid.ImagePositionPatient) for grid in grids],
+    )
