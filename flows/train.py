@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import base64
-import fcntl
 import json
 import os
 import re
@@ -17,11 +16,14 @@ from pathlib import Path
 from typing import cast
 from uuid import UUID
 
+from medstyle.jobs.tables import markdown
+
 # Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 
+from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -148,20 +150,23 @@ def result_table(metrics: Path) -> str:
         [method, *(f"{v['mean']:.3g} ({v['low']:.3g} to {v['high']:.3g})" for v in values.values())]
         for method, values in table.items()
     ]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (["method", *measures], ["---"] * (len(measures) + 1), *rows))
+    return markdown(("method", *measures), rows)
 
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
     """Wait until no other flow holds the file ``path``: a deployment's limit does not cover runs started by hand."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            get_run_logger().warning("another run holds %s; waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        get_run_logger().warning("another run holds %s; waiting for it", path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medstyle.jobs.tables import markdown
+
 # Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
@@ -172,12 +174,12 @@ def _write_params(values: Mapping[str, Any], out: Path) -> None:
 
 def _table(search: optuna.Study) -> str:
     names = list(search.best_params)
-    rows = [("trial", "state", METRIC, *names), ("---",) * (3 + len(names))]
+    rows = []
     for trial in search.trials:
         value = "" if trial.value is None else f"{trial.value:.4f}"
         chosen = (f"{_plain(trial.params.get(name))}" for name in names)
         rows.append((str(trial.number), trial.state.name.lower(), value, *chosen))
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(("trial", "state", METRIC, *names), rows)
 
 
 if __name__ == "__main__":

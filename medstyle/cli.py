@@ -347,7 +347,11 @@ def translate(
     results = translate_path(source, out, _translator(model), request)
     if json_:
         print(json.dumps(results, indent=1))
-        return
+    else:
+        _print_translations(results)
+
+
+def _print_translations(results: list[dict[str, Any]]) -> None:
     for result in results:
         print(
             f"{result['out']}: {result['domain']}, {result['shape']}, out-of-distribution {result['ood_verdict']} "
@@ -359,8 +363,8 @@ def translate(
 
 def _classical(source: Path, out: Path, style: list[Path], method: str, options: Any) -> None:
     from medstyle.evaluation.baselines import PICTURE_METHODS
+    from medstyle.imaging.formats import FORMATS
     from medstyle.imaging.picture import (
-        PICTURE_SUFFIXES,
         SYNTHETIC_NOTE,
         over_white,
         read_picture,
@@ -372,7 +376,7 @@ def _classical(source: Path, out: Path, style: list[Path], method: str, options:
         raise ParamsError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
     if len(style) != 1:
         raise ParamsError(f"--method {method}: name the picture whose style is taken with --style")
-    if out.exists() or out.suffix.lower() not in PICTURE_SUFFIXES:
+    if out.exists() or out.suffix.lower() not in FORMATS["picture"].writes:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise ParamsError(f"{out}: {why} choose another name")
     pixels = read_picture(source, alpha=True)

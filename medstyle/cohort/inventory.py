@@ -12,11 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import USABLE, Code, Refusal
+from medstyle.imaging.formats import Kind as FileKind
+from medstyle.imaging.formats import kind_of
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import MAX_PIXELS, PICTURE_SUFFIXES, SYNTHETIC_MARK
+from medstyle.imaging.picture import MAX_PIXELS, SYNTHETIC_MARK
 from medstyle.imaging.verdict import FileVerdict
 from medstyle.imaging.volume import Volume, read_volume
-from medstyle.imaging.volume_header import VOLUME_SUFFIXES, read_volume_header
+from medstyle.imaging.volume_header import read_volume_header
 from medstyle.jobs.progress import LINE_EVERY_S, track
 from medstyle.pseudonyms import short_key
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 VOLUME_VOXELS = 1 << 31
 
 # flags of an image that is sound and yet may not be what it seems -> code and reason
@@ -210,13 +211,12 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     files: list[FileVerdict] = []
     items: list[Item] = []
     for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
-        name = path.name.lower()
-        source, reader = next(((s, read) for suffixes, s, read in _READERS if name.endswith(suffixes)), _DICOM)
-        if reader is None or not path.is_file():
+        source = kind_of(path)
+        if source is None or not path.is_file():
             dicom.append(path)
             continue
         try:
-            item = reader(path)
+            item = _READERS[source](path)
         except Refusal as refusal:
             item = Item(source, "refused", refusal.code, refusal.reason, (path,))
         except Exception as error:  # a damaged file may raise anything, and the text would quote its path
@@ -282,9 +282,4 @@ def _video(path: Path) -> Item:
     return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
 
 
-_DICOM: tuple[Source, None] = ("dicom", None)
-_READERS: tuple[tuple[tuple[str, ...], Source, Callable[[Path], Item]], ...] = (
-    (VOLUME_SUFFIXES, "volume", _volume),
-    (PICTURE_SUFFIXES, "picture", _picture),
-    (VIDEO_SUFFIXES, "video", _video),
-)
+_READERS: dict[FileKind, Callable[[Path], Item]] = {"volume": _volume, "picture": _picture, "video": _video}

@@ -193,7 +193,7 @@ def blocks_of(
     space = ""
     for domain in sorted(images, key=lambda name: (list(DOMAINS).index(name.partition("@")[0]), name)):
         image = images[domain]
-        if DOMAINS[domain].dicom is None:
+        if DOMAINS[domain].picture:
             blocks.append(_picture_block(subject, domain, scans / image.path, params, folder))
             continue
         volume = read_volume(scans / image.path, domain)

@@ -140,7 +140,7 @@ def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tu
         size = f"{item.shape[2]} x {item.shape[1]}"
         raise Refusal(Code.E_SMALL, f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
     modality = DOMAINS[domain]
-    if (item.source == "picture") != (modality.dicom is None):
+    if (item.source == "picture") != (modality.picture):
         raise Refusal(Code.E_DOMAIN, f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal(Code.E_DOMAIN, f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import filecmp
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,6 +24,7 @@ from medstyle.dicom.uids import uid_from
 from medstyle.dicom.write import code, save, settle_laterality
 from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.verdict import FileVerdict
+from medstyle.jobs.atomic import part_of
 from medstyle.jobs.progress import track
 from medstyle.pseudonyms import NO_SECRET, digest, own_secret, short_key, subject_key
 
@@ -171,7 +171,7 @@ def _written(path: Path, out: Path, options: Options) -> FileVerdict:
         clean = deidentify(path, options)
         folder = out / str(clean.PatientID) / short_key("series", clean.SeriesInstanceUID)
         final = folder / f"{short_key('instance', clean.SOPInstanceUID)}.dcm"
-        scratch = final.with_name(f".part-{os.getpid()}-{final.name}")
+        scratch = part_of(final, own=True)
         folder.mkdir(parents=True, exist_ok=True)
         try:
             with quiet():

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from medstyle.errors import ParamsError
 from medstyle.evaluation.statistics import compare, holm, lower_bound
+from medstyle.jobs.tables import markdown
 from medstyle.params import params
 
 Subjects = Mapping[str, Mapping[str, float]]  # subject -> measure -> value
@@ -150,11 +151,11 @@ def page(version: str, checks: Iterable[Check], comparison: Comparison) -> str:
         [
             f"# Gate of version {version}",
             "",
-            *_table(("check", "found", "needed", "verdict"), verdicts),
+            markdown(("check", "found", "needed", "verdict"), verdicts),
             "",
             "On the same subjects; gain: of this version (model) over the method, above 0 where it is better.",
             "",
-            *_table(("measure", "method", "mean", "gain", "95 % interval", "better on subjects", "p (Holm)"), rows),
+            markdown(("measure", "method", "mean", "gain", "95 % interval", "better on subjects", "p (Holm)"), rows),
             "",
         ]
     )
@@ -166,7 +167,3 @@ def _cells(row: Mapping[str, float | None]) -> tuple[str, ...]:
         return mean, "", "", "", ""
     p = "none" if row["p"] is None else f"{row['p']:.3g}"
     return mean, f"{row['gain']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}", f"{row['better']:.0f}", p
-
-
-def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    return [f"| {' | '.join(row)} |" for row in (head, ("---",) * len(head), *rows)]

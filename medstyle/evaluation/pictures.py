@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.cohort.inventory import VIDEO_SUFFIXES
 from medstyle.data.store import SliceStore
 from medstyle.errors import DataError
 from medstyle.evaluation.baselines import BASELINES
@@ -22,6 +21,7 @@ from medstyle.evaluation.measured import Array, EvaluateParams, Measure, Measure
 from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.report import clip_data, recorded
 from medstyle.evaluation.video import measure_clip
+from medstyle.imaging.formats import kind_of
 from medstyle.imaging.picture import Pixels, from_unit, read_picture, to_unit
 from medstyle.imaging.video import Frame, read_frames
 from medstyle.inference.render_options import RenderOptions
@@ -198,6 +198,6 @@ def measure_videos(
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Mapping[str, str]]]:
     """Measure the videos in ``truth``: clip -> method -> measures, and clip -> both versions to play."""
     metrics, clips = {}, {}
-    for path in sorted(path for path in truth.glob("*") if path.suffix.lower() in VIDEO_SUFFIXES):
+    for path in sorted(path for path in truth.glob("*") if kind_of(path) == "video"):
         metrics[path.stem], clips[path.stem] = Clip(path, pictures, params).measured()
     return metrics, dict(clips)

@@ -91,6 +91,11 @@ class Modality:
     label: str
 
     @property
+    def picture(self) -> bool:
+        """Whether it is no scan: colours without a place in a patient."""
+        return self.dicom is None
+
+    @property
     def absolute(self) -> bool:
         """Whether values mean the same in every image."""
         return self.unit != "a.u."

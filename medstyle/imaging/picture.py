@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Code, Refusal
+from medstyle.jobs.atomic import atomic
 
 if TYPE_CHECKING:
     from PIL import ImageFile
@@ -19,7 +20,6 @@ __patient_data__ = True  # an error that passes through here may quote it: medst
 
 Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opacity; white is the type's largest value
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small file can declare a huge image
 SYNTHETIC_MARK = "AI SYNTHETIC"  # begins every note; by it `inventory` knows again what a model made
 SYNTHETIC_NOTE = f"{SYNTHETIC_MARK} - made by medstyle"
@@ -182,9 +182,9 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
         pixels = from_unit(to_unit(pixels), np.uint8)
     if pixels.ndim == 3 and suffix not in (".png", ".tif", ".tiff", ".webp"):
         pixels = over_white(pixels)
-    scratch = path.with_name(f".part-{path.name}")
     if pixels.dtype == np.uint16:
-        _write_deep(scratch, pixels, note)
+        with atomic(path) as part:
+            _write_deep(part, pixels, note)
     else:
         options: dict[str, Any] = {}
         if note and suffix == ".png":
@@ -195,8 +195,8 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
             options["exif"][DESCRIPTION] = note
         if suffix in (".jpg", ".jpeg", ".webp"):
             options["quality"] = 95
-        Image.fromarray(pixels).save(scratch, **options)
-    scratch.replace(path)
+        with atomic(path) as part:
+            Image.fromarray(pixels).save(part, **options)
 
 
 def _write_deep(path: Path, pixels: Pixels, note: str) -> None:

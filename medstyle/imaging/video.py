@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from medstyle.errors import Code, MissingPackage, OutputError, Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
+from medstyle.jobs.atomic import part_of as scratch_of
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
 
@@ -94,7 +95,7 @@ class VideoWriter:
         suffix = (part_of or path).suffix.lower()
         if suffix not in CODECS:
             raise OutputError(f"{path}: a video is written as one of {', '.join(CODECS)}")
-        self.path, self.scratch = path, path.with_name(f".part-{path.name}")
+        self.path, self.scratch = path, scratch_of(path)
         self.codec, options = CODECS[suffix]
         self.options = options if crf is None else {**options, "crf": str(crf)}
         self.with_sound = sound

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import Code, Refusal
+from medstyle.imaging.formats import VOLUMES
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -30,7 +31,6 @@ _READS = {  # ITK would go by the content, and read what was not checked
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
-VOLUME_SUFFIXES = tuple(_READS)
 _HEADER_BYTES = 1 << 20  # of text: more is no header
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # of xyzt_units: metres, micrometres; all else is millimetres
 # each group: any of its names
@@ -116,8 +116,8 @@ def read_volume_header(path: Path) -> VolumeHeader:
     import SimpleITK as sitk
 
     name, lower = itk_name(path), path.name.lower()
-    if not lower.endswith(VOLUME_SUFFIXES):
-        raise Refusal(Code.E_DECODE, f"a volume file ends with one of {', '.join(VOLUME_SUFFIXES)}; rename it")
+    if not lower.endswith(VOLUMES):
+        raise Refusal(Code.E_DECODE, f"a volume file ends with one of {', '.join(VOLUMES)}; rename it")
     nifti, forms = None, []
     if lower.endswith((".nii", ".nii.gz")):
         nifti = _nifti(path)

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.rules import domain_of
 from medstyle.errors import Code, DataError, OutputError, Refusal
+from medstyle.imaging.formats import FORMATS
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
-from medstyle.imaging.video import CODECS
 from medstyle.imaging.volume import Volume, write_volume
-from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from medstyle.inference.film import Film
 from medstyle.inference.ood import Verdict
 from medstyle.inference.render_options import FULL, RenderOptions
@@ -168,7 +167,7 @@ def translate_job(job: Job, translator: Translator) -> Row:
 
 def _film(job: Job, translator: Translator) -> Row:
     """Translate a video in one style; returns the row of facts, with the score of the oddest frame."""
-    if DOMAINS[job.domain].dicom is not None:
+    if not DOMAINS[job.domain].picture:
         raise DataError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
     codes = style_of(translator, job.target, job.style, job.request.seed)
     rendering = Rendering(translator, job.target, job.domain, codes, job.request.options)
@@ -254,7 +253,7 @@ def _name(item: Item) -> str:
 
 def _translate(job: Job, translator: Translator) -> Translation:
     item, request = job.item, job.request
-    if (item.source == "picture") != (DOMAINS[job.domain].dicom is None):
+    if (item.source == "picture") != (DOMAINS[job.domain].picture):
         raise DataError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
     if item.source == "picture":
         if request.uncertainty:
@@ -327,12 +326,12 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         return out
     if source.is_dir() or out.is_dir():
         place = out / (item.path.relative_to(source) if source.is_dir() else item.path.name)
-        if item.source == "video" and place.suffix.lower() not in CODECS:
+        if item.source == "video" and place.suffix.lower() not in FORMATS["video"].writes:
             place = place.with_suffix(".mkv")  # holds any sound
     else:
         place = out
-        pictures = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp")
-        suffixes = {"volume": VOLUME_SUFFIXES, "video": tuple(CODECS)}.get(item.source, pictures)
+        assert item.source != "dicom"
+        suffixes = FORMATS[item.source].writes
         if not place.name.lower().endswith(suffixes):
             raise DataError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
     if place.exists():
@@ -342,5 +341,5 @@ def _place(item: Item, source: Path, out: Path) -> Path:
 
 
 def _companion(path: Path) -> Path:
-    suffix = next(s for s in sorted(VOLUME_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
-    return path.with_name(f"{path.name[: -len(suffix)]}_uncertainty{path.name[-len(suffix) :]}")
+    suffix = FORMATS["volume"].suffix(path) or ""
+    return path.with_name(f"{path.name.removesuffix(suffix)}_uncertainty{suffix}")

@@ -8,7 +8,6 @@ for each key.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -21,6 +20,8 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Literal
+
+from filelock import FileLock, Timeout
 
 from medstyle.dicom.scan import find_files
 from medstyle.errors import Code, DataError, UserError
@@ -115,7 +116,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
         scratch.mkdir(parents=True)
         try:
             # nothing but its place tells what a picture is of, and its place is the inbox
-            pictures = DOMAINS[translator.config.source].dicom is None
+            pictures = DOMAINS[translator.config.source].picture
             source = translator.config.source if pictures else None
             rows = translate_path(study, scratch, translator, Request(target, source))
         except OSError:
@@ -163,9 +164,12 @@ def _file(study: Path, folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DataError(f"{folder}: another process works in it; wait for it to end") from None
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DataError(f"{folder}: another process works in it; wait for it to end") from None
+    try:
         yield
+    finally:
+        lock.release()

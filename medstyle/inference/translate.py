@@ -117,8 +117,8 @@ def style_of(
     translator.require_style("reference")
     codes = []
     for weight, image in several:
-        if isinstance(image, Volume) != (DOMAINS[domain].dicom is not None):
-            raise ModelError(f"the reference must be {'a picture' if DOMAINS[domain].dicom is None else 'a scan'}")
+        if isinstance(image, Volume) == DOMAINS[domain].picture:
+            raise ModelError(f"the reference must be {'a picture' if DOMAINS[domain].picture else 'a scan'}")
         of_members = translator.style(domain, _reference_images(image, translator, domain))
         codes.append([weight / total * code for code in of_members])
     return [torch.stack(each).sum(0) for each in zip(*codes, strict=True)]

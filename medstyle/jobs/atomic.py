@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 
 def part_of(path: Path, own: bool = False) -> Path:
@@ -32,15 +30,20 @@ def atomic(path: Path, *, own: bool = False) -> Iterator[Path]:
     _remove(part)  # of a process that was killed
     try:
         yield part
-        if part.is_file():
-            with part.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-        part.replace(path)
+        settle(part, path)
     except BaseException:
         _remove(part)
         raise
+
+
+def settle(part: Path, path: Path) -> None:
+    """Give what was written at ``part`` its name, once the disk has it."""
+    if part.is_file():
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+    part.replace(path)
 
 
 @contextmanager
@@ -60,16 +63,6 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, document: object) -> None:
     """Write ``document`` as JSON, whole."""
     write_text(path, json.dumps(document, indent=1) + "\n")
-
-
-def write_table(path: Path, rows: Iterable[Mapping[str, Any]], number: str = "{:.6g}") -> None:
-    """Write ``rows`` as CSV, whole: one column for each key in any row; ``number`` formats floats."""
-    rows = list(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with atomic(path) as part, part.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows({k: number.format(v) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
 def _remove(path: Path) -> None:

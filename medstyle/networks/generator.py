@@ -114,6 +114,7 @@ class Generator(nn.Module):
         levels_without_skip: int = 0,
         border: Literal["zeros", "replicate"] = "zeros",
     ) -> None:
+        """Build the layers. There are many parameters, because nothing else describes a network."""
         super().__init__()
         self.bounded, self.levels_without_skip, self.border = bounded, levels_without_skip, border
         self.multiple = 2 ** (len(widths) - 1)

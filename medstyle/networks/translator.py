@@ -243,7 +243,7 @@ def ensemble(folders: Sequence[Path], out: Path) -> Translator:
 def model_card(config: TranslatorConfig, sha256: str, metrics: dict[str, Any] | None = None) -> str:
     """Render the model card (fields of CHAI's applied model card and CLAIM 2024) as Markdown."""
     source, target = DOMAINS[config.source], DOMAINS[config.target]
-    clinical = target.dicom is not None
+    clinical = not target.picture
     lines = [
         f"# medstyle {source.label} -> {target.label}",
         "",

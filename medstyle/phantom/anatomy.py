@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -229,36 +230,48 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     f[BONE] = bone * (1 - marrow)
     f[MUSCLE] = in_head - in_skull - scalp_fat
 
+    low = np.flatnonzero(z < 0)
+    if low.size:
+        solid = (1 - in_cavity[low]) * in_head[low]
+        f[:, low] = _with_orbits(f[:, low], np.stack([x, y, z])[:, low], cortex[low], solid, inside)
+    f[AIR] += 1 - f.sum(axis=0)
+    return np.clip(f, 0, 1)
+
+
+def _with_orbits(f: Array, points: Array, cortex: Array, solid: Array, inside: Callable[[NDArray], Array]) -> Array:
+    """Put what lies below the frontal lobes into the fractions: orbits with eyes, nasal cavity, mastoid air cells.
+
+    Args:
+        f: ``(len(TISSUES), N)``.
+        points: ``(3, N)``, those below the level of the eyes, ``|x|`` first.
+        cortex: ``(N,)`` smooth unit noise.
+        solid: ``(N,)`` share of the head that is not its cavity.
+        inside: signed distance in mm -> share of the voxel.
+    """
+    x, y, z = points
+
     def put(tissue: int, distance: NDArray, amount: float | Array = 1.0) -> None:
-        mask = amount * inside(distance) * (1 - in_cavity) * in_head
+        mask = amount * inside(distance) * solid
         f[:] *= 1 - mask
         f[tissue] += mask
 
-    # Below the frontal lobes: orbits with eyes, nasal cavity, mastoid air cells.
-    low = np.flatnonzero(z < 0)
-    if low.size:
-        f_all, f = f, f[:, low]
-        sym, in_cavity, in_head, x, y, z = sym[:, low], in_cavity[low], in_head[low], x[low], y[low], z[low]
-        along = np.clip((y + 72) / 50, 0, 1)  # 0 at the eye, 1 at the apex of the orbit
-        orbit = np.hypot(x - (32 - 18 * along), z + 33) - 18.5 * np.sqrt(1 - 0.97 * along)
-        orbit = np.maximum(orbit, np.maximum(-78 - y, y + 24))
-        put(BONE, orbit - 1.5)
-        put(MUSCLE, orbit)
-        put(FAT, orbit, 0.75)
-        put(MUSCLE, np.maximum(np.hypot(x - (32 - 18 * along), z + 33) - 2.2, np.maximum(-62 - y, y + 24)))
-        eye = _ball(sym, (32, -69, -33), (12.2, 12.2, 12.2))
-        put(MUSCLE, eye)
-        put(CSF, eye + 1.6)
-        put(MUSCLE, _ball(sym, (32, -78, -33), (4.5, 2.2, 4.5)))
-        nose = np.maximum(np.maximum(x - 11, np.abs(y + 48) - 26), z + 30)
-        put(BONE, nose - 1.5)
-        put(AIR, nose)
-        put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * cortex[low], nose))
-        put(AIR, _ball(sym, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * cortex[low], 0, 1))
-        f_all[:, low] = f
-        f = f_all
-    f[AIR] += 1 - f.sum(axis=0)
-    return np.clip(f, 0, 1)
+    along = np.clip((y + 72) / 50, 0, 1)  # 0 at the eye, 1 at the apex of the orbit
+    orbit = np.hypot(x - (32 - 18 * along), z + 33) - 18.5 * np.sqrt(1 - 0.97 * along)
+    orbit = np.maximum(orbit, np.maximum(-78 - y, y + 24))
+    put(BONE, orbit - 1.5)
+    put(MUSCLE, orbit)
+    put(FAT, orbit, 0.75)
+    put(MUSCLE, np.maximum(np.hypot(x - (32 - 18 * along), z + 33) - 2.2, np.maximum(-62 - y, y + 24)))
+    eye = _ball(points, (32, -69, -33), (12.2, 12.2, 12.2))
+    put(MUSCLE, eye)
+    put(CSF, eye + 1.6)
+    put(MUSCLE, _ball(points, (32, -78, -33), (4.5, 2.2, 4.5)))
+    nose = np.maximum(np.maximum(x - 11, np.abs(y + 48) - 26), z + 30)
+    put(BONE, nose - 1.5)
+    put(AIR, nose)
+    put(MUSCLE, np.maximum(np.abs(x - 5) - 1.4 - 0.8 * cortex, nose))
+    put(AIR, _ball(points, (56, 32, -44), (9, 14, 16)), np.clip(0.5 + 0.6 * cortex, 0, 1))
+    return f
 
 
 @dataclass(frozen=True)
@@ -267,6 +280,40 @@ class Lesion:
 
     radius_mm: float
     centre_mm: tuple[float, float, float]
+
+
+def _lesion_shape(
+    centre: NDArray[np.float64],
+    voxel: NDArray[np.int64],
+    radius: float,
+    form: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
+    spacing: NDArray[np.float64],
+    size: tuple[int, ...],
+) -> tuple[tuple[slice, ...], Array]:
+    """Return the box around a lesion, and the share of each of its voxels that the lesion fills.
+
+    Args:
+        centre: in voxels, ``(x, y, z)``.
+        voxel: that it lies in, ``(z, y, x)``.
+        radius: mm.
+        form: the ellipsoid's axes ``(3,)``, its rotation ``(3, 3)``, and the directions ``(3, 3)`` of its bumps.
+        spacing: mm, ``(x, y, z)``.
+        size: of the volume, ``(D, H, W)``.
+    """
+    axes, turn, lobes = form
+    reach = np.ceil(1.8 * radius / spacing).astype(int) + 1
+    low = np.maximum(voxel[::-1] - reach, 0)
+    high = np.minimum(voxel[::-1] + reach + 1, size[::-1])
+    box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
+    steps = [(np.arange(3 * (b - a)) + 0.5) / 3 - 0.5 + a - c for a, b, c in zip(low, high, centre, strict=True)]
+    z, y, x = np.meshgrid(*[s * mm for s, mm in zip(steps, spacing, strict=True)][::-1], indexing="ij")
+    points = np.stack([x, y, z])
+    unit = points / np.maximum(np.sqrt((points**2).sum(axis=0)), 1e-6)
+    bumps = 1 + 0.12 * np.tanh(np.prod([np.tensordot(lobe, unit, 1) for lobe in lobes], axis=0))
+    reach_mm = np.sqrt((np.tensordot((turn / axes).T, points, 1) ** 2).sum(axis=0)) / bumps
+    soft = np.clip(0.5 - (reach_mm - 1) * radius / 1.2, 0, 1)
+    d, h, w = (part.stop - part.start for part in box)
+    return box, soft.reshape(d, 3, h, 3, w, 3).mean(axis=(1, 3, 5)).astype(np.float32)
 
 
 def add_lesions(
@@ -306,19 +353,7 @@ def add_lesions(
         if any(np.hypot.reduce(np.subtract(place, other.centre_mm)) < radius + other.radius_mm + 3 for other in found):
             continue
 
-        reach = np.ceil(1.8 * radius / spacing).astype(int) + 1
-        low = np.maximum(voxel[::-1] - reach, 0)
-        high = np.minimum(voxel[::-1] + reach + 1, ids.shape[::-1])
-        box = tuple(slice(a, b) for a, b in zip(low[::-1], high[::-1], strict=True))
-        steps = [(np.arange(3 * (b - a)) + 0.5) / 3 - 0.5 + a - c for a, b, c in zip(low, high, centre, strict=True)]
-        z, y, x = np.meshgrid(*[s * mm for s, mm in zip(steps, spacing, strict=True)][::-1], indexing="ij")
-        points = np.stack([x, y, z])
-        unit = points / np.maximum(np.sqrt((points**2).sum(axis=0)), 1e-6)
-        bumps = 1 + 0.12 * np.tanh(np.prod([np.tensordot(lobe, unit, 1) for lobe in lobes], axis=0))
-        reach_mm = np.sqrt((np.tensordot((turn / axes).T, points, 1) ** 2).sum(axis=0)) / bumps
-        soft = np.clip(0.5 - (reach_mm - 1) * radius / 1.2, 0, 1)
-        d, h, w = ids[box].shape
-        shape = soft.reshape(d, 3, h, 3, w, 3).mean(axis=(1, 3, 5)).astype(np.float32)
+        box, shape = _lesion_shape(centre, voxel, radius, (axes, turn, lobes), spacing, ids.shape)
         local = fractions[(slice(None), *box)]
         brain = local[GM] + local[WM]
         if (shape * local[WM]).sum() < 0.7 * shape.sum():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from medstyle.jobs.atomic import atomic
 from medstyle.jobs.progress import track
 from medstyle.phantom.studies import PhantomParams, write_phantom
 
@@ -17,10 +17,7 @@ def run(params: Params, out: Path, log: Callable[[str], None] | None = None) -> 
 
     An older ``out`` is replaced once the new one is complete.
     """
-    scratch = out.with_name(f".part-{out.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    write_phantom(scratch, params, progress=track)
-    shutil.rmtree(out, ignore_errors=True)
-    scratch.replace(out)
+    with atomic(out) as part:
+        write_phantom(part, params, progress=track)
     if log:
         log(f"{params.subjects} subjects x {len(params.domains)} series in {out}")

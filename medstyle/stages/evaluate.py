@@ -16,8 +16,9 @@ from medstyle.evaluation.report import curves, distribution, figure, picture_dat
 from medstyle.evaluation.scans import PairedScans, UnpairedScans
 from medstyle.evaluation.summary import subgroups, summarise
 from medstyle.evaluation.video import MEASURES
-from medstyle.jobs.atomic import write_json, write_table
+from medstyle.jobs.atomic import write_json
 from medstyle.jobs.progress import track
+from medstyle.jobs.tables import write_table
 from medstyle.networks.translator import Translator, model_card
 
 Params = EvaluateParams
@@ -37,7 +38,7 @@ def run(
 ) -> None:
     """Write ``metrics.json``, ``subjects.csv``, ``figures/*.png`` and ``report.html`` below ``out``.
 
-    It has eight parameters, because it is where the files of four stages meet.
+    It takes many parameters, because the files of four stages meet here.
 
     Args:
         params: the stage's section.

@@ -14,9 +14,10 @@ import numpy as np
 
 from medstyle.data.store import SliceStore
 from medstyle.imaging.modality import Fingerprint
-from medstyle.jobs.atomic import atomic_folder, write_table
+from medstyle.jobs.atomic import atomic_folder
 from medstyle.jobs.checkpoint import run_key
 from medstyle.jobs.progress import StepProgress
+from medstyle.jobs.tables import write_table
 from medstyle.networks.networks import Networks
 from medstyle.networks.translator import Translator, TranslatorConfig, model_card, weights_sha256
 from medstyle.training.loop import Log, fit

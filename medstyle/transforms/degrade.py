@@ -40,7 +40,7 @@ class Degradation:
             raise ParamsError(f"degraded: the twin of {self.of!r} must be {base}@ and a suffix, not {self.domain!r}")
         if min(self.noise, self.blur, self.dark, self.jpeg) < 0 or self.dark >= 1 or self.jpeg > 95:
             raise ParamsError("degraded: amounts must not be negative, dark below 1, jpeg at most 95")
-        if DOMAINS[self.of].dicom is not None and (self.dark or self.jpeg):
+        if not DOMAINS[self.of].picture and (self.dark or self.jpeg):
             raise ParamsError("degraded: dark and jpeg are for pictures")
 
     def picture(self, pixels: Pixels, rng: np.random.Generator) -> Pixels:

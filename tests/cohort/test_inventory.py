@@ -14,9 +14,9 @@ from PIL import Image
 
 from medstyle.cohort.inventory import inventory
 from medstyle.errors import Refusal
+from medstyle.imaging.formats import VOLUMES
 from medstyle.imaging.picture import SYNTHETIC_NOTE, write_picture
 from medstyle.imaging.volume import Volume, read_volume, write_volume
-from medstyle.imaging.volume_header import VOLUME_SUFFIXES
 from tests.conftest import SHARED
 
 DATA = SHARED / "data"
@@ -279,14 +279,14 @@ def test_a_metaimage_header_says_all_and_opens_nothing_else(
 def test_a_name_that_is_no_utf_8_is_refused_like_any_other_bad_file(tmp_path: Path) -> None:
     """SimpleITK would end the process."""
     write_volume(tmp_path / "good.nii", volume())
-    for suffix in VOLUME_SUFFIXES:
+    for suffix in VOLUMES:
         (tmp_path / os.fsdecode(b"M\xfcller")).with_suffix(suffix).write_bytes((tmp_path / "good.nii").read_bytes())
     bad = tmp_path / os.fsdecode(b"M\xfcller")
     bad.mkdir()
     shutil.copy(tmp_path / "good.nii", bad)
     found = {item.path: item for item in inventory([tmp_path]).volumes}
     assert found.pop(tmp_path / "good.nii").usable
-    assert len(found) == len(VOLUME_SUFFIXES) + 1
+    assert len(found) == len(VOLUMES) + 1
     for path, item in found.items():
         assert (item.code, "rename it" in item.reason) == ("E_DECODE", True)
         for use in (lambda path: read_volume(path, "mr_t1"), lambda path: write_volume(path, volume())):
@@ -325,10 +325,10 @@ def test_real_data_of_every_kind() -> None:
     assert all(f.verdict == "used" for f in found.files if f.path.suffix in (".gz", ".mp4", ".avi"))
 
 
-@pytest.mark.parametrize("suffix", [*VOLUME_SUFFIXES, ".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("suffix", [*VOLUMES, ".png", ".jpg", ".tif", ".webp"])
 def test_what_medstyle_made_is_known_again(tmp_path: Path, suffix: str) -> None:
     for name, note in (("made", f"{SYNTHETIC_NOTE} - NOT FOR DIAGNOSTIC USE"), ("real", "")):
-        if suffix in VOLUME_SUFFIXES:
+        if suffix in VOLUMES:
             write_volume(
                 tmp_path / f"{name}{suffix}", Volume(np.zeros((3, 4, 5), np.float32), np.eye(4), "mr_t1"), note
             )

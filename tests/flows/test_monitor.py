@@ -22,7 +22,7 @@ def test_drift_is_an_artifact_a_warning_and_an_event_and_no_drift_is_an_artifact
     from flows.monitor import monitor
 
     translator = Translator.load(run.translator)
-    score = translator.config.reference["volume"]["largest"] * (2 if unlike else 0.5)
+    score = translator.config.reference["mr_t1"].volume.largest * (2 if unlike else 0.5)
     for number in range(20):
         place = tmp_path / f"derived/{number}/translation.json"
         place.parent.mkdir(parents=True)

@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from medstyle import Refusal, Volume, read_volume, write_volume
-from medstyle.imaging.volume_header import VOLUME_SUFFIXES
+from medstyle.imaging.formats import VOLUMES
 from tests.conftest import affine
 
 
@@ -16,7 +16,7 @@ def volume(rng):
     return Volume(voxels, affine((1.5, 0.7, 4.0), (80, 12, -20)), "mr_t1")
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 def test_files_keep_voxels_and_geometry(volume, tmp_path, suffix):
     path = tmp_path / f"scan{suffix}"
     write_volume(path, volume, "a note")
@@ -26,7 +26,7 @@ def test_files_keep_voxels_and_geometry(volume, tmp_path, suffix):
     assert [one.name for one in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 def test_every_file_carries_the_note(volume, tmp_path, suffix):
     path = tmp_path / f"scan{suffix}"
     write_volume(path, volume, "AI SYNTHETIC")
@@ -36,7 +36,7 @@ def test_every_file_carries_the_note(volume, tmp_path, suffix):
     assert reader.GetMetaData("ITK_FileNotes") == "AI SYNTHETIC"
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize(("low", "high", "bits"), [(0, 4095, 16), (-32768, 32767, 16), (0, 32768, 32), (-32769, 0, 32)])
 def test_whole_numbers_take_16_bits_and_come_back(volume, tmp_path, rng, suffix, low, high, bits):
     voxels = rng.integers(low, high + 1, volume.voxels.shape).astype(np.float32)
@@ -128,7 +128,7 @@ def test_a_nifti_file_with_a_voxel_that_is_no_number_is_refused(tmp_path, suffix
         read_volume(path, "mr_t1")
 
 
-@pytest.mark.parametrize("suffix", VOLUME_SUFFIXES)
+@pytest.mark.parametrize("suffix", VOLUMES)
 @pytest.mark.parametrize("kept", [0.3, 0.9])
 def test_a_file_that_is_cut_short_is_never_filled_with_zeros(tmp_path, volume, suffix, kept):
     path = tmp_path / f"scan{suffix}"
