@@ -53,7 +53,13 @@ def test_a_picture_is_painted_at_a_size_and_keeps_its_details(rng):
         RenderOptions(size=8)
 
 
-LOOKS = [{}, {"strength": 0.7}, {"keep_colour": True}, {"temporal_smoothing": 0.8}, {"mask": np.full((2, 2), 0.5, np.float32)}]
+LOOKS = [
+    {},
+    {"strength": 0.7},
+    {"keep_colour": True},
+    {"temporal_smoothing": 0.8},
+    {"mask": np.full((2, 2), 0.5, np.float32)},
+]
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: next(iter(look), "whole"))
