@@ -8,8 +8,10 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DVC_NO_ANALYTICS := 1
 export DO_NOT_TRACK := 1
 
-# One process for each core and each with one thread; the tests of a file stay together, since they share fixtures.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# One process for each core, each with one thread (tests/conftest.py); tests that share what takes long stay together.
+PYTEST := python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# make test COV="--cov=medstyle --cov-report=term:skip-covered" tells which lines no test runs; it takes a third longer
+COV ?=
 
 .PHONY: help demo test slow lint docs bench serve lock clean
 
@@ -21,10 +23,10 @@ demo: $(READY)    ## train, measure and register the default model, then show wh
 	@medstyle summary
 
 test: $(READY)    ## run the tests
-	$(PYTEST)
+	$(PYTEST) $(COV)
 
 slow: $(READY)    ## run the tests that take minutes
-	python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(READY)    ## check style, types and the direction of imports
 	ruff check

@@ -86,6 +86,7 @@ LONGEST = (
     "tests/flows",
     "tests/test_pipeline.py",
     "tests/test_canary.py",
+    "tests/inference/test_translate.py",
     "tests/registry",
     "tests/training",
     "tests/stages",

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -112,10 +113,12 @@ class Ran(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+def ran(
+    copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Ran]:
     """Run everything on canaries: the stages, the commands that fail, an interrupted training, the server."""
     project, made = copy_project(), tmp_path_factory.mktemp("made")
-    temporary = tmp_path_factory.mktemp("temporary")
+    temporary = Path(tempfile.mkdtemp(prefix="medstyle-", dir="/tmp"))  # a socket's path is short
     project.more_env = {"TMPDIR": str(temporary), "MEDSTYLE_SECRET": f"{WORD} secret", "COLUMNS": "200"}
     said: dict[str, str] = {}
 
@@ -174,7 +177,8 @@ def ran(copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory:
     said["repro after all"] = project.run("dvc", "repro", "register")
     with served(project, made / "log") as url:
         answers = ask_all(url, mine, made)
-    return Ran(project.folder, temporary, made, said, answers, made / "log")
+    yield Ran(project.folder, temporary, made, said, answers, made / "log")
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def fill(mine: Path, raw: Path, slice_file: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,8 +89,8 @@ class Service:
     def __init__(self, folder: Path, env: dict[str, str], *options: str) -> None:
         port = free_port()
         self.folder, self.url = folder, f"http://127.0.0.1:{port}"
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
+        # of sockets, whose paths may have 107 bytes: pytest's folders can be longer
+        self.temporary = Path(tempfile.mkdtemp(prefix="medstyle-", dir="/tmp"))
         self.env = {**env, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "medstyle.cli", "serve", "--port", str(port), "--poll", "0.3"]
         with (folder / "log").open("w") as out, (folder / "errors").open("w") as errors:
@@ -137,6 +138,7 @@ def serving(env: dict[str, str], folder: Path, *options: str) -> Iterator[Servic
     finally:
         if service.process.poll() is None:
             service.end()
+        shutil.rmtree(service.temporary, ignore_errors=True)
 
 
 @pytest.fixture

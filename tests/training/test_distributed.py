@@ -24,16 +24,18 @@ def together(folder, kind, name, **settings):
     assert [process.exitcode for process, _ in both] == [0, 0]
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def by_torchrun(folder, kind, name, **settings):
+    program(folder, kind, name, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", **settings)
 
 
 @pytest.mark.parametrize(
     ("start", "kinds", "steps"),
     [
         (together, ["unpaired_contrastive"], 5),
-        pytest.param(lambda *a, **k: program(*a, *TORCHRUN, **k), list(OBJECTIVES), 18, marks=pytest.mark.slow),
+        pytest.param(together, list(OBJECTIVES), 18, marks=pytest.mark.slow),  # R1 comes every 16 steps
+        pytest.param(by_torchrun, ["paired"], 5, marks=pytest.mark.slow),
     ],
-    ids=["one objective", "every objective by torchrun"],  # for long enough: R1 comes every 16 steps
+    ids=["one objective", "every objective", "by torchrun"],
 )
 def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
     """A batch divided among two processes gives the weights of one process, up to the order of sums."""
