@@ -174,6 +174,14 @@ def _ball(points: NDArray, centre: tuple[float, float, float], radii: tuple[floa
     return ((scaled - 1) * min(radii)).astype(np.float32)
 
 
+def _face(points: Array) -> Array:
+    """Signed distance in mm to the face, ``|x|`` first."""
+    x, y, z = points
+    face = 68 * (((x / 69) ** 2.5 + (np.abs(y + 16) / 72) ** 2.5) ** 0.4 - 1)
+    below: Array = np.maximum(np.minimum(face, _ball(points, (0, -84, -56), (19, 19, 30))), 0.8 * (z + 22))
+    return below
+
+
 def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, habitus: NDArray[np.float64]) -> Array:
     """Find what each point is made of.
 
@@ -189,7 +197,6 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     cortex, sulci, thickness = noise
     skull_mm, fat_mm, muscle_mm, fluid = habitus.tolist()  # float64 scalars would widen the arrays
     x, y, z = np.abs(points[0]), points[1], points[2]
-    sym = np.stack([x, y, z])
 
     def inside(distance: NDArray) -> Array:
         return np.clip(0.5 - distance / blur_mm, 0, 1).astype(np.float32)
@@ -210,9 +217,7 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     nape = 14 * np.clip((-z - 25) / 25, 0, 1) * np.clip((y - 10) / 40, 0, 1)
     fat = fat_mm * (1 + 0.25 * thickness)
     head = hull - skull - temporal - nape - fat - 1.8
-    face = 68 * (((x / 69) ** 2.5 + (np.abs(y + 16) / 72) ** 2.5) ** 0.4 - 1)
-    face = np.maximum(np.minimum(face, _ball(sym, (0, -84, -56), (19, 19, 30))), 0.8 * (z + 22))
-    head = np.minimum(head, face)
+    head = np.minimum(head, _face(np.stack([x, y, z])))
     in_cavity, in_skull, in_head = inside(cavity), inside(hull - skull), inside(head)
     in_skull = np.maximum(in_skull, in_cavity)
     in_head = np.maximum(in_head, in_skull)
