@@ -241,3 +241,23 @@ def test_an_unexpected_error_shows_where_but_not_what(medstyle, run, tmp_path):
     assert "files.py" in done.stderr
     assert "NotADirectoryError" in done.stderr
     assert "DOE_JOHN" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("protocol", "target", "message"),
+    [
+        ("plain", "ct", "no test subject has all of ct, mr_t1; .* unpaired_scans"),
+        ("synthrad2025", "mr_t2", "measures CT"),
+    ],
+)
+def test_what_could_not_be_measured_is_said_before_it_is_trained(medstyle, run, tmp_path, protocol, target, message):
+    """Four shipped files without pairs are measured by `plain`: truly unpaired data stopped after the training."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/slices").symlink_to(run.root / "data/slices")
+    changes = {"train": {**TINY["train"], "target": target}, "evaluate": {"protocol": protocol}}
+    write_params(tmp_path, changes)
+    done = medstyle("train", cwd=tmp_path)
+    assert done.returncode == 2
+    assert re.search(message, done.stderr)
+    assert not (tmp_path / ".medstyle").exists()
+    assert not (tmp_path / "mlflow.db").exists()

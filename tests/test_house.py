@@ -33,3 +33,21 @@ def test_no_room_holds_more_than_its_share_of_the_lines():
         lines["/".join(path.relative_to(ROOT).parts[:2])] += len(path.read_text().splitlines())
     room, most = lines.most_common(1)[0]
     assert most <= SHARE * lines.total(), f"{room} holds {most / lines.total():.1%}"
+
+
+LISTS = ("iterdir", "glob", "rglob")
+ORDERLESS = ("any", "sorted", "set", "max", "min", "len")  # of these calls the order of the arguments is no matter
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_order_of_files_is_never_left_to_the_disk(path):
+    """A folder is listed inside ``sorted`` or another call that does not depend on the order, or to remove files."""
+    tree = ast.parse(path.read_text())
+    inside: set[ast.AST] = set()
+    for node in ast.walk(tree):
+        call = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ORDERLESS
+        removes = isinstance(node, ast.For) and any(name in ast.unparse(node.body) for name in (".unlink(", "rmtree("))
+        if call or removes:
+            inside |= set(ast.walk(node))
+    listed = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "attr", "") in LISTS]
+    assert [node.lineno for node in listed if node not in inside] == []

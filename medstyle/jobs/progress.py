@@ -71,9 +71,9 @@ class StepProgress:
 
         columns = (
             TextColumn(self.description, table_column=Column(no_wrap=True)),
-            BarColumn(None, table_column=Column(ratio=1, min_width=8)),
+            BarColumn(None, table_column=Column(ratio=1)),
             TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
-            TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+            TextColumn("{task.fields[note]}", table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis")),
         )
         bar = Progress(*columns, console=Console(stderr=True), expand=True)
         bar.add_task(self.description, total=self.steps, note="")

@@ -148,7 +148,7 @@ def _code() -> str:
     """Hash what computes the result, ours and the libraries, so that a state of other code is not resumed."""
     package = Path(__file__).parents[1]
     files = [
-        *(file for folder in ("networks", "training", "data") for file in (package / folder).rglob("*.py")),
+        *(file for folder in ("networks", "training", "data") for file in sorted((package / folder).rglob("*.py"))),
         *(
             package / name
             for name in ("transforms/augment.py", "transforms/body.py", "imaging/modality.py", "params.py")
@@ -157,6 +157,6 @@ def _code() -> str:
     ]
     libraries = ("medstyle", "torch", "monai", "numpy")
     digest = hashlib.sha256(" ".join(map(version, libraries)).encode())
-    for file in sorted(files):
+    for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()

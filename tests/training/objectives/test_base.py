@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from medstyle.data.batch import Batch
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.training.objectives.base import fade, ramp
-from medstyle.training.objectives.paired import PairedParams
+from medstyle.training.objectives.paired import Paired, PairedParams
 from medstyle.training.objectives.table import OBJECTIVES
 
 
@@ -25,3 +26,24 @@ def test_the_next_slice_is_what_a_step_through_the_stack_shows():
     assert torch.equal(networks.content(after), networks.content(there))
     assert torch.equal(after[:, [0, 1, 3, 4]], there[:, [0, 1, 3, 4]])
     assert torch.equal(after[:, [2, 5]], here[:, [2, 5]])
+
+
+def test_the_discriminator_learns_on_after_a_term_that_failed():
+    objective = Paired(Networks(Architecture(widths=(4, 6)), ["mr_t1", "mr_t2"]), PairedParams(), (1, 1), 2)
+    x, index = torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.long)
+    batch = Batch(x, x, index, index + 1, index == 0, [0], 0, 0.0)
+    with pytest.raises(KeyError):
+        objective.adversarial(batch, {})
+    assert all(weight.requires_grad for weight in objective.discriminator.parameters())
+
+
+def test_telling_how_real_images_seem_changes_nothing():
+    torch.manual_seed(0)
+    objective = Paired(Networks(Architecture(widths=(4, 6)), ["mr_t1", "mr_t2"]), PairedParams(), (1, 1), 2)
+    x, index = torch.randn(2, 1, 32, 32), torch.zeros(2, dtype=torch.long)
+    batch = Batch(x, -x, index, index + 1, index == 0, [0, 1], 0, 0.0)
+    before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
+    told = objective.probabilities(batch, x)
+    assert all(0 < value < 1 for value in told.values())
+    assert all(torch.equal(value, before[name]) for name, value in objective.discriminator.state_dict().items())
+    assert objective.discriminator.training
