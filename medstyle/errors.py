@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 
 MARK = "__patient_data__"  # a module with this global reads or holds what hospitals send, wherever it may be moved
@@ -104,6 +105,13 @@ class Code(StrEnum):
         ("images of this series are damaged, or missing beside its other volumes: restore them, or `ingest.allow`"),
     )
     E_INPUT = "E_INPUT", ("an error of one study in the inbox that has no code of its own: see its `reason.json`")
+    E_INTERLEAVED = (
+        "E_INTERLEAVED",
+        (
+            "another volume of the same series has its slices between these, so that they may be one scan: look, then "
+            "`ingest.allow`"
+        ),
+    )
     E_LOCALIZER = "E_LOCALIZER", "a localizer, scout or surview: it is no scan"
     E_MIXED_ORIENTATION = (
         "E_MIXED_ORIENTATION",
@@ -182,6 +190,13 @@ class Code(StrEnum):
         ("more pixels, voxels or bytes than the limits allow: scale it down, or raise the limit"),
     )
     E_TRUNCATED = "E_TRUNCATED", ("fewer bytes than the header claims, or a codestream without its end: copy it again")
+    E_UNIT = (
+        "E_UNIT",
+        (
+            "CT values in no known unit: RescaleSlope and RescaleIntercept are missing, or RescaleType is not HU: "
+            "export the original images"
+        ),
+    )
     E_ZERO_SPACING = (
         "E_ZERO_SPACING",
         ("the distance of voxels is missing, zero or negative: export the original images"),
@@ -242,6 +257,21 @@ class Refusal(UserError):
     def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
         """Say how another process makes it again."""
         return type(self), (self.code, self.reason)
+
+
+@contextmanager
+def reading() -> Iterator[None]:
+    """Turn what a reader never meant to raise into a :class:`Refusal`, so that one bad file cannot stop the rest.
+
+    Errors of the disk and of the memory are not the file's fault and pass through.
+    """
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        reason = f"reading it failed ({type(error).__name__}): it is damaged or of an unknown kind; export it again"
+        raise Refusal(Code.E_DECODE, reason) from error
 
 
 def outline(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import USABLE, Code, Refusal
+from medstyle.errors import USABLE, Code, Refusal, reading
 from medstyle.imaging.formats import Kind as FileKind
 from medstyle.imaging.formats import kind_of
 from medstyle.imaging.modality import DOMAINS
@@ -32,6 +32,7 @@ VOLUME_VOXELS = 1 << 31
 # flags of an image that is sound and yet may not be what it seems -> code and reason
 DOUBTS = {
     "SYNTHETIC": (Code.E_SYNTHETIC, "a model made it, so it shows what that model knew"),
+    "INTERLEAVED": (Code.E_INTERLEAVED, "another volume of this series has its slices between these"),
     "INCOMPLETE": (
         Code.E_INCOMPLETE,
         "images of this series are damaged, or missing beside its other volumes",
@@ -115,6 +116,7 @@ class Item:
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
+    @reading()
     def load(self, domain: str, *, allow: Collection[str] = ()) -> Volume:
         """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
 

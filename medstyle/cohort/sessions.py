@@ -48,7 +48,7 @@ def sessions(person: str, images: Iterable[tuple[str, Item]]) -> dict[str, Candi
 
 def _study(item: Item) -> str:
     if item.series is not None:
-        return item.series.study_uid
+        return item.series.study_uid or str(item.path.parent)  # an empty UID joins nothing
     match = BIDS_SESSION.search(item.path.as_posix())
     return match.group(1) if match else ""
 

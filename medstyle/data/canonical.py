@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +20,7 @@ from medstyle.cohort.labels import Labels, read_labels
 from medstyle.cohort.rules import Rule, domain_of
 from medstyle.cohort.sessions import BIDS_SUBJECT
 from medstyle.data.manifest import ManifestItem
-from medstyle.dicom.regular import read_with_gaps, straighten
+from medstyle.data.regular import read_with_gaps, straighten
 from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture, write_picture
@@ -125,8 +126,29 @@ def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None
         raise ParamsError(f"ingest.rules: no image has an attribute {unknown[0]!r}; {labels.file.name} has {has}")
 
 
-def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tuple[str, str]:
-    """Tell person and domain of an item from the header, the path and the labels alone."""
+def shared_ids(items: Iterable[Item]) -> set[str]:
+    """Return the PatientIDs that several people have, by issuer, birth date and sex: an anonymiser may give one to all.
+
+    What is empty contradicts nothing.
+    """
+    people: dict[str, set[tuple[str, ...]]] = defaultdict(set)
+    for item in items:
+        if item.series is not None and item.series.patient_id:
+            people[item.series.patient_id].add(item.series.person)
+    return {
+        patient
+        for patient, of in people.items()
+        if any(a != b for one, other in combinations(of, 2) for a, b in zip(one, other, strict=True) if a and b)
+    }
+
+
+def placed(
+    item: Item, params: IngestParams, source: Path, labels: Labels, shared: Collection[str] = ()
+) -> tuple[str, str]:
+    """Return the keys of person and domain of an item by the header, the path and the labels alone.
+
+    ``shared`` are IDs of :func:`shared_ids`: there other elements of the header tell people apart.
+    """
     attributes = attributes_of(item, source, labels)
     for refusal in item.doubts():
         if refusal.code not in _overruled(item, params):
@@ -144,7 +166,7 @@ def placed(item: Item, params: IngestParams, source: Path, labels: Labels) -> tu
         raise Refusal(Code.E_DOMAIN, f"a {item.source} cannot be {domain}; correct the rule")
     if item.source == "dicom" and item.attributes.get("Modality") != modality.dicom:
         raise Refusal(Code.E_DOMAIN, f"Modality is not {modality.dicom}, so it cannot be {domain}; correct the rule")
-    return subject_key(_subject(item, params, attributes["path"])), domain
+    return subject_key(_subject(item, params, attributes["path"], shared)), domain
 
 
 def _overruled(item: Item, params: IngestParams) -> set[str]:
@@ -253,7 +275,7 @@ def _load(item: Item, domain: str, params: IngestParams) -> tuple[Volume, dict[s
     return volume, notes
 
 
-def _subject(item: Item, params: IngestParams, path: str) -> str:
+def _subject(item: Item, params: IngestParams, path: str, shared: Collection[str]) -> str:
     if params.subject is not None:
         match = re.search(params.subject, path)
         if match is None:
@@ -262,7 +284,8 @@ def _subject(item: Item, params: IngestParams, path: str) -> str:
     if item.series is not None:
         if not item.series.patient_id:
             raise Refusal(Code.E_SUBJECT, "PatientID is empty; set ingest.subject to find the subject in the path")
-        return item.series.patient_id
+        person = item.series.person if item.series.patient_id in shared else ()
+        return "\0".join((item.series.patient_id, *person))
     bids = BIDS_SUBJECT.search(path)
     return path if item.source == "picture" else bids.group(1) if bids else str(Path(path).parent)
 

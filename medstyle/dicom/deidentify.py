@@ -272,6 +272,7 @@ def _filtered(dataset: Dataset, options: Options) -> Dataset:
             item = dataset.get_private_item(group, element, creator)
             value = [_filtered(one, options) for one in item.value] if item.VR == "SQ" else item.value
             clean.private_block(group, creator, create=True).add_new(element, item.VR, value)
+    _cut(clean)
     return clean
 
 
@@ -284,7 +285,8 @@ def _kept(element: DataElement, name: str, terms: Mapping[str, frozenset[str]], 
         return DataElement(element.tag, "UI", [_mapped_uid(str(value)) for value in values if value])
     if name in terms:
         neutral = _NEUTRAL.get(name)
-        texts = [text if (text := str(value).strip()) in terms[name] | {""} else neutral for value in values]
+        said = [str(value).strip() for value in values]
+        texts = [text if text in terms[name] | {""} else _term(name, text, neutral) for text in said]
         return DataElement(element.tag, dictionary_VR(element.tag), [text for text in texts if text is not None])
     if name == "StackID":  # tells stacks apart
         return DataElement(element.tag, "SH", short_key("stack", str(element.value)))
@@ -294,6 +296,28 @@ def _kept(element: DataElement, name: str, terms: Mapping[str, frozenset[str]], 
         for value in filter(None, values):
             float(value)  # raises where a word takes the place of a number
     return element
+
+
+def _term(name: str, text: str, neutral: str | None) -> str | None:
+    """Return what stands for a term that no standard defines: of a kind of image, another word for each term.
+
+    Volumes are told apart by it: magnitude and phase, say, in a vendor's words.
+    """
+    return f"{neutral}_{short_key('term', text)[:8].upper()}" if name in ("ImageType", "FrameType") else neutral
+
+
+def _cut(dataset: Dataset) -> None:
+    """Cut the tables of ``dataset`` to as many entries as their descriptors say: more may hold anything."""
+    for name in ("LUT", "RedPaletteColorLookupTable", "GreenPaletteColorLookupTable", "BluePaletteColorLookupTable"):
+        descriptor, data = dataset.get(f"{name}Descriptor"), dataset.get(f"{name}Data")
+        if descriptor is None or data is None:
+            continue
+        entries, bits = int(descriptor[0]) or 1 << 16, int(descriptor[2])
+        if isinstance(data, bytes):
+            packed = bits <= 8 and len(data) != 2 * entries  # eight bits may stand in sixteen, one for each entry
+            setattr(dataset, f"{name}Data", data[: entries * (1 if packed else 2)])
+        else:
+            setattr(dataset, f"{name}Data", list(data)[:entries])
 
 
 def _shifted(date: str, days: timedelta) -> str:

@@ -59,23 +59,27 @@ ATTRIBUTES = words(
     "PatientPosition SliceThickness SpacingBetweenSlices"
 )
 _FACTS = words(
-    "SOPClassUID SOPInstanceUID PatientID StudyInstanceUID SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
+    "SOPClassUID SOPInstanceUID PatientID IssuerOfPatientID PatientBirthDate PatientSex StudyInstanceUID "
+    "SeriesInstanceUID FrameOfReferenceUID SeriesNumber "
     "ConcatenationUID Rows Columns SamplesPerPixel PhotometricInterpretation BitsAllocated BitsStored HighBit "
     "PixelRepresentation NumberOfFrames PixelPaddingValue PixelPaddingRangeLimit ModalityLUTSequence RescaleSlope "
-    "RescaleIntercept ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
+    "RescaleIntercept RescaleType DiffusionGradientOrientation "
+    "ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
     "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
     "ConversionType DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
 )
 _GROUPS = words(
     "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
     "FrameContentSequence MRImageFrameTypeSequence CTImageFrameTypeSequence PETFrameTypeSequence MREchoSequence "
-    "MRDiffusionSequence MRModifierSequence MRTimingAndRelatedParametersSequence FrameType EffectiveEchoTime "
-    "InversionTimes StackID TemporalPositionIndex FrameAcquisitionNumber FrameReferenceDateTime"
+    "MRDiffusionSequence DiffusionGradientDirectionSequence MRModifierSequence MRTimingAndRelatedParametersSequence "
+    "FrameType EffectiveEchoTime InversionTimes StackID TemporalPositionIndex FrameAcquisitionNumber "
+    "FrameReferenceDateTime"
 )
 _TAG = {name: int(tag_for_keyword(name) or 0) for name in {*ATTRIBUTES, *_FACTS, *_GROUPS}}
 _BINARY = {  # value representations that are not text
     "Rows": "H", "Columns": "H", "SamplesPerPixel": "H", "BitsAllocated": "H", "BitsStored": "H", "HighBit": "H",
-    "PixelRepresentation": "H", "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
+    "PixelRepresentation": "H", "DiffusionGradientOrientation": "d",
+    "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
     "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
 }  # fmt: skip
 _NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
@@ -334,7 +338,7 @@ def numbers(header: Header, name: str) -> tuple[float, ...]:
     value = header.get(_TAG[name], b"")
     try:
         if code := _BINARY.get(name):
-            return struct.unpack(f"<{len(value) // struct.calcsize(code)}{code}", value)
+            return struct.unpack(f"<{len(value) // struct.calcsize(f'<{code}')}{code}", value)
         value = value.strip(b" \0")
         return tuple(map(float, value.split(b"\\"))) if value else ()
     except (ValueError, struct.error):

@@ -66,14 +66,15 @@ T = TypeVar("T")
 class Damaged(Refusal):
     """An image whose pixels are not all there; its series is incomplete without it."""
 
-    def __init__(self, code: str, reason: str, series_uid: str) -> None:
+    def __init__(self, code: str, reason: str, series: tuple[object, ...]) -> None:
         super().__init__(code, reason)
-        self.series_uid = series_uid
+        self.series = series
 
 
 _RESCALE = (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0))
 _STORAGE = "1.2.840.10008.5.1.4.1.1."
 TOMOGRAPHIC = frozenset(_STORAGE + s for s in words("2 2.1 2.2 4 4.1 4.4 128 128.1 130"))  # CT, MR, PET
+CT = frozenset(_STORAGE + s for s in words("2 2.1 2.2"))
 SECONDARY = frozenset(_STORAGE + s for s in words("7 7.1 7.2 7.3 7.4"))
 ULTRASOUND = frozenset(_STORAGE + s for s in words("6.1 6.2 3.1"))
 _PLANAR = frozenset(_STORAGE + s for s in words("1 1.1 1.1.1 1.2 1.2.1 77.1.1 77.1.2 77.1.4 77.1.5.1"))  # CR DX MG VL
@@ -94,6 +95,7 @@ class Instance:
     sop_class: str
     sop_uid: str = field(repr=False)
     patient_id: str = field(repr=False)
+    person: tuple[str, ...] = field(repr=False)  # issuer of the ID, birth date, sex: tell people of one ID apart
     study_uid: str = field(repr=False)
     series_uid: str = field(repr=False)
     frame_of_reference_uid: str = field(repr=False)
@@ -120,6 +122,12 @@ class Instance:
     def identity(self) -> tuple[str, ...]:
         """What no two different files may share."""
         return self.study_uid, self.series_uid, self.series_number, self.sop_uid
+
+    @property
+    def series(self) -> tuple[object, ...]:
+        """What images of one series share. UIDs that are empty say nothing: then the folder stands for them."""
+        place = "" if self.study_uid and self.series_uid else str(self.path.parent)
+        return self.patient_id, self.person, self.study_uid, self.series_uid, place
 
     @property
     def colour(self) -> bool:
@@ -150,6 +158,7 @@ class Frame:
     slope: float
     intercept: float
     contrast: tuple[Any, ...] = field(repr=False)  # where it differs, it is another volume
+    direction: tuple[float, ...] = field(repr=False)  # of the diffusion gradient; () where there is none
     time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
 
     @property
@@ -206,7 +215,7 @@ def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
     try:
         _size(instance, pixels.length, source, size, limits)
     except Refusal as refusal:
-        raise Damaged(refusal.code, refusal.reason, instance.series_uid) from None
+        raise Damaged(refusal.code, refusal.reason, instance.series) from None
     frames = _frames(header, instance)
     tomographic = instance.attributes.get("Modality") in ("CT", "MR", "PT")
     if instance.sop_class in SECONDARY and tomographic and frames[0].position is None:
@@ -240,9 +249,8 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
             raise Refusal(Code.E_DECODE, f"{name} is missing; export the file again")
         return int(values[0]) if values else int(default or 0)
 
-    allocated = count("BitsAllocated")
+    allocated, signed = count("BitsAllocated"), count("PixelRepresentation", 0) == 1
     stored = count("BitsStored", allocated)
-    signed = count("PixelRepresentation", 0) == 1
     padding = None
     if low := numbers(header, "PixelPaddingValue"):  # US on signed data is common: read the bits, not the VR
         high = numbers(header, "PixelPaddingRangeLimit") or low
@@ -258,7 +266,8 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     flags = {
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
-        "MOSAIC": "MOSAIC" in image_type and count("NumberOfFrames", 1) == 1,  # enhanced ones keep the word alone
+        # enhanced ones keep the word alone
+        "MOSAIC": bool(image_type & {"MOSAIC", "VFRAME"}) and count("NumberOfFrames", 1) == 1,
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": may_show_text(burned, sop_class, image_type, said("ConversionType")),
@@ -269,6 +278,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         sop_class=_same(sop_class),
         sop_uid=said("SOPInstanceUID"),
         patient_id=_same(said("PatientID")),
+        person=_same(tuple(map(said, ("IssuerOfPatientID", "PatientBirthDate", "PatientSex")))),
         study_uid=_same(said("StudyInstanceUID")),
         series_uid=_same(said("SeriesInstanceUID")),
         frame_of_reference_uid=_same(said("FrameOfReferenceUID")),
@@ -373,7 +383,7 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
     )
     groups = [items(header, n) for n in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")]
     if instance.sop_class in TOMOGRAPHIC and groups[1]:
-        return _enhanced(instance, groups[0], groups[1], image_type, time)
+        return _enhanced(header, instance, groups[0], groups[1], time)
     if instance.frames > 1 and instance.sop_class in TOMOGRAPHIC:
         raise Refusal(Code.E_NO_GEOMETRY, f"{instance.frames} frames without positions; export the original images")
     contrast = (
@@ -386,7 +396,8 @@ def _frames(header: Header, instance: Instance) -> list[Frame]:
     plane = _plane(header, header, header)
     if "MOSAIC" in instance.flags and not instance.colour and all(plane):
         return _tiles(header, instance, plane, contrast, time)
-    return [Frame(instance, k, *plane, *_rescale(header), _same(contrast), (*time, k)) for k in range(instance.frames)]
+    scale, direction = _rescale(header, instance), numbers(header, "DiffusionGradientOrientation") or ()
+    return [Frame(instance, k, *plane, *scale, _same(contrast), direction, (*time, k)) for k in range(instance.frames)]
 
 
 def _tiles(
@@ -402,15 +413,19 @@ def _tiles(
     across, positions = found or (1, (plane[0],))
     whole = replace(instance, tiles=across)
     return [
-        Frame(whole, k, position, *plane[1:], *_rescale(header), _same(contrast), (*time, k))
+        Frame(whole, k, position, *plane[1:], *_rescale(header, instance), _same(contrast), (), (*time, k))
         for k, position in enumerate(positions)
     ]
 
 
 def _enhanced(
-    instance: Instance, shared: list[Header], frames: list[Header], image_type: tuple[str, ...], time: tuple[Any, ...]
+    header: Header, instance: Instance, shared: list[Header], frames: list[Header], time: tuple[Any, ...]
 ) -> list[Frame]:
-    """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16)."""
+    """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16).
+
+    A rescale that stands outside them holds for all frames where they have none.
+    """
+    image_type = tuple(text(header, "ImageType").split("\\")[2:])
     if len(frames) != instance.frames:
         raise Refusal(Code.E_DECODE, f"{instance.frames} frames but {len(frames)} functional groups; export it again")
     nothing: Header = {}
@@ -443,12 +458,26 @@ def _enhanced(
             text(content, "FrameReferenceDateTime"),
             k,
         )
-        result.append(Frame(instance, k, *plane, *_rescale(value), _same(contrast), (*time, *moment)))
+        diffusion = group(k, "MRDiffusionSequence")
+        gradient = items(diffusion, "DiffusionGradientDirectionSequence")
+        direction = (numbers(gradient[0], "DiffusionGradientOrientation") or ()) if gradient else ()
+        scale = _rescale(value or header, instance)
+        result.append(Frame(instance, k, *plane, *scale, _same(contrast), direction, (*time, *moment)))
     return result
 
 
-def _rescale(header: Header) -> tuple[float, float]:
-    """Return slope and intercept; one that is there but senseless is refused, since it makes the values."""
+def _rescale(header: Header, instance: Instance) -> tuple[float, float]:
+    """Return slope and intercept; one that is there but senseless is refused, since it makes the values.
+
+    CT values are Hounsfield units only where the header says how they come about (PS3.3 C.8.2.1, C.11.1.1.2).
+    """
+    if instance.sop_class in CT and not instance.lut:
+        missing = [name for name, _ in _RESCALE if not numbers(header, name)]
+        unit = text(header, "RescaleType").upper()
+        if missing:
+            raise Refusal(Code.E_UNIT, f"{' and '.join(missing)} missing: the values of this CT are in no known unit")
+        if unit not in ("", "HU", "US"):  # unspecified
+            raise Refusal(Code.E_UNIT, "RescaleType is not HU: the values of this CT are in another unit")
     slope, intercept = ((numbers(header, name) or (default,))[0] for name, default in _RESCALE)
     if not (math.isfinite(slope) and math.isfinite(intercept)) or slope == 0:
         raise Refusal(

@@ -22,7 +22,7 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
 
     Args:
         volume: in the unit of its domain.
-        sources: headers of the images that it was computed from; patient and study are theirs.
+        sources: headers of the images that it was computed from; patient, study and number of the series are theirs.
         grids: the elements that place each slice.
         series_uid: of the new series.
     """
@@ -41,7 +41,7 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
         sources,
         values,
         series_instance_uid=series_uid,
-        series_number=int(sources[0].get("SeriesNumber") or 0) + 9500,
+        series_number=int(sources[0].SeriesNumber),
         sop_instance_uid=uid_of(series_uid, "0"),
         instance_number=1,
         manufacturer="medstyle project",

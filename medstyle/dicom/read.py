@@ -17,7 +17,7 @@ from pydicom.uid import UID
 from medstyle.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
 from medstyle.dicom.header import LIMITS, LITTLE, Frame, Instance
 from medstyle.dicom.scan import Series
-from medstyle.errors import Code, Refusal
+from medstyle.errors import Code, Refusal, reading
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
@@ -89,7 +89,7 @@ def read_pixels(instance: Instance) -> NDArray[Any]:
     reader, whole = _Reader(), replace(instance, tiles=1)
     pixels = np.empty(0)
     for k in range(whole.frames):
-        frame = Frame(whole, k, None, None, None, 1, 0, (), ())
+        frame = Frame(whole, k, None, None, None, 1, 0, (), (), ())
         one = reader.stored(frame) if whole.samples == 1 else reader.decode(frame, raw=False)
         if k == 0:
             pixels = np.empty((whole.frames, *one.shape), one.dtype.newbyteorder("<"))
@@ -105,7 +105,7 @@ def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDAr
     """
     if series.kind == "refused" or series.code not in ("", Code.E_COLOR, Code.E_SOPCLASS, *allow):
         raise Refusal(series.code, series.reason)
-    with quiet():
+    with quiet(), reading():
         reader = _Reader()
         for frame in series.frames:
             yield reader.colour(frame)
@@ -130,11 +130,18 @@ class _Reader:
             low, high = instance.padding
             padded = (stored >= low) & (stored <= high)
         quantity = instance.attributes.get("Modality") in ("CT", "PT")
-        if "MONOCHROME1" in instance.flags and not quantity:
+        inverted = "MONOCHROME1" in instance.flags and not quantity
+        if inverted and not instance.lut:  # of a linear scale the order does not matter
             top = -1 if instance.signed else (1 << instance.bits_stored) - 1
             stored = top - stored.astype(np.int64)
         if instance.lut:
-            out[:] = apply_modality_lut(stored, self._open(instance))
+            dataset = self._open(instance)
+            try:
+                out[:] = apply_modality_lut(stored, dataset)
+            except Exception as error:  # depends on what is wrong with the table
+                raise Refusal(Code.E_DECODE, "ModalityLUTSequence is damaged; export the original images") from error
+            if inverted:  # the least value is white after the table (PS3.3 C.7.6.3.1.2)
+                np.subtract((1 << int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])) - 1, out, out=out)
         elif frame.slope == 1 and instance.bits_stored <= 16:
             out[:] = stored
             if frame.intercept:

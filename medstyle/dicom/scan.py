@@ -6,6 +6,7 @@ import filecmp
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
@@ -24,6 +25,7 @@ __patient_data__ = True  # an error that passes through here may quote it: medst
 POSITION_TOLERANCE_MM = 0.01
 SPACING_TOLERANCE = 0.01  # of the spacing
 SHEAR_TOLERANCE_DEG = 0.1
+CONTRAST_TOLERANCE = 1e-3  # of an echo time, an inversion time or a b-value
 ORIENTATION_TOLERANCE = 1e-3  # of a unit vector's component
 
 
@@ -74,6 +76,11 @@ class Series:
     def patient_id(self) -> str:
         """PatientID (0010,0020): patient data."""
         return self.frames[0].instance.patient_id
+
+    @property
+    def person(self) -> tuple[str, ...]:
+        """Issuer of the PatientID, birth date and sex: patient data."""
+        return self.frames[0].instance.person
 
     @property
     def study_uid(self) -> str:
@@ -132,9 +139,9 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
     within a group the order comes from the positions along the normal.
     """
     verdicts: dict[Path, FileVerdict | None] = {}  # in the order of the files; None until its series is judged
-    groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    every: list[Frame] = []
     known: dict[tuple[str, ...], Path] = {}
-    notes: dict[str, set[str]] = defaultdict(set)  # series UID -> flags
+    notes: dict[tuple[object, ...], set[str]] = defaultdict(set)  # series -> flags
     conflicts: set[tuple[str, ...]] = set()
     with quiet():
         for path in track(find_files(paths), "headers", patience_s=LINE_EVERY_S):
@@ -150,38 +157,68 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
                         raise Refusal(
                             Code.E_DUP_CONFLICT, "another file has this SOP instance UID and other bytes; keep one"
                         )
-                    notes[instance.series_uid].add("DUPLICATES")
+                    notes[instance.series].add("DUPLICATES")
                     raise Skip(Code.E_DUPLICATE, "the same SOP instance with the same bytes was found before")
             except Skip as skip:
                 verdicts[path] = FileVerdict(path, "skipped", skip.code, skip.reason)
             except Refusal as refusal:
                 verdicts[path] = FileVerdict(path, "refused", refusal.code, refusal.reason)
                 if isinstance(refusal, Damaged):
-                    notes[refusal.series_uid].add("INCOMPLETE")
+                    notes[refusal.series].add("INCOMPLETE")
             else:
                 verdicts[path] = None
-                for frame in frames:
-                    groups[_key(frame)].append(frame)
+                every += frames
+    groups: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for frame in _settled(every):
+        groups[_key(frame)].append(frame)
     series = [
-        replace(one, flags=one.flags | notes[one.series_uid])
+        replace(one, flags=one.flags | notes[one.frames[0].instance.series])
         for group in _join_parts(groups)
         for one in _judge(group, conflicts, limits)
     ]
-    for one in _flag_uneven(series):
+    judged = _flag_interleaved(_flag_uneven(series))
+    for one in judged:
         for path in one.files:
             if one.usable:
                 verdicts[path] = FileVerdict(path, "used", one.code, one.reason)
             elif (earlier := verdicts[path]) is None or earlier.verdict != "used":
                 verdicts[path] = FileVerdict(path, "refused", one.code, one.reason)
-    return Scan(tuple(filter(None, verdicts.values())), tuple(_flag_uneven(series)))
+    return Scan(tuple(filter(None, verdicts.values())), tuple(judged))
+
+
+def _settled(frames: Sequence[Frame]) -> list[Frame]:
+    """Give numbers of a series that differ by rounding alone one value, so that they do not divide it."""
+    by_series: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
+    for frame in frames:
+        by_series[frame.instance.series].append(frame)
+    settled = []
+    for of in by_series.values():
+        echo, inversion, b = (_steps(f.contrast[k] for f in of) for k in (1, 2, 3))
+        for frame in of:
+            kind, *numbers, stack = frame.contrast
+            numbers = [steps[value] for steps, value in zip((echo, inversion, b), numbers, strict=True)]
+            contrast = (kind, *numbers, stack)
+            settled.append(frame if contrast == frame.contrast else replace(frame, contrast=contrast))
+    return settled
+
+
+def _steps(values: Iterable[float]) -> dict[float, float]:
+    """Return for each value the least of those that differ from the next by no more than rounding."""
+    steps: dict[float, float] = {}
+    last = least = -np.inf
+    for value in sorted(set(values)):
+        if value - last > CONTRAST_TOLERANCE * abs(value):
+            least = value
+        steps[value], last = least, value
+    return steps
 
 
 def _key(frame: Frame) -> tuple[object, ...]:
     """Return what may not differ within a volume; the orientation is compared with a tolerance, later."""
     i = frame.instance
     return (
-        *(i.study_uid, i.series_uid, i.series_number, i.sop_class, i.frame_of_reference_uid),
-        *(*frame.shape, i.samples, i.photometric, i.signed, "MOSAIC" in i.flags),
+        *(*i.series, i.series_number, i.sop_class, i.frame_of_reference_uid),
+        *(*frame.shape, i.samples, i.photometric, "MOSAIC" in i.flags),
         frame.spacing and tuple(round(v, 5) for v in frame.spacing),
         frame.contrast,
         i.concatenation or i.sop_uid if i.frames > 1 else "",  # an enhanced object for each time point is normal
@@ -320,9 +357,11 @@ def _time_series(
     places = [
         sorted((frames[k] for k in order[start : start + volumes]), key=lambda frame: frame.time) for start in starts
     ]
+    by_direction = _by_direction(places)
+    places = by_direction or places
     ordered = [place[k] for k in range(volumes) for place in places]
-    if not _same_times(places):
-        reason = f"{volumes} images at each of {depth} positions, but not of the same times; export each time point"
+    if by_direction is None and (why := _told_apart(places)):
+        reason = f"{volumes} images at each of {depth} positions, but {why}; export each time point"
         return _refused(ordered, Code.E_DUP_CONFLICT, reason)
     first = _stack(ordered[:depth], limits)
     if first.kind == "refused":
@@ -333,15 +372,32 @@ def _time_series(
     return replace(one, volumes=volumes)
 
 
-def _same_times(places: Sequence[Sequence[Frame]]) -> bool:
-    """Tell whether all positions have the same temporal positions or, where none is known, acquisition numbers.
+def _told_apart(places: list[list[Frame]]) -> str:
+    """Return why the images at the positions cannot be said to be of the same times, "" where they can.
 
-    Slices may be acquired in turns, each with numbers of its own: numbers conflict only where some are shared.
+    A label that all images at a position share labels nothing. The direction of a diffusion gradient, where each has
+    another, is better than any number; the order of instance numbers is none, unless one volume follows the other.
     """
     temporal, acquired = ([[frame.labels[k] for frame in place] for place in places] for k in (0, 1))
-    if any(label >= 0 for place in temporal for label in place):
-        return all(place == temporal[0] for place in temporal)
-    return all(sorted(place) == sorted(acquired[0]) or not {*place} & {*acquired[0]} for place in acquired)
+    if any(len(set(place)) > 1 for place in temporal):
+        return "" if all(place == temporal[0] for place in temporal) else "not of the same times"
+    if any(len(set(place)) > 1 for place in acquired):
+        alike = all(sorted(p) == sorted(acquired[0]) or not {*p} & {*acquired[0]} for p in acquired)
+        return "" if alike else "not of the same times"
+    if len(places[0]) > 1 and any(len({frame.time[2:4] for frame in place}) == 1 for place in places):
+        number = [[frame.time[4:] for frame in place] for place in places]
+        following = all(max(p[k] for p in number) < min(p[k + 1] for p in number) for k in range(len(number[0]) - 1))
+        if not following:
+            return "their times are not told apart"
+    return ""
+
+
+def _by_direction(places: list[list[Frame]]) -> list[list[Frame]] | None:
+    """Order each position by the direction of the diffusion gradient, where every image has another one."""
+    directions = [{tuple(np.round(frame.direction, 3)) for frame in place} for place in places]
+    if len(directions[0]) < len(places[0]) or any(one != directions[0] for one in directions) or () in directions[0]:
+        return None
+    return [sorted(place, key=lambda frame: tuple(np.round(frame.direction, 3))) for place in places]
 
 
 def _affine(frames: Sequence[Frame], step: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -393,7 +449,7 @@ def _flag_uneven(series: list[Series]) -> list[Series]:
     deepest: Counter[tuple[object, ...]] = Counter()
 
     def key(one: Series) -> tuple[object, ...]:
-        return (one.study_uid, one.series_uid, tuple(np.round(one.frames[0].orientation or (0,), 2)))
+        return (*one.frames[0].instance.series, tuple(np.round(one.frames[0].orientation or (0,), 2)))
 
     for one in series:
         deepest[key(one)] = max(deepest[key(one)], one.shape[0])
@@ -403,3 +459,27 @@ def _flag_uneven(series: list[Series]) -> list[Series]:
         else one
         for one in series
     ]
+
+
+def _flag_interleaved(series: list[Series]) -> list[Series]:
+    """Flag ``INTERLEAVED`` where the slices of two volumes of one series lie between each other's.
+
+    They may be one scan that some attribute divides, each half with twice the spacing.
+    """
+    flagged: set[int] = set()
+    volumes = [k for k, one in enumerate(series) if one.kind == "volume" and one.shape[0] > 1]
+    for a, b in combinations(volumes, 2):
+        one, other = series[a], series[b]
+        first, second = (np.array(s.frames[0].orientation) for s in (one, other))
+        if one.frames[0].instance.series != other.frames[0].instance.series or first.shape != second.shape:
+            continue
+        if np.abs(first - second).max() > ORIENTATION_TOLERANCE:
+            continue
+        normal = np.cross(*first.reshape(2, 3))
+        places = [np.array([f.position for f in s.frames]) @ normal for s in (one, other)]
+        merged = sorted([(place, 0) for place in places[0]] + [(place, 1) for place in places[1]])
+        apart = np.diff([place for place, _ in merged])
+        turns = np.mean([x[1] != y[1] for x, y in pairwise(merged)])
+        if turns > 0.8 and apart.min() > 0.25 * np.median(apart):
+            flagged |= {a, b}
+    return [replace(one, flags=one.flags | {"INTERLEAVED"}) if k in flagged else one for k, one in enumerate(series)]

@@ -125,6 +125,8 @@ def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list
         raise Refusal(Code.E_4D, f"the source holds {source.volumes} volumes; choose one")
     if source.affine is None:
         raise Refusal(Code.E_NO_GEOMETRY, "the source has no position in the patient, which MR and CT images must have")
+    if not all(frame.instance.sop_uid for one in (source, *contrasts) for frame in one.frames):
+        raise Refusal(Code.E_DECODE, "an image of the source has no SOPInstanceUID, so nothing could refer to it")
     stored, pixel_module, facts = _quantise(volume, modality)
     first = source.frames[0].instance
     begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
@@ -166,10 +168,9 @@ def _write_slices(
     for k, (pixels, air, (header, grid)) in enumerate(zip(stored, outside, _placed(volume, source), strict=False)):
         dataset = _slice(header, grid, entered.at(k), common)
         dataset.InstanceNumber = k + 1
-        dataset.SeriesNumber = int(_number(header, "SeriesNumber")) + 9000
+        dataset.SeriesNumber = _series_number(header, 9000)
         dataset.SOPInstanceUID = uid_of(series_uid, str(k))
-        if "FrameOfReferenceUID" not in dataset:  # one for the series, or its slices would be unrelated
-            dataset.FrameOfReferenceUID = uid_of("frame of reference", source.series_uid)
+        _complete(dataset, source)
         if air is not None:
             pixels[air] = dataset.PixelPaddingValue = 0
         _add_pixels(dataset, pixels)
@@ -186,10 +187,10 @@ def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any]
         frame = source.frames[k if _on_its_grid(volume, source) else 0]
         slim = _slice(header, grid, [(frame, True)], common)
         slim.SOPClassUID, slim.SOPInstanceUID = frame.instance.sop_class, frame.instance.sop_uid
-        slim.SeriesInstanceUID, slim.SeriesNumber = source.series_uid, int(_number(header, "SeriesNumber"))
+        slim.SeriesInstanceUID = source.series_uid or uid_of("series", *frame.instance.series)
+        slim.SeriesNumber = _series_number(header, 9500)
         slim.Rows, slim.Columns = frame.instance.rows, frame.instance.columns
-        if "FrameOfReferenceUID" not in slim:
-            slim.FrameOfReferenceUID = uid_of("frame of reference", source.series_uid)
+        _complete(slim, source)
         headers.setdefault(frame.instance.sop_uid, slim)
     dataset = parametric_map(volume, list(headers.values()), grids, series_uid)
     for name in ("SeriesDescription", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SyntheticData"):
@@ -199,6 +200,21 @@ def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any]
     settle_laterality(dataset)
     _add_private(dataset, common)
     save(dataset, folder / "0001.dcm")
+
+
+def _series_number(header: Dataset, offset: int) -> int:
+    """Return the source's number and an offset, or the offset alone where that is beyond what IS holds (PS3.5 6.2)."""
+    number = int(_number(header, "SeriesNumber")) + offset
+    return number if -(2**31) <= number < 2**31 else offset
+
+
+def _complete(dataset: Dataset, source: Series) -> None:
+    """Give identifiers to what must have them (type 1): the same for all images that derive from the source."""
+    series = source.frames[0].instance.series
+    if not dataset.get("StudyInstanceUID"):
+        dataset.StudyInstanceUID = uid_of("study", *series)
+    if not dataset.get("FrameOfReferenceUID"):  # one for the series, or its slices would be unrelated
+        dataset.FrameOfReferenceUID = uid_of("frame of reference", *series)
 
 
 def _on_its_grid(volume: Volume, source: Series) -> bool:

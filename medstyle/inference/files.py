@@ -235,7 +235,7 @@ def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str
     """Find the image of ``domain`` in the study, or the folder, of ``item``."""
 
     def place(one: Item) -> str:
-        return one.series.study_uid if one.series is not None else str(one.path.parent)
+        return (one.series.study_uid if one.series is not None else "") or str(one.path.parent)
 
     found = [other for other in items if domains[other.key] == domain and place(other) == place(item)]
     if len(found) != 1:

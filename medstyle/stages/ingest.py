@@ -19,6 +19,7 @@ from medstyle.data.canonical import (
     placed,
     refused_entry,
     repeats,
+    shared_ids,
     take,
     write_report,
 )
@@ -81,10 +82,10 @@ def _places(found: Inventory, params: Params) -> tuple[dict[Place, list[Item]], 
     """Return the items for each subject and domain, best first, and what has no place."""
     people: dict[str, list[tuple[str, Item]]] = defaultdict(list)
     refused: Refused = []
-    labels = labels_of(params)
+    labels, shared = labels_of(params), shared_ids(found.volumes)
     for item in found.volumes:
         try:
-            person, domain = placed(item, params, Path(params.source), labels)
+            person, domain = placed(item, params, Path(params.source), labels, shared)
             people[person].append((domain, item))
         except Refusal as refusal:
             refused.append(refused_entry(item, refusal))

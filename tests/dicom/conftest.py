@@ -54,6 +54,7 @@ def slice_header(modality: str = "MR", **elements: Any) -> Dataset:
         "BitsStored": 16,
         "HighBit": 15,
         "PixelRepresentation": 0,
+        **({"RescaleSlope": "1", "RescaleIntercept": "0"} if modality == "CT" else {}),
         **elements,
     }
     for name, value in values.items():

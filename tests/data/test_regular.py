@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from medstyle.data.regular import read_with_gaps, straighten
 from medstyle.dicom.read import read_series
-from medstyle.dicom.regular import read_with_gaps, straighten
 from medstyle.dicom.scan import scan
 from medstyle.errors import Refusal
 from medstyle.imaging.volume import Volume
-
-Write = Callable[..., Path]
+from tests.dicom.conftest import write_series
 
 
 def ramp(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
@@ -24,7 +22,7 @@ def ramp(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     return (np.array([3.0, -2.0, 5.0, 100.0]) @ world).reshape(shape)
 
 
-def test_a_filled_gap_is_interpolated_and_counted(write_series: Write, tmp_path: Path) -> None:
+def test_a_filled_gap_is_interpolated_and_counted(tmp_path: Path) -> None:
     affine = np.diag([1.0, 1.0, 2.0, 1.0])
     stored = np.rint(ramp(affine, (9, 4, 5))).astype(np.int16)
     write_series(tmp_path, stored, affine)
@@ -39,7 +37,7 @@ def test_a_filled_gap_is_interpolated_and_counted(write_series: Write, tmp_path:
     np.testing.assert_allclose(volume.voxels, stored, atol=1e-4)
 
 
-def test_a_sparse_stack_stays_refused(write_series: Write, tmp_path: Path) -> None:
+def test_a_sparse_stack_stays_refused(tmp_path: Path) -> None:
     write_series(tmp_path, np.zeros((20, 4, 5), np.int16))
     for gone in range(2, 18):
         (tmp_path / f"{gone:03d}.dcm").unlink()
@@ -48,7 +46,7 @@ def test_a_sparse_stack_stays_refused(write_series: Write, tmp_path: Path) -> No
         read_with_gaps(series, "mr_t1")
 
 
-def test_a_regular_series_is_read_as_it_is(write_series: Write, tmp_path: Path) -> None:
+def test_a_regular_series_is_read_as_it_is(tmp_path: Path) -> None:
     write_series(tmp_path, np.ones((3, 4, 5), np.int16))
     (series,) = scan([tmp_path]).series
     volume, made_up = read_with_gaps(series, "mr_t1")
