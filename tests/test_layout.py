@@ -11,8 +11,10 @@ ROOMS = sorted(path for path in TESTS.rglob("*/") if list(path.glob("test_*.py")
 # what is no single module's: a room as a whole, or beside another program
 WHOLE = {
     "dicom/test_corpus.py": "files that others have made wrong",
+    "dicom/test_faults.py": "series that were once read wrongly without a word",
     "dicom/test_fuzz.py": "files that chance has made wrong",
     "dicom/test_orthanc.py": "an archive",
+    "imaging/test_faults.py": "files that were once read wrongly without a word",
     "registry/test_postgresql.py": "a server with passwords on PostgreSQL",
 }
 ELSEWHERE = {"benchmarks": ROOT / "benchmarks/peers", "flows": ROOT / "flows"}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,9 +12,9 @@ from numpy.typing import NDArray
 
 from medstyle.errors import USABLE, Code, Refusal, reading
 from medstyle.imaging.formats import Kind as FileKind
-from medstyle.imaging.formats import kind_of
+from medstyle.imaging.formats import kind_of, why_unread
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import MAX_PIXELS, SYNTHETIC_MARK
+from medstyle.imaging.picture import MAX_PIXELS, SYNTHETIC_MARK, opened
 from medstyle.imaging.verdict import FileVerdict
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.imaging.volume_header import read_volume_header
@@ -213,8 +212,8 @@ def inventory(paths: Iterable[Path]) -> Inventory:
     files: list[FileVerdict] = []
     items: list[Item] = []
     for path in track(dict.fromkeys(find_files(paths)), "files", patience_s=LINE_EVERY_S):
-        source = kind_of(path)
-        if source is None or not path.is_file():
+        source = kind_of(path) if path.is_file() else None
+        if source is None:
             dicom.append(path)
             continue
         try:
@@ -227,7 +226,9 @@ def inventory(paths: Iterable[Path]) -> Inventory:
         items.append(item)
         files.append(FileVerdict(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
-    files += found.files
+    for file in found.files:
+        known = why_unread(file.path) if file.code == Code.E_NOT_DICOM else None
+        files.append(replace(file, reason=known) if known else file)
     items += [Item.of(series) for series in found.series]
     return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
 
@@ -256,7 +257,7 @@ def _picture(path: Path) -> Item:
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+        with opened(path) as image:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
             exif = {} if image.format == "PNG" else image.getexif()  # which would decode a PNG; its notes are chunks

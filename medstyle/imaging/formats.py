@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,26 @@ FORMATS: dict[Kind, Format] = {
 }
 
 
+# what people have beside these -> what to convert it to
+UNREAD = {
+    **dict.fromkeys(("gif", "avif", "jp2", "j2k", "heic", "heif", "svg", "psd", "dng", "cr2", "nef"), "PNG or TIFF"),
+    **dict.fromkeys(("wmv", "flv", "mts", "m2ts", "3gp"), "MP4"),
+    **dict.fromkeys(("nhdr", "hdr", "img", "mgz", "mgh", "mnc", "par", "rec"), "NIfTI (.nii.gz)"),
+}
+
+
+def why_unread(path: Path) -> str | None:
+    """Say what to convert a file to that nothing here reads, None where its suffix tells nothing."""
+    suffix = path.suffix.lower().removeprefix(".")
+    return f"{suffix.upper()} is not read; convert it to {UNREAD[suffix]}" if suffix in UNREAD else None
+
+
 def kind_of(path: Path) -> Kind | None:
-    """Return the kind of a file by its suffix, a key of :data:`FORMATS`; None for what may be DICOM."""
+    """Return the kind of a file by its suffix, a key of :data:`FORMATS`; None for what may be DICOM.
+
+    What begins as DICOM does (PS3.10 7.1) is DICOM, whatever its suffix.
+    """
+    with suppress(OSError), path.open("rb") as file:
+        if file.read(132)[128:] == b"DICM":
+            return None
     return next((kind for kind, one in FORMATS.items() if one.suffix(path) is not None), None)

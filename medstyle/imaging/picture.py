@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ __patient_data__ = True  # an error that passes through here may quote it: medst
 Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opacity; white is the type's largest value
 
 MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small file can declare a huge image
+TEXT_BYTES = 1 << 26  # of a PNG's text chunks, unpacked
 SYNTHETIC_MARK = "AI SYNTHETIC"  # begins every note; by it `inventory` knows again what a model made
 SYNTHETIC_NOTE = f"{SYNTHETIC_MARK} - made by medstyle"
 BITS, DESCRIPTION, ORIENTATION, EXTRA = 258, 270, 274, 338  # tags of TIFF, and of EXIF
@@ -54,14 +56,15 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
     path = Path(source)
     label = name or path.name
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                size = f"{opened.width} x {opened.height}"
+        with opened(path) as file:
+            if file.width * file.height > MAX_PIXELS:
+                size = f"{file.width} x {file.height}"
                 raise Refusal(Code.E_TOO_LARGE, f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
-            if opened.mode in ("I", "F"):
-                raise Refusal(Code.E_BITS, f"{label}: 32 bits say nothing about white; write it with 8 or 16 bits")
-            colours, opacity = _layers(opened, path)
-            pixels = np.dstack([_srgb(colours, opened.info.get("icc_profile")), opacity])
+            bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
+            if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
+                raise Refusal(Code.E_BITS, f"{label}: its bits say nothing about white; write it with 8 or 16 bits")
+            colours, opacity = _layers(file, path)
+            pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
     except Refusal:
         raise
     except Image.DecompressionBombError:
@@ -69,6 +72,16 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
     except Exception:  # decoders raise many kinds; their texts quote the file
         raise Refusal(Code.E_DECODE, f"{label}: not a readable picture; it may be cut short") from None
     return np.ascontiguousarray(pixels if alpha else over_white(pixels))
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Open a picture with Pillow; its text, such as the history of an editor, may be long."""
+    from PIL import Image, PngImagePlugin
+
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
+    with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+        yield file
 
 
 def over_white(pixels: Pixels) -> Pixels:
@@ -93,7 +106,7 @@ def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
 
 def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
     """Return colours ``(H, W, 1, 3 or 4)``, grey, RGB or CMYK, and opacity ``(H, W, 0 or 1)``, upright."""
-    from PIL import ImageOps
+    from PIL import ImageCms, ImageOps
 
     kind, mode, associated = opened.format, opened.mode, False
     deep = kind == "PNG" and ";16" in str(opened.tile)  # of the decoder; a PNG's EXIF may follow what it decodes
@@ -104,6 +117,9 @@ def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
     image = ImageOps.exif_transpose(opened)  # 16 bits too: no other decoder is as strict
     if deep:
         return _deep_layers(turn(_decoded(path, str(kind))), associated)
+    if image.mode == "LAB":  # which has a band A and no opacity
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     if image.has_transparency_data and "A" not in image.getbands():
         image = image.convert("LA" if mode == "L" else "RGBA")
     colours = image.convert({"1": "L", "L": "L", "LA": "L", "CMYK": "CMYK"}.get(image.mode, "RGB"))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,7 @@ from numpy.typing import NDArray
 from medstyle.errors import Code, Refusal
 from medstyle.imaging.volume_header import (
     SHEAR_TOLERANCE,
-    NiftiHeader,
+    Packed,
     VolumeHeader,
     itk_name,
     read_volume_header,
@@ -23,6 +26,10 @@ if TYPE_CHECKING:
     import SimpleITK as sitk
 
 __patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+
+
+BLOCK = 1 << 20  # bytes, whole numbers of every kind
+MORE = 1 << 20  # bytes that may follow the voxels, such as padding
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,13 +131,14 @@ def _read(path: Path, domain: str) -> Volume:
         raise Refusal(Code.E_4D, f"has size {header.size}; split it into three-dimensional volumes")
     if header.channels != 1:
         raise Refusal(Code.E_COLOR, f"has {header.channels} channels; one is expected")
-    if header.nifti is not None:
-        _check_bytes(path, header, header.nifti)
+    _check_bytes(header)
     try:
         image = header.reader.Execute()
     except RuntimeError:
         raise Refusal(Code.E_DECODE, "the voxels cannot be decoded; the file may be cut short") from None
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).reshape(header.shape)
+    if header.nifti is not None and header.nifti.get("f", 112) == (0,):  # then nothing is scaled; ITK adds scl_inter
+        voxels -= np.float32(header.nifti.get("f", 116)[0])
     if not np.isfinite(voxels).all():
         raise _not_finite()
     return Volume(voxels, header.affine, domain)
@@ -140,32 +148,52 @@ def _not_finite() -> Refusal:
     return Refusal(Code.E_NOT_FINITE, "holds NaN or infinite voxels; replace them first")
 
 
-def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
-    """Refuse a NIfTI file that is cut short or holds NaN: ITK would make zeros of both and say nothing."""
-    import gzip
-    import zlib
+def _check_bytes(header: VolumeHeader) -> None:
+    """Refuse voxels that are cut short, fail the checksum of their stream, or are NaN in a NIfTI file.
 
-    kind, bits = nifti.get("h", 70, 2)
-    real = {16: np.dtype(f"{nifti.order}f4"), 64: np.dtype(f"{nifti.order}f8")}.get(int(kind))
-    need = nifti.offset + int(np.prod(header.size, dtype=object)) * int(bits) // 8
-    have = path.stat().st_size
-    packed = path.name.lower().endswith(".gz")
-    if packed or real is not None:
-        have = 0
-        try:
-            with (gzip.open if packed else open)(path, "rb") as file:
-                file.seek(nifti.offset)
-                have = file.tell()
-                while have < need and (block := file.read(min(1 << 20, need - have))):
-                    have += len(block)
-                    if real is not None:
-                        numbers = np.frombuffer(block, real, len(block) // real.itemsize)
-                        if not np.isfinite(numbers).all():
-                            raise _not_finite()
-        except (EOFError, OSError, zlib.error):
-            pass  # what was readable until here is counted
+    ITK would return what it has, zeros, or memory that nobody wrote, and say nothing.
+    """
+    packed, need, have = header.packed, header.bytes, 0
+    if packed.how == "text":  # of any length
+        return
+    real = None
+    if header.nifti is not None:
+        real = {16: "f4", 64: "f8"}.get(int(header.nifti.get("h", 70)[0]))
+    number = np.dtype(f"{header.nifti.order}{real}") if header.nifti is not None and real is not None else None
+    try:
+        for block in _unpacked(packed):
+            if number is not None:
+                numbers = np.frombuffer(block[: need - have], number, min(len(block), need - have) // number.itemsize)
+                if not np.isfinite(numbers).all():
+                    raise _not_finite()
+            have += len(block)
+            if packed.how and have > need + MORE:
+                raise Refusal(Code.E_DECODE, f"holds more than the {need} bytes that its header claims; write it again")
+    except EOFError:
+        pass  # what was readable until here is counted
+    except (OSError, zlib.error):
+        raise Refusal(Code.E_DECODE, "fails its own checksum: it is damaged; copy it again from its origin") from None
     if have < need:
         raise Refusal(Code.E_TRUNCATED, f"holds {have} of {need} bytes; copy it again from its origin")
+
+
+def _unpacked(packed: Packed) -> Iterator[bytes]:
+    """Yield the bytes of the voxels in blocks; raises EOFError, OSError or zlib.error where they end or are damaged."""
+    with packed.path.open("rb") as raw:
+        if not packed.whole:
+            raw.seek(packed.offset)
+        if packed.how == "zlib":
+            stream = zlib.decompressobj()
+            while not stream.eof:
+                if not (block := stream.unconsumed_tail or raw.read(BLOCK)):
+                    raise EOFError
+                yield stream.decompress(block, BLOCK)
+            return
+        file: BinaryIO = gzip.GzipFile(fileobj=raw) if packed.how else raw  # type: ignore[assignment]
+        if packed.whole:
+            file.seek(packed.offset)
+        while block := file.read(BLOCK):
+            yield block
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
@@ -186,8 +214,9 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
     if description:
         image.SetMetaData("ITK_FileNotes", description[:79])
     lower = path.name.lower()
-    # MetaImage may hold its voxels whatever its suffix: one file, so that it is there or not
-    part = part_of(path).with_suffix(".mha") if lower.endswith(".mhd") else part_of(path)
+    # ITK knows suffixes in lower case; MetaImage holds its voxels whatever its suffix: one file, there or not
+    suffix = ".nii.gz" if lower.endswith(".nii.gz") else {".mhd": ".mha"}.get(path.suffix.lower(), path.suffix.lower())
+    part = part_of(path.with_name(path.name[: -len(suffix)] + suffix))
     try:
         if lower.endswith(".nii.gz"):
             plain = part.with_suffix("")

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ _READS = {  # ITK would go by the content, and read what was not checked
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
+RATIO = 1000  # unpacked to packed bytes: more is an attack, or all zeros
 _HEADER_BYTES = 1 << 20  # of text: more is no header
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # of xyzt_units: metres, micrometres; all else is millimetres
 # each group: any of its names
@@ -62,6 +63,18 @@ class NiftiHeader:
         return int(self.get("f", 108)[0])
 
 
+Compression = Literal["", "gzip", "zlib", "text"]  # text: whatever else NRRD and MetaImage define
+
+
+class Packed(NamedTuple):
+    """How the bytes of the voxels lie in a file."""
+
+    path: Path
+    offset: int  # of the first, in the unpacked bytes where all of the file is packed
+    how: Compression = ""
+    whole: bool = False  # the header is packed too
+
+
 @dataclass(frozen=True, eq=False)
 class VolumeHeader:
     """The grid of a volume file, all of which its header says.
@@ -71,6 +84,7 @@ class VolumeHeader:
         affine: ``(4, 4)``, LPS, mm, of the first three axes, which are orthogonal.
         channels: values at each voxel.
         reader: reads the voxels.
+        packed: how they lie in the file.
         nifti: None in other files.
     """
 
@@ -78,12 +92,23 @@ class VolumeHeader:
     affine: NDArray[np.float64]
     channels: int
     reader: sitk.ImageFileReader = field(repr=False)
+    packed: Packed
     nifti: NiftiHeader | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """``(D, H, W)`` of one volume."""
         return self.size[2], self.size[1], self.size[0]
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the voxels are."""
+        import SimpleITK as sitk
+
+        if self.nifti is not None:  # scaled values are wider
+            return int(np.prod(self.size, dtype=object)) * self.channels * int(self.nifti.get("h", 72)[0]) // 8
+        kind = sitk.Image([1, 1], self.reader.GetPixelID(), self.channels)
+        return int(np.prod(self.size, dtype=object)) * kind.GetSizeOfPixelComponent() * self.channels
 
     @property
     def volumes(self) -> int:
@@ -122,8 +147,9 @@ def read_volume_header(path: Path) -> VolumeHeader:
     if lower.endswith((".nii", ".nii.gz")):
         nifti = _nifti(path)
         forms = _nifti_forms(nifti)
+        packed = Packed(path, nifti.offset, "gzip" if lower.endswith(".gz") else "", whole=True)
     else:
-        _check_text(path)
+        packed = _check_text(path)
     sitk.ProcessObject.SetGlobalWarningDisplay(False)  # ITK's warnings quote the path, which may name a patient
     reader = sitk.ImageFileReader()
     reader.SetImageIO(next(reads for suffix, reads in _READS.items() if lower.endswith(suffix)))
@@ -142,7 +168,9 @@ def read_volume_header(path: Path) -> VolumeHeader:
     affine[:3, :3] = np.array(reader.GetDirection()).reshape(n, n)[:3, :3] * spacing
     affine[:3, 3] = reader.GetOrigin()[:3]
     _check_axes(affine)
-    header = VolumeHeader(tuple(reader.GetSize()), affine, reader.GetNumberOfComponents(), reader, nifti)
+    header = VolumeHeader(tuple(reader.GetSize()), affine, reader.GetNumberOfComponents(), reader, packed, nifti)
+    if packed.how and header.bytes > RATIO * packed.path.stat().st_size:
+        raise Refusal(Code.E_TOO_LARGE, f"unpacks to more than {RATIO} times its size; write it without compression")
     corners = np.stack([*np.indices((2, 2, 2)).reshape(3, -1) * np.array(header.size[:3])[:, None], np.ones(8)])
     apart = max((float(np.abs((form - affine) @ corners).max()) for form in forms), default=0.0)
     if not apart <= ORIENTATION_TOLERANCE_MM:
@@ -220,16 +248,29 @@ def _nifti_forms(header: NiftiHeader) -> list[NDArray[np.float64]]:
     return matrices
 
 
-def _check_text(path: Path) -> None:
-    """Refuse an NRRD or MetaImage header that leaves out the grid, or whose voxels lie in files not its own."""
+def _check_text(path: Path) -> Packed:
+    """Refuse an NRRD or MetaImage header that leaves out the grid, or whose voxels lie in files not its own.
+
+    Returns where its voxels are.
+    """
     text = _start(path, _HEADER_BYTES).decode("latin-1").replace("\r\n", "\n")
     if path.suffix.lower() == ".nrrd":
         said = _nrrd_fields(text)
         _check_own(path, said.get("datafile", "LOCAL"))
         _check_nrrd(said)
+        data, end = said.get("datafile", "LOCAL"), text.find("\n\n") + 2
+        known: dict[str, Compression] = {"raw": "", "gzip": "gzip", "gz": "gzip"}
+        how = known.get(said.get("encoding", "").lower(), "text")
     else:
         said = _meta_fields(text)
-        _check_own(path, said["ElementDataFile"])
+        data = said["ElementDataFile"]
+        _check_own(path, data)
+        line = re.search(r"^[ \t]*ElementDataFile.*$\n?", text, re.MULTILINE)
+        end, how = line.end() if line else 0, "zlib" if said.get("CompressedData", "").lower() == "true" else ""
+        if how and "CompressedDataSize" not in said:  # ITK returns memory that nobody wrote
+            raise Refusal(Code.E_DECODE, "the header has no CompressedDataSize; write it again with it")
+        if said.get("BinaryData", "True").lower() == "false":
+            how = "text"
         spacing, axes, origin = (any(name in said for name in names) for names in _META_KEYS)
         if not spacing:
             raise Refusal(
@@ -239,6 +280,9 @@ def _check_text(path: Path) -> None:
             raise Refusal(
                 Code.E_NO_GEOMETRY, "the header has no TransformMatrix or no Offset; write it again with both"
             )
+        if said.get("DistanceUnits", "mm") not in ("mm", "?", ""):
+            raise Refusal(Code.E_NO_GEOMETRY, "its DistanceUnits are not mm; write it again in mm")
+    return Packed(path, end, how) if data.lower() == "local" else Packed(path.parent / data, 0, how)
 
 
 def _meta_fields(text: str) -> dict[str, str]:

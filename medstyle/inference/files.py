@@ -162,6 +162,8 @@ def translate_job(job: Job, translator: Translator) -> Row:
     written = _write(job, result, translator)
     shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
     notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in job.item.doubts())]
+    if job.item.source == "picture" and job.item.shape[0] > 1:
+        notes.append(f"only the first of {job.item.shape[0]} pages was translated; split the file to have them all")
     return _row(job, written, shape, result.ood, notes, translator)
 
 

@@ -1,0 +1,136 @@
+"""Files that were once read wrongly without a word, or stopped a run: each is read right or refused."""
+
+from __future__ import annotations
+
+import gzip
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms, PngImagePlugin
+
+from medstyle.cohort.inventory import inventory
+from medstyle.errors import Refusal
+from medstyle.imaging.picture import read_picture
+from medstyle.imaging.volume import Volume, read_volume, write_volume
+from tests.dicom.conftest import write_series
+
+NOISE = np.random.default_rng(0).integers(0, 1000, (24, 120, 130)).astype(np.float32)
+SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha", ".mhd")
+
+
+def volume(path: Path, voxels: np.ndarray = NOISE) -> Path:
+    write_volume(path, Volume(voxels, np.diag([1.0, 1.5, 2.0, 1.0]), "mr_t1"))
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nrrd", ".mha"])
+@pytest.mark.parametrize("where", [0.3, 0.6, 0.95])
+def test_a_bit_that_flips_in_a_compressed_stream_is_found(where: float, suffix: str, tmp_path: Path) -> None:
+    path = volume(tmp_path / f"a{suffix}")
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(Refusal, match=r"E_DECODE|E_TRUNCATED"):
+        read_volume(path, "mr_t1")
+
+
+@pytest.mark.parametrize("lost", [4, 8, 5000])
+@pytest.mark.parametrize("suffix", [".nii.gz", ".mha"])
+def test_a_stream_without_its_end_is_found(lost: int, suffix: str, tmp_path: Path) -> None:
+    path = volume(tmp_path / f"a{suffix}")
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(Refusal, match=r"E_DECODE|E_TRUNCATED"):
+        read_volume(path, "mr_t1")
+
+
+def test_a_file_that_unpacks_without_measure_is_refused_by_its_header(tmp_path: Path) -> None:
+    path = tmp_path / "zeros.nii"
+    nibabel.Nifti1Image(np.zeros((256, 256, 256), np.uint8), np.eye(4)).to_filename(path)
+    with gzip.open(tmp_path / "zeros.nii.gz", "wb") as packed, path.open("rb") as plain:
+        shutil.copyfileobj(plain, packed)
+    path.unlink()
+    [item] = inventory([tmp_path]).volumes
+    assert item.code == "E_TOO_LARGE"
+
+
+def test_a_slope_of_zero_scales_nothing(tmp_path: Path) -> None:
+    stored = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+    image = nibabel.Nifti1Image(stored, np.eye(4))
+    image.to_filename(tmp_path / "a.nii")
+    data = bytearray((tmp_path / "a.nii").read_bytes())
+    data[112:120] = np.array([0, 5], "<f4").tobytes()
+    (tmp_path / "a.nii").write_bytes(data)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a.nii", "mr_t1").voxels, stored.T)
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "code"),
+    [
+        ("ObjectType", "DistanceUnits = um\nObjectType", "E_NO_GEOMETRY"),
+        ("ObjectType", "DistanceUnits = mm\nObjectType", None),
+        ("CompressedDataSize", "Comment", "E_DECODE"),
+    ],
+)
+def test_what_a_metaimage_header_leaves_open_is_not_made_up(
+    line: str, instead: str, code: str | None, tmp_path: Path
+) -> None:
+    path = volume(tmp_path / "a.mha")
+    path.write_bytes(path.read_bytes().replace(line.encode(), instead.encode(), 1))
+    [item] = inventory([tmp_path]).volumes
+    assert item.code == (code or "")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_suffixes_are_written_in_any_case(suffix: str, tmp_path: Path) -> None:
+    path = volume(tmp_path / f"Scan{suffix.upper()}")
+    np.testing.assert_array_equal(read_volume(path, "mr_t1").voxels, NOISE)
+    assert [one.name for one in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "png", "nii", "mov"])
+def test_dicom_is_known_by_its_content(suffix: str, tmp_path: Path) -> None:
+    write_series(tmp_path, np.zeros((1, 4, 5), np.uint16))
+    (tmp_path / "000.dcm").rename(tmp_path / f"a.{suffix}")
+    [item] = inventory([tmp_path]).volumes
+    assert (item.source, item.usable) == ("dicom", True)
+
+
+@pytest.mark.parametrize(("name", "word"), [("a.gif", "PNG"), ("a.HEIC", "PNG"), ("a.nhdr", "NIfTI"), ("a.wmv", "MP4")])
+def test_a_kind_that_is_not_read_is_named_with_its_remedy(name: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"GIF89a" * 40)
+    [file] = inventory([tmp_path]).files
+    assert word in file.reason
+    assert name.split(".")[1].upper() in file.reason
+
+
+def test_a_long_text_does_not_hide_a_picture(tmp_path: Path) -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_itxt("XML:com.adobe.xmp", "x" * (3 << 20), zip=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 9, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png", pnginfo=notes)
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.png"), pixels)
+    assert inventory([tmp_path]).volumes[0].usable
+
+
+def test_twelve_bits_are_not_cut_to_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 4095, 64).astype(np.uint16).reshape(8, 8)
+    tifffile.imwrite(tmp_path / "a.tif", ramp, bitspersample=12)
+    with pytest.raises(Refusal, match="E_BITS"):
+        read_picture(tmp_path / "a.tif")
+
+
+def test_lab_is_a_colour_space_and_its_a_no_opacity(tmp_path: Path) -> None:
+    colours = np.random.default_rng(0).integers(40, 200, (2, 2, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    rgb = Image.fromarray(colours)
+    lab = ImageCms.profileToProfile(
+        rgb, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    assert lab is not None
+    lab.save(tmp_path / "a.tif")
+    read = read_picture(tmp_path / "a.tif", alpha=True)
+    assert read.shape == colours.shape
+    assert np.abs(read.astype(int) - colours).mean() < 3
