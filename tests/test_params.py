@@ -21,7 +21,7 @@ def read(tmp_path, text):
     return load(Outer, "part", tmp_path / "params.yaml")
 
 
-def test_values_and_defaults(tmp_path):
+def test_values_are_read_and_the_others_are_defaults(tmp_path):
     assert read(tmp_path, "part: {name: a, size: [3, 4], inner: {rate: 2}}") == Outer("a", (3, 4), Inner(2.0))
 
 
@@ -46,6 +46,6 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
-def test_absent_file(tmp_path):
+def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         load(Outer, "part", tmp_path / "none.yaml")

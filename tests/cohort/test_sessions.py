@@ -63,7 +63,7 @@ def test_studies_of_different_domains_are_one_session(scan_of):
     assert list(sessions("sub-0", images[:2])) == ["sub-0"]
 
 
-def test_bids_sessions():
+def test_sessions_of_bids_are_kept_apart():
     def file(session, name):
         return Item("volume", "volume", "", "", (Path(f"data/sub-01/{session}/anat/sub-01_{name}.nii.gz"),))
 

@@ -179,7 +179,7 @@ def contents(paths: Iterable[Path]) -> list[str]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_verdict(case: str, scans: Scans) -> None:
+def test_each_case_has_the_verdict_that_its_maker_expects(case: str, scans: Scans) -> None:
     found = scans[case]
     assert VERDICTS[CASES[case].verdict](found), [(f.verdict, f.code, f.reason) for f in found.files][:5]
     assert len(found.files) == len({f.path for f in found.files}) == CASES[case].files > 0
@@ -231,7 +231,7 @@ def plane(path: Path, frame: int) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("case", RANGES)
-def test_values(case: str, scans: Scans) -> None:
+def test_each_case_has_the_range_of_values_that_its_maker_states(case: str, scans: Scans) -> None:
     voxels = read(only(scans[case]))
     assert voxels.dtype == np.float32
     np.testing.assert_allclose((voxels.min(), voxels.max()), RANGES[case], rtol=1e-4, atol=1e-6)
@@ -299,7 +299,7 @@ COLOURS = {
 
 
 @pytest.mark.parametrize("case", COLOURS)
-def test_colour(case: str, scans: Scans) -> None:
+def test_colours_can_be_seen_on_request_and_are_no_scan(case: str, scans: Scans) -> None:
     series = only(scans[case])
     with pytest.raises(Refusal, match="E_BURNED_IN"):
         next(read_colour(series))
@@ -319,7 +319,7 @@ def test_palette_is_applied(scans: Scans) -> None:
     np.testing.assert_array_equal(frame[..., 0], (table[dataset.pixel_array] >> 8).astype(np.uint8))
 
 
-def test_names_decode(scans: Scans) -> None:
+def test_names_in_other_scripts_are_decoded(scans: Scans) -> None:
     for series in scans["charsets"].series:
         assert "�" not in series.patient_id
     arabic = next(s for s in scans["charsets"].series if s.files[0].name == "chrArab.dcm")

@@ -133,7 +133,7 @@ def test_every_seed_is_read(tmp_path: Path) -> None:
     assert not kinds["nothing"]
 
 
-def test_damaged_files(tmp_path: Path) -> None:
+def test_damaged_files_have_a_verdict_and_need_little_memory(tmp_path: Path) -> None:
     tracemalloc.start()
     seen = fuzz(150, 0, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]

@@ -338,7 +338,9 @@ def test_parts_with_another_spacing_are_not_two_volumes(write_series: Write, tmp
         ({"Rows": 65535, "Columns": 65535}, "refused", "E_TOO_LARGE"),
     ],
 )
-def test_verdicts(elements: dict[str, Any], verdict: str, code: str, write_series: Write, tmp_path: Path) -> None:
+def test_each_header_has_its_verdict_and_code(
+    elements: dict[str, Any], verdict: str, code: str, write_series: Write, tmp_path: Path
+) -> None:
     def change(_: int, dataset: Dataset) -> None:
         for name, value in elements.items():
             setattr(dataset, name, value)

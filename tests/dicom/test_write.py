@@ -374,7 +374,9 @@ def test_clipped_voxels_are_counted(write_series: Write, tmp_path: Path) -> None
     assert (dataset.WindowCenter, dataset.WindowWidth) == (40, 400)
 
 
-def test_all_or_nothing(write_series: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_derived_series_is_written_whole_or_not_at_all(
+    write_series: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_series(tmp_path / "in", brain())
     source = only(tmp_path / "in")
     volume = read(source, "mr_t1")

@@ -40,7 +40,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_each_limit(name):
+def test_each_limit_fails_with_its_reason(name):
     metrics, limits, reasons = FAILURES[name]
     failed = [str(check) for check in check_thresholds(metrics, GateParams(**limits)) if not check.passed]
     assert len(failed) == len(reasons)

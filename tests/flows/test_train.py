@@ -51,6 +51,19 @@ def test_the_schedule_makes_runs(deployed):
     assert all(run["auto_scheduled"] and run["expected_start_time"][11:16] == "02:00" for run in runs)
 
 
+def test_every_flow_can_be_asked_for_by_the_name_of_a_deployment_and_with_its_parameters(deployed):
+    found = {deployment["entrypoint"]: deployment for deployment in deployed.ask("deployments/filter")}
+    parameters = {
+        "flows/train.py:train": {"force"},
+        "flows/translate.py:translate": {"folder", "model", "target", "settle_s", "workers"},
+        "flows/monitor.py:monitor": {"folder", "model", "days", "false_alarms"},
+        "flows/tune.py:tune": {"space", "trials", "study", "startup", "seed"},
+        "flows/promote.py:promote": {"version", "because"},
+        "flows/promote.py:rollback": set(),
+    }
+    assert {entry: set(one["parameter_openapi_schema"]["properties"]) for entry, one in found.items()} == parameters
+
+
 def called_in(project: Project, called: Prefect) -> tuple[dict, str]:
     """Call the flow in a project's folder; returns its state and its lines."""
     from flows.train import train

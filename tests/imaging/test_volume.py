@@ -76,7 +76,7 @@ def test_nifti_is_ras_on_disk_and_carries_the_note(volume, tmp_path):
     assert image.header["descrip"].item().decode() == "AI SYNTHETIC"
 
 
-def test_spacing_and_direction(volume):
+def test_spacing_and_direction_follow_from_the_affine(volume):
     np.testing.assert_allclose(volume.spacing_mm, (1.5, 0.7, 4.0))
     np.testing.assert_allclose(volume.direction @ np.diag(volume.spacing_mm), volume.affine[:3, :3])
     assert not volume.is_sheared

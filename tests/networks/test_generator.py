@@ -44,7 +44,7 @@ def test_every_generator_hears_the_style(name, residual):
     torch.testing.assert_close(one, again)
 
 
-def test_colours_and_neighbours():
+def test_what_is_added_to_is_the_middle_slice_of_each_colour():
     architecture = Architecture(widths=(4, 6), bottleneck_blocks=0, neighbours=3, residual=True)
     networks = Networks(architecture, ["photo", "painting"])
     nn.init.zeros_(networks.generator.head.conv.weight)

@@ -215,7 +215,7 @@ def test_bias_is_smooth_shared_and_of_the_given_range(subject: Subject) -> None:
     assert np.corrcoef(fields[0][both], fields[1][both])[0, 1] > 0.5
 
 
-def test_ct_numbers(subject: Subject) -> None:
+def test_a_ct_has_the_hounsfield_units_of_its_tissues(subject: Subject) -> None:
     scanned, truth = acquire(dataclasses.replace(COARSE, noise=0.02), subject, "ct")
     assert truth.voxels[subject.fractions[AIR] == 1].min() == pytest.approx(-1000, abs=1)
     assert 20 < np.median(truth.voxels[subject.fractions[WM] > 0.99]) < 45

@@ -96,7 +96,7 @@ def test_a_zipped_series_comes_back_whole_and_as_the_command_line_makes_it(serve
 
 
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npy"])
-def test_volume_containers(server, run, tmp_path, suffix):
+def test_a_volume_comes_back_in_the_container_that_it_came_in(server, run, tmp_path, suffix):
     from medstyle import read_volume, write_volume
 
     volume = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")

@@ -65,7 +65,7 @@ def test_a_protocol_for_ct_refuses_mr(run, tmp_path):
         )
 
 
-def test_unseen_subjects_only(run):
+def test_only_unseen_subjects_are_measured(run):
     from medstyle.data.store import SliceStore
 
     rows = csv.DictReader((run.root / "reports/subjects.csv").read_text().splitlines())

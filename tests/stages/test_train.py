@@ -13,7 +13,7 @@ from medstyle.stages.train import run as train
 from tests.conftest import TINY
 
 
-def test_outputs(run):
+def test_a_training_leaves_a_translator_and_its_curves_and_nothing_else(run):
     assert {p.name for p in run.translator.iterdir()} == {"weights.safetensors", "translator.json", "MODEL_CARD.md"}
     rows = list(csv.DictReader((run.root / "reports/training.csv").read_text().splitlines()))
     assert float(rows[-1]["step"]) == TINY["train"]["training"]["steps"]

@@ -267,7 +267,7 @@ def test_determinism_follows_the_device_that_computes_and_not_the_machine(monkey
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("kind", NEEDS)
 @pytest.mark.parametrize("compiled", [False, True])
-def test_on_a_gpu(kind, compiled, store, tmp_path):
+def test_every_objective_trains_on_a_gpu(kind, compiled, store, tmp_path):
     settings = {"device": "cuda", "steps": 40, "compile": compiled, "checkpoint_s": 1e9}
     _, curve = train(store, tmp_path / "a", kind, **settings)
     assert all(math.isfinite(value) for row in curve for value in row.values())
