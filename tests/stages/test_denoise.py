@@ -115,7 +115,7 @@ def test_sessions_of_one_person_stay_together(run, tmp_path):
 
 def test_a_named_subject_that_is_absent_is_an_error(run, tmp_path):
     settings = Params(test_subjects=("PHANTOM-0001", "Somebody"))
-    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject fits number 2 of") as caught:
+    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject matches number 2 of") as caught:
         denoise(settings, run.root / "data/scans", tmp_path / "slices")
     assert "Somebody" not in str(caught.value)  # it may be a patient
 

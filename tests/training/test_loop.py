@@ -172,7 +172,7 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
     with pytest.raises(UserError, match="paired has no term 'cross_subject'"):
         train(store, tmp_path / "a", objective={"weights": {"cross_subject": 1.0}})
     store.index.common_space.clear()
-    with pytest.raises(UserError, match=r"no common space of mr_t1; set denoise\.common_space to true"):
+    with pytest.raises(UserError, match=r"no common space for mr_t1; set denoise\.common_space to true"):
         train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"cross_subject": 1.0}})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
