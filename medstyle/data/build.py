@@ -40,11 +40,8 @@ class DenoiseParams:
     """How images become training slices."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (128, 128)
-    """Height and width of the stored slices.
-
-    Scans are cropped or padded about their centre; pictures are resized as `preparation.aspect`
-    says.
-    """
+    """Height and width of the stored slices. Scans are cropped or padded about their centre;
+    pictures are resized as `preparation.aspect` says."""
     preparation: Preparation = Preparation()
     """Cleaning and resampling of the images; stored with the translator and applied again at
     inference."""

@@ -44,16 +44,12 @@ class IngestParams:
     """Folder of DICOM studies, volume files or pictures, in any arrangement; its subfolder `truth`
     is ignored."""
     rules: tuple[Rule, ...] = ()
-    """Rules that assign domains; the first rule that matches wins.
-
-    Images that match no rule are reported and left out.
-    """
+    """Rules that assign domains; the first rule that matches wins. Images that match no rule are
+    reported and left out."""
     subject: str | None = None
-    """Regular expression that extracts the subject from a file's path.
-
-    Default: PatientID, `sub-...` in the path (BIDS), the folder, or, for pictures, the picture
-    itself. Several studies of one person that contain the same domains are treated as sessions.
-    """
+    """Regular expression that extracts the subject from a file's path. Default: PatientID,
+    `sub-...` in the path (BIDS), the folder, or, for pictures, the picture itself. Several studies
+    of one person that contain the same domains are treated as sessions."""
     labels: str | None = None
     """File, relative to the source, that adds attributes for the rules: a CSV table whose column
     `path` names the image and whose other columns are attributes, or annotations in COCO format
@@ -70,9 +66,7 @@ class IngestParams:
     a time point, starting at 0."""
     allow: tuple[str, ...] = ()
     """Codes to override after inspection: any of `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`.
-
-    The manifest and the log record where an override was needed.
-    """
+    The manifest and the log record where an override was needed."""
     min_pixels: int = 1
     """Smallest shorter side of a picture, in pixels; smaller pictures are refused."""
     duplicates: Literal["refuse", "keep"] = "refuse"
@@ -127,7 +121,7 @@ def labels_of(params: IngestParams) -> Labels:
 
 
 def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
-    """Return what rules may match: attributes of header and labels, and the path below the source."""
+    """Return what rules match: attributes of header and labels, and the path in the source."""
     path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
     return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
 

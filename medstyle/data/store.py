@@ -1,6 +1,8 @@
 """Read and write the slice store: one memory-mapped ``.npy`` per domain and split, and one index.
 
-The layout is ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, in network units. Row ``i`` of the index describes row ``i`` of a file. Half precision represents [-1, 3] to 1e-3, which is finer than a 10-bit display, at half the size.
+The layout is ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, in
+network units. Row ``i`` of the index describes row ``i`` of a file. Half precision represents [-1,
+3] to 1e-3, which is finer than a 10-bit display, at half the size.
 """
 
 from __future__ import annotations
@@ -117,12 +119,13 @@ class SliceStore:
 
     def rows(self, domain: str, split: str) -> Sequence[Row]:
         """Describe each row of :meth:`array`."""
-        Return the rows of a store's array.
+        return self.index.rows.get(split, {}).get(domain, ())
 
     def common_space(self, domain: str) -> dict[str, NDArray[np.float64]]:
         """Return the map ``(4, 4)`` to the common space for each training subject.
 
-        The maps start from stored voxels ``(z, y, x, 1)``. Subjects that could not be aligned are missing; without ``denoise.common_space`` the result is empty.
+        The maps start from stored voxels ``(z, y, x, 1)``. Subjects that could not be aligned are
+        missing; without ``denoise.common_space`` the result is empty.
         """
         return {subject: np.array(matrix) for subject, matrix in self.index.common_space.get(domain, {}).items()}
 
