@@ -131,7 +131,7 @@ def test_several_contrasts_and_neighbours_enter_together(store, tmp_path):
 
 
 def test_contrasts_need_a_paired_objective(store, tmp_path):
-    with pytest.raises(UserError, match="takes none; use a paired objective"):
+    with pytest.raises(UserError, match="supports none; use a paired objective"):
         train(store, tmp_path / "a", "unpaired_cycle", contrasts=("mr_flair",))
 
 
@@ -159,9 +159,9 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", batch=4, processes=3)
     with pytest.raises(UserError, match="no term 'cycle'; it has l1"):
         train(store, tmp_path / "a", objective={"weights": {"cycle": 1.0}})
-    with pytest.raises(UserError, match="nothing else teaches the style"):
+    with pytest.raises(UserError, match="no other term teaches the style"):
         train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"adversarial": 0.0}})
-    with pytest.raises(UserError, match="compares features of `medstyle`"):
+    with pytest.raises(UserError, match="needs the features of `medstyle`"):
         train(store, tmp_path / "a", "unpaired_contrastive", architecture={"generator": "unet"})
     with pytest.raises(UserError, match="set it to true"):
         train(store, tmp_path / "a", "harmonization", architecture={"residual": False})
@@ -178,9 +178,9 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
     with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
         train(store, tmp_path / "a", processes=2)
-    with pytest.raises(UserError, match="no pairs that would tell what is best"):
+    with pytest.raises(UserError, match="no pairs that determine the best weights"):
         train(store, tmp_path / "a", "unpaired_cycle", keep="best")
-    with pytest.raises(UserError, match="nothing counts for the generator at step 0"):
+    with pytest.raises(UserError, match="no term is active for the generator at step 0"):
         train(store, tmp_path / "a", objective={"weights": {"l1": 0, "structure": 0}, "adversarial_start": 0.5})
 
 
@@ -220,7 +220,7 @@ def test_a_setting_of_another_kind_of_objective_is_unknown():
 @pytest.mark.parametrize(("old", "new"), base.RENAMED.items())
 def test_former_names_of_weights_are_refused_with_the_new_one(old, new):
     plan = {"source": "mr_t1", "target": "mr_t2", "objective": {"kind": "harmonization", "weights": {old: 1.0}}}
-    with pytest.raises(UserError, match=rf"weights\.{old}: is now called {new}"):
+    with pytest.raises(UserError, match=rf"weights\.{old}: has been renamed to {new}"):
         parse(Plan, plan, "train")
 
 
@@ -241,7 +241,7 @@ def test_perceptual_term_of_own_features(store, tmp_path, run):
         assert curve[0]["generator/perceptual"] > 0
     with pytest.raises(UserError, match="is for images of 2 dimensions and 1 channels"):
         train(store, tmp_path / "d", objective=objective, architecture={"dimensions": 3})
-    with pytest.raises(UserError, match="no translator folder, and MONAI cannot load"):
+    with pytest.raises(UserError, match="not a translator folder, and MONAI cannot load"):
         train(store, tmp_path / "b", objective={**objective, "features": "no-such-network"})
 
 
