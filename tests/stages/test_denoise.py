@@ -246,7 +246,7 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
     for domain in ("photo", "painting"):
         assert store.array(domain, "train").shape == (7, 3, 32, 32)
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
-    with pytest.raises(UserError, match=r"denoise\.common_space: pictures have none"):
+    with pytest.raises(UserError, match=r"denoise\.common_space: pictures have no common space"):
         denoise(Params((32, 32), common_space=True), tmp_path / "scans", tmp_path / "slices")
 
 
