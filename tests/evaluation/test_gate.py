@@ -48,7 +48,7 @@ def test_each_limit(name):
 
 
 def test_an_unknown_floor_is_named():
-    with pytest.raises(UserError, match=r"register\.floors: 'fid' is no measure of plain"):
+    with pytest.raises(UserError, match=r"register\.floors: 'fid' is not a measure of plain"):
         check_thresholds(METRICS, GateParams(floors={"fid": 1.0}))
 
 
