@@ -258,10 +258,10 @@ def unpaired(output: Image, source: Image, targets: PictureSet) -> dict[str, flo
 def unpaired_scans(output: Image, source: Image, targets: Image) -> dict[str, float]:
     """Measure a scan ``(D, H, W)`` in [0, 1], 0 in air, against its source and a target set.
 
-    ``intensity_distance`` is the 1-D Wasserstein distance between the body values of output and
-    target set. ``texture_distance`` is the same for in-plane gradient magnitudes in the body.
-    ``edges`` is the correlation of gradient magnitudes of output and source in the source's body,
-    for the preservation of anatomy.
+    The target set is slices ``(N, H, W)``. ``intensity_distance`` is the 1-D Wasserstein distance
+    between the body values of output and target set. ``texture_distance`` is the same for in-plane
+    gradient magnitudes in the body. ``edges`` is the correlation of gradient magnitudes of output
+    and source in the source's body, for the preservation of anatomy.
     """
     from scipy.stats import wasserstein_distance
 

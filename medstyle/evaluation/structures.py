@@ -1,4 +1,4 @@
-"""Measure whether a segmenter trained on real images finds the same structures in synthetic ones."""
+"""Measure whether a segmenter of real images finds the same structures in synthetic images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done to a picture after its translation: sharper, larger."""
+"""Keep the former place of post-processing, which is now in the render options."""
 
 from __future__ import annotations
 
