@@ -317,8 +317,8 @@ BAD_LABELS = {
     "short line": (b"path,Category\na.png", "line 2 has not 2 columns"),
     "twice": (b"path,Category\na.png,cow\na.png,horse", "line 3 names a file for the second time"),
     "unknown column": (b"path,Kind\na.png,horse", "no image has an attribute 'Category'.*has Kind"),
-    "not COCO": (b'{"images": []}', "not annotations as COCO has them.*'categories'"),
-    "not JSON": (b"{", "not annotations as COCO has them"),
+    "not COCO": (b'{"images": []}', "not annotations in COCO format.*'categories'"),
+    "not JSON": (b"{", "not annotations in COCO format"),
     "not text": (b"\xff\xfe\x00", "not readable as UTF-8"),
 }
 
