@@ -1,4 +1,4 @@
-"""Volume = voxels + geometry + domain, and the volume files that SimpleITK reads and writes."""
+"""Define volumes (voxels, geometry, domain), and read and write volume files through SimpleITK."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medstyle.imaging.volume_header import (
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +30,8 @@ class Volume:
 
     Attributes:
         voxels: ``(D, H, W)`` float32, in the unit of the domain (HU for CT).
-        affine: ``(4, 4)`` float64, takes ``(column, row, slice, 1)`` to ``(x, y, z, 1)`` in mm, LPS (the patient axes
-            of DICOM and ITK). It may be sheared (gantry tilt).
+        affine: ``(4, 4)`` float64, maps ``(column, row, slice, 1)`` to ``(x, y, z, 1)`` in mm, LPS
+            (the patient axes of DICOM and ITK). It may be sheared (gantry tilt).
         domain: key of :data:`medstyle.imaging.modality.DOMAINS`.
     """
 
@@ -46,20 +46,20 @@ class Volume:
             )
 
     def with_voxels(self, voxels: NDArray[np.float32], domain: str | None = None) -> Volume:
-        """Return new voxels on this volume's grid; the shape must be the same."""
+        """Return new voxels of the same shape on this volume's grid."""
         if voxels.shape != self.voxels.shape:
             raise ValueError(f"voxels {voxels.shape} do not fit the grid {self.voxels.shape}")
         return Volume(voxels.astype(np.float32, copy=False), self.affine, domain or self.domain)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between voxel centres along (column, row, slice) axes, mm."""
+        """Distance between voxel centres along the (column, row, slice) axes in mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     @property
     def origin_mm(self) -> tuple[float, float, float]:
-        """Centre of the first voxel, mm, LPS."""
+        """Centre of the first voxel in mm, LPS."""
         x, y, z = self.affine[:3, 3]
         return float(x), float(y), float(z)
 
@@ -71,7 +71,7 @@ class Volume:
 
     @property
     def is_sheared(self) -> bool:
-        """True where the axes are not orthogonal, so that ITK and NIfTI's qform cannot hold the grid."""
+        """Whether the axes are not orthogonal, which ITK and NIfTI's qform cannot represent."""
         gram = self.direction.T @ self.direction
         return bool(np.abs(gram - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -87,7 +87,7 @@ class Volume:
             raise Refusal(
                 Code.E_TILT_NEEDS_RESAMPLE, "the slice axis is tilted against the image plane; resample it first"
             )
-        u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
+        u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation, because ITK rejects rounding errors of headers
         image = sitk.GetImageFromArray(self.voxels if voxels is None else voxels)
         image.SetSpacing(self.spacing_mm)
         image.SetOrigin(self.origin_mm)
@@ -101,12 +101,12 @@ def read_volume(path: Path | str, domain: str, name: str | None = None) -> Volum
     Args:
         path: the file.
         domain: see :class:`Volume`.
-        name: what error messages call it; default: the file's name.
+        name: name of the file in error messages; default: its own.
 
     Raises:
-        Refusal: ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel, ``E_TRUNCATED`` cut short,
-            ``E_DECODE`` unreadable, ``E_NOT_FINITE`` NaN or infinity among the voxels, and those of
-            :func:`medstyle.imaging.volume_header.read_volume_header`.
+        Refusal: ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel, ``E_TRUNCATED``
+            cut short, ``E_DECODE`` unreadable, ``E_NOT_FINITE`` NaN or infinite voxels, and those
+            of :func:`medstyle.imaging.volume_header.read_volume_header`.
     """
     path = Path(path)
     try:
@@ -140,7 +140,7 @@ def _not_finite() -> Refusal:
 
 
 def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
-    """Refuse a NIfTI file that is cut short or holds NaN: ITK would make zeros of both and say nothing."""
+    """Refuse a NIfTI file that is cut short or holds NaN; ITK would silently read both as zeros."""
     import gzip
     import zlib
 
@@ -162,19 +162,21 @@ def _check_bytes(path: Path, header: VolumeHeader, nifti: NiftiHeader) -> None:
                         if not np.isfinite(numbers).all():
                             raise _not_finite()
         except (EOFError, OSError, zlib.error):
-            pass  # what was readable until here is counted
+            pass  # what could be read up to here is counted
     if have < need:
         raise Refusal(Code.E_TRUNCATED, f"holds {have} of {need} bytes; copy it again from its origin")
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
-    """Write the voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``.
+    """Write the voxels to ``path`` atomically, in the format of its suffix.
 
-    NRRD and MetaImage (``.mhd`` too is one file) hold it as the field ``ITK_FileNotes``. Whole numbers that fit are
-    written with 16 bits, others as float32: what is read back is the same.
+    ``description`` is stored in NIfTI's ``descrip``; in NRRD and MetaImage (also ``.mhd`` is a
+    single file) it is the field ``ITK_FileNotes``. Integers that fit are written with 16 bits,
+    other values as float32, so that reading returns the same values.
 
     Raises:
-        Refusal: ``E_TILT_NEEDS_RESAMPLE`` if sheared; ``E_DECODE`` if the path is no UTF-8.
+        Refusal: ``E_TILT_NEEDS_RESAMPLE`` the volume is sheared; ``E_DECODE`` the path is not valid
+            UTF-8.
     """
     import SimpleITK as sitk
 
@@ -184,7 +186,7 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
     if description:
         image.SetMetaData("ITK_FileNotes", description[:79])
     lower = path.name.lower()
-    # MetaImage may hold its voxels whatever its suffix: one file, so that it is there or not
+    # MetaImage can contain its voxels whatever its suffix: a single file can be replaced atomically
     scratch = path.with_name(f".part-{path.name}{'.mha' if lower.endswith('.mhd') else ''}")
     if lower.endswith(".nii.gz"):
         plain = scratch.with_suffix("")
@@ -199,19 +201,20 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
 
 
 def _as_int16(voxels: NDArray[np.float32]) -> NDArray[np.int16] | None:
-    """Return the same values with 16 bits, None where they do not fit."""
+    """Return the same values with 16 bits, None if they do not fit."""
     limits = np.iinfo(np.int16)
-    if not (limits.min <= voxels.min() and voxels.max() <= limits.max):  # NaN neither
+    if not (limits.min <= voxels.min() and voxels.max() <= limits.max):  # also true for NaN
         return None
     stored = voxels.astype(np.int16)
     return stored if all(map(np.array_equal, stored, voxels)) else None
 
 
 def _gzip(source: Path, target: Path) -> None:
-    """Compress ``source`` on every core: blocks are deflated side by side and make one stream (RFC 1951, 1952).
+    """Compress ``source`` on all cores: blocks are deflated in parallel into one stream.
 
-    The bytes do not depend on the number of cores. Level 1, because scans are noise in their lower bits: the usual
-    level 6 takes five to eight times as long and saves 4 to 12 %.
+    The format is that of RFC 1951 and 1952. The bytes do not depend on the number of cores. Level 1
+    is used because the lower bits of scans
+    are noise: the default level 6 takes five to eight times as long and saves 4 to 12 %.
     """
     import os
     import struct
@@ -227,7 +230,7 @@ def _gzip(source: Path, target: Path) -> None:
     checksum, size = 0, 0
     waiting: deque[Future[bytes]] = deque()
     with source.open("rb") as plain, target.open("wb") as packed, ThreadPoolExecutor(cores) as pool:
-        packed.write(b"\x1f\x8b\x08" + bytes(6) + b"\xff")  # deflate, no time, no name, no system
+        packed.write(b"\x1f\x8b\x08" + bytes(6) + b"\xff")  # deflate, without time, name and system
         while block := plain.read(1 << 20):
             checksum, size = zlib.crc32(block, checksum), size + len(block)
             waiting.append(pool.submit(deflate, block))

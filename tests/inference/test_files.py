@@ -137,7 +137,7 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
     with pytest.raises(UserError, match="cannot be an input for mr_t1"):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", translator)
-    with pytest.raises(UserError, match="is written as one of"):
+    with pytest.raises(UserError, match="must be written as one of"):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.png", translator)
     pictures = make_translator(("photo", "painting"))
     with pytest.raises(UserError, match="pictures have no unit"):
