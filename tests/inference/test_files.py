@@ -275,7 +275,7 @@ def test_messages_name_no_file_that_was_found(nifti, triple, tmp_path):
     (folder / "mr_flair.nii.gz").unlink()
     translate_path(tmp_path / "in", tmp_path / "out", make_translator(), Request(source_domain="mr_t1"))
     for out, translator, message in (
-        ("new", strict, "unlike the training images"),
+        ("new", strict, "does not resemble the training images"),
         ("new", triple, "needs one image of mr_t2"),
         ("out", strict, "exists already"),
     ):
@@ -358,11 +358,11 @@ def test_the_contrasts_of_a_file_lie_in_its_folder(nifti, triple, tmp_path, give
 
 def test_a_missing_contrast_is_named(nifti, triple, tmp_path):
     (nifti / "mr_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match="needs one image of mr_t2 in the same folder; 0 found"):
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same folder; found 0"):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", triple)
     study = write_study(tmp_path / "study", domains=("mr_t1", "mr_flair"))
     write_study(tmp_path / "study/other", 2)
-    with pytest.raises(UserError, match="needs one image of mr_t2 in the same DICOM study; 0 found"):
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same DICOM study; found 0"):
         translate_path(study, tmp_path / "out", triple)
 
 
@@ -378,7 +378,7 @@ def test_a_style_is_a_file_or_the_target_in_a_folder(nifti, tmp_path, reference)
     expected = translate_volume(t1, translator, reference=t2).image.voxels
     np.testing.assert_array_equal(read_volume(row["out"], "mr_t2").voxels, expected)
     (nifti / "mr_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; 0 found"):
+    with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; found 0"):
         translate_path(source, tmp_path / "again.nii.gz", translator, Request(reference=nifti / reference))
 
 

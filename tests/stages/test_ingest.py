@@ -314,7 +314,7 @@ def test_folders_tables_and_annotations_name_domains_alike(labelled, tmp_path, c
 BAD_LABELS = {
     "no file": (None, "none.csv: no such file"),
     "no path": (b"name,Category\na.png,horse", r"no column 'path'.*it has name, Category"),
-    "short line": (b"path,Category\na.png", "line 2 has not 2 columns"),
+    "short line": (b"path,Category\na.png", "line 2 does not have 2 columns"),
     "twice": (b"path,Category\na.png,cow\na.png,horse", "line 3 names a file for the second time"),
     "unknown column": (b"path,Kind\na.png,horse", "no image has an attribute 'Category'.*has Kind"),
     "not COCO": (b'{"images": []}', "not annotations in COCO format.*'categories'"),
