@@ -254,7 +254,7 @@ def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
     with pytest.raises(UserError, match=r"nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
         translate_path(study, tmp_path / "out", translator)
     [result] = translate_path(study, tmp_path / "out", translator, Request(allow=["E_BURNED_IN"]))
-    assert any("may carry patient data" in warning for warning in result["warnings"])
+    assert any("may show patient data" in warning for warning in result["warnings"])
 
 
 def test_an_incomplete_scan_is_translated_with_a_warning(study, translator, tmp_path):
