@@ -94,7 +94,7 @@ def test_a_former_key_of_params_is_refused_with_its_new_name():
             inside = inside.setdefault(part, {})
         inside[key] = 1
         stage = importlib.import_module(f"medstyle.stages.{section}")
-        with pytest.raises(medstyle.ParamsError, match=f"is now called {new}"):
+        with pytest.raises(medstyle.ParamsError, match=f"has been renamed to {new}"):
             params.parse(stage.Params, values, f"params.yaml: {section}")
 
 
