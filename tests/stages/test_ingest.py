@@ -110,7 +110,7 @@ def test_what_a_model_made_is_no_training_data(run, tmp_path):
     original, synthetic = manifest(tmp_path / "scans")
     assert "flags" not in original
     assert (synthetic["flags"], synthetic["allowed"]) == (["DERIVED", "SYNTHETIC"], ["E_SYNTHETIC"])
-    assert any("overruled 1 x E_SYNTHETIC" in line for line in lines)
+    assert any("overrode 1 x E_SYNTHETIC" in line for line in lines)
     with pytest.raises(UserError, match="'E_GAP' is none of E_BURNED_IN, E_INCOMPLETE, E_SYNTHETIC"):
         Params(str(tmp_path / "raw"), rules, allow=("E_GAP",))
 

@@ -200,7 +200,7 @@ def test_uncommitted_changes_can_be_refused(project, edited):
 
 def test_without_an_evaluation_nothing_is_registered(project):
     (project / "reports/report.html").unlink()
-    with pytest.raises(UserError, match=r"report\.html: absent; run `medstyle evaluate` first"):
+    with pytest.raises(UserError, match=r"report\.html: missing; run `medstyle evaluate` first"):
         conclude(project)
     with pytest.raises(UserError, match="register"):
         parse(Params, {"floor": {}}, "register")
