@@ -43,7 +43,8 @@ OWN = {  # names of our classes and aliases, wherever they are
     for name in name
     if name
 }
-# names of the standard library, aliases of literals and unions, and what a caller passes on without looking into it
+# names of the standard library, aliases of literals and unions, and what a caller passes on without
+# looking into it
 INTERNAL = {
     "Mapping",
     "Sequence",

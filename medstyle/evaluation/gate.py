@@ -60,7 +60,9 @@ def check_thresholds(metrics: Mapping[str, Any], limits: GateParams) -> list[Che
         raise ParamsError(f"register.floors: {min(unknown)!r} is not a measure of {metrics['protocol']}: {names}")
     bounds = [(name, model[name], floor, measures[name]) for name, floor in limits.floors.items()]
     if metrics["lesions"]:
-        bounds.append(("lesions that survive", metrics["lesions"]["survived"], limits.lesion_contrast, "higher"))
+        bounds.append(
+            ("lesions with preserved contrast", metrics["lesions"]["survived"], limits.lesion_contrast, "higher")
+        )
     for name, better in (("created", "lower"), ("edge_displacement_mm", "lower"), ("within_2sd", "higher")):
         if name in metrics["safety"]:
             bounds.append((name, metrics["safety"][name]["mean"], getattr(limits, name), better))

@@ -213,8 +213,8 @@ def _gzip(source: Path, target: Path) -> None:
     """Compress ``source`` on all cores: blocks are deflated in parallel into one stream.
 
     The format is that of RFC 1951 and 1952. The bytes do not depend on the number of cores. Level 1
-    is used because the lower bits of scans
-    are noise: the default level 6 takes five to eight times as long and saves 4 to 12 %.
+    is used because the lower bits of scans are noise: the default level 6 takes five to eight times
+    as long and saves 4 to 12 %.
     """
     import os
     import struct

@@ -97,7 +97,7 @@ def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mappi
             try:
                 action()
             except Exception as error:  # a failing tracking server must not stop the training
-                print(f"medstyle: tracking failed ({type(error).__name__}); training goes on", file=sys.stderr)
+                print(f"medstyle: tracking failed ({type(error).__name__}); training continues", file=sys.stderr)
 
         def send() -> None:
             attempt(lambda: client.log_batch(run.info.run_id, metrics=list(waiting)))

@@ -66,7 +66,8 @@ def write_study(folder, number=1, domains=tuple(LABELS)):
 
 
 def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
-    """The T1 series of the study is found by the model's own rules, and the others are left alone."""
+    """The T1 series of the study is found by the model's own rules, and the others are left
+    alone."""
     import pydicom
 
     [result] = translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
@@ -146,7 +147,10 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
 def test_a_picture_keeps_what_its_format_holds(tmp_path, rng, suffix):
-    """Bits and opacity where there is room for them; the note always, and never what the camera wrote."""
+    """Bits and opacity where there is room for them.
+
+    The note always, and never what the camera wrote.
+    """
     from PIL import Image
 
     from medstyle import read_picture, write_picture
@@ -188,12 +192,16 @@ def test_a_mask_is_whole_where_it_is_white(tmp_path, dtype):
 
 
 def coarse(pixels):
-    """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights paint noise."""
+    """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights
+    paint noise."""
     return pixels.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3))
 
 
 def test_a_film_comes_back_with_its_times(tmp_path, rng):
-    """Frame by frame what a picture would become, in the film's own rhythm; nothing is left of one that is refused."""
+    """Frame by frame what a picture would become, in the film's own rhythm.
+
+    Nothing is left of one that is refused.
+    """
     import av
 
     from medstyle.imaging.video import read_frames
@@ -248,7 +256,10 @@ def change(folder, **elements):
 
 
 def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
-    """The error is that of the scan which was meant, not that nothing fits; what is let through warns."""
+    """The error is that of the scan which was meant, not that nothing fits.
+
+    What is let through warns.
+    """
     change(study / "mr_t1", ConversionType="WSD", ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
     change(study / "mr_t1", BurnedInAnnotation=None)
     with pytest.raises(UserError, match=r"nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
@@ -453,7 +464,8 @@ def test_the_server_takes_style_and_warns(nifti, served):
 
 @pytest.mark.parametrize("kind", ["jpeg", "png of 16 bits"])
 def test_the_server_gives_a_picture_for_a_picture(served, tmp_path, rng, kind):
-    """The answer is what the command line writes, in the style of a reference where there is one."""
+    """The answer is what the command line writes, in the style of a reference where there is
+    one."""
     from medstyle import read_picture, write_picture
 
     served.translator = make_translator(("photo", "painting"), style=("domain", "reference"), size=[32, 32])

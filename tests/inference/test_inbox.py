@@ -87,7 +87,10 @@ def film(path):
 
 
 def test_pictures_and_clips_are_translated_by_a_model_of_them(tmp_path, rng):
-    """Whatever they are called, in folders or alone, once each; what cannot be read waits with its reason."""
+    """Whatever they are called, in folders or alone, once each.
+
+    What cannot be read waits with its reason.
+    """
     from medstyle import translate_picture
 
     inbox, translator = tmp_path / "station/inbox", make_translator(("photo", "painting"))

@@ -53,12 +53,21 @@ def test_a_picture_is_painted_at_a_size_and_keeps_its_details(rng):
         RenderOptions(size=8)
 
 
-LOOKS = [{}, {"strength": 0.7}, {"keep_colour": True}, {"temporal_smoothing": 0.8}, {"mask": np.full((2, 2), 0.5, np.float32)}]
+LOOKS = [
+    {},
+    {"strength": 0.7},
+    {"keep_colour": True},
+    {"temporal_smoothing": 0.8},
+    {"mask": np.full((2, 2), 0.5, np.float32)},
+]
 
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: next(iter(look), "whole"))
 def test_sixteen_bits_stay_sixteen_and_opacity_stays(look, rng):
-    """Eight bits and their multiples in sixteen become the same but for rounding; finer levels are made finely."""
+    """Eight bits and their multiples in sixteen become the same but for rounding.
+
+    Finer levels are made finely.
+    """
     from medstyle.inference.render_options import RenderOptions
 
     translator, look = make_translator(("photo", "painting")), RenderOptions(**look)

@@ -151,7 +151,8 @@ def documents(number):
 
 
 def test_the_champion_is_measured_as_the_version_was(run, project):
-    """The reports are those of the champion's weights: measured anew, nothing lies between the two."""
+    """The reports are those of the champion's weights: measured anew, nothing lies between the
+    two."""
     from medstyle.cli import _measure
 
     (project / "data").symlink_to(run.root / "data")

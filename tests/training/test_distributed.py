@@ -36,7 +36,8 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     ids=["one objective", "every objective by torchrun"],  # for long enough: R1 comes every 16 steps
 )
 def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
-    """A batch divided among two processes gives the weights of one process, up to the order of sums."""
+    """A batch divided among two processes gives the weights of one process, up to the order of
+    sums."""
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
         if not OBJECTIVES[kind].paired and kind != "exemplar":  # of pictures, which have no common space

@@ -28,7 +28,8 @@ from tests.training.processes import fork
 
 VOLUMES = ("paired", "unpaired_contrastive")
 DIMENSIONS = [
-    # volumes take longer and are trained as slices are: here by one objective with pairs and one without
+    # volumes take longer and are trained as slices are: here by one objective with pairs and one
+    # without
     pytest.param(kind, dims, marks=pytest.mark.slow if dims == 3 and kind not in VOLUMES else ())
     for kind, objective in OBJECTIVES.items()
     for dims in objective.dimensions
@@ -136,7 +137,8 @@ def test_contrasts_need_a_paired_objective(store, tmp_path):
 
 
 def test_early_stop_and_the_best_weights(store, tmp_path, capsys):
-    """A generator that stands still is never better than at first: training gives up, and says so."""
+    """A generator that stands still is never better than at first: training gives up, and says
+    so."""
     _, curve = train(store, tmp_path / "a", steps=40, learning_rate=0.0, validate_every=2, patience=3)
     assert curve[-1]["step"] == 2 + 3 * 2
     assert "stopped early at step 8" in capsys.readouterr().err
