@@ -62,13 +62,13 @@ class IngestParams:
     """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal,
     or refuse them."""
     time_point: int | None = None
-    """DICOM series with several images at each position (4-D): None refuses them; a number selects
+    """DICOM series with several images at each position (4-D): null refuses them; a number selects
     a time point, starting at 0."""
     allow: tuple[str, ...] = ()
     """Codes to override after inspection: any of `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`.
     The manifest and the log record where an override was needed."""
     min_pixels: int = 1
-    """Smallest shorter side of a picture, in pixels; smaller pictures are refused."""
+    """Smallest accepted length of a picture's shorter side, in pixels."""
     duplicates: Literal["refuse", "keep"] = "refuse"
     """Pictures of one domain that are identical or nearly identical (`same_image`): `refuse` keeps
     only the first in the order of paths, `keep` keeps all."""

@@ -1,4 +1,4 @@
-"""Train a translator from the slice store by an objective; resumable at any time."""
+"""Train a translator from the slice store: generator against discriminator, always resumable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Augment images in ways valid for medical images: one geometry for all, contrast of the source."""
+"""Augment medical images validly: one geometry for all images, contrast changes of the source."""
 
 from __future__ import annotations
 

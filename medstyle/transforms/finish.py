@@ -1,4 +1,4 @@
-"""Keep the former place of post-processing, which is now in the render options."""
+"""Empty module: post-processing has moved to `inference/render_options.py`."""
 
 from __future__ import annotations
 

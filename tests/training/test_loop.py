@@ -167,7 +167,7 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", "unpaired_contrastive", architecture={"generator": "unet"})
     with pytest.raises(UserError, match="set it to true"):
         train(store, tmp_path / "a", "harmonization", architecture={"residual": False})
-    with pytest.raises(UserError, match="exemplar is for 2"):
+    with pytest.raises(UserError, match="exemplar supports only 2"):
         train(store, tmp_path / "a", "exemplar", architecture={"dimensions": 3})
     with pytest.raises(UserError, match=r"weights\.temporal: is for two dimensions"):
         train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
@@ -178,7 +178,7 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"cross_subject": 1.0}})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
-    with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
+    with pytest.raises(UserError, match=r"training\.processes: params ask for 2, 1 are running"):
         train(store, tmp_path / "a", processes=2)
     with pytest.raises(UserError, match="no pairs that determine the best weights"):
         train(store, tmp_path / "a", "unpaired_cycle", keep="best")
