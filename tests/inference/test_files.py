@@ -389,7 +389,7 @@ def test_a_style_is_a_file_or_the_target_in_a_folder(nifti, tmp_path, reference)
     expected = translate_volume(t1, translator, reference=t2).image.voxels
     np.testing.assert_array_equal(read_volume(row["out"], "mr_t2").voxels, expected)
     (nifti / "mr_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; found 0"):
+    with pytest.raises(UserError, match=r"no such file|needs exactly one image of mr_t2; found 0"):
         translate_path(source, tmp_path / "again.nii.gz", translator, Request(reference=nifti / reference))
 
 
