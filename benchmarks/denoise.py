@@ -1,8 +1,9 @@
-"""What each noise filter brings on the digital phantom, whose noise-free truth is known, and what it costs.
+"""Measure the gain and the cost of each noise filter on the phantom, whose truth is noise-free.
 
-Every filter of ``medstyle.transforms.intensity.FILTERS`` on T1 and T2 of the same subjects with Rician noise, at the
-size of a usual scan; strength from the noise that the code measures, as in use. Gains are 10 log10 of the ratio of mean
-squared errors before and after, in the body and everywhere.
+Every filter of ``medstyle.transforms.intensity.FILTERS`` on T1 and T2 of the same subjects with
+Rician noise, at the size of a usual scan; strength from the noise that the code measures, as in
+use. Gains are 10 log10 of the ratio of mean squared errors before and after, in the body and
+everywhere.
 Usage: python benchmarks/denoise.py [--noise 0.05] [--matrix 256] [--slices 128] [--subjects 2]
 """
 

@@ -1,7 +1,8 @@
-"""Slices per second of inference beside the bare network, and our windows beside MONAI's SlidingWindowInferer.
+"""Compare inference with the bare network, and our windows with MONAI's SlidingWindowInferer.
 
-Every row of a table in the same process and run, in turns, the best time of each. The bare loop calls the generator on
-batches and throws the output away; `synthesise` is what `translate` runs: style, chunks, blending, assembly.
+Every row of a table in the same process and run, in turns, the best time of each. The bare loop
+calls the generator on batches and throws the output away; `synthesise` is what `translate` runs:
+style, chunks, blending, assembly.
 Usage: python benchmarks/inference.py [--repeats 3] [--threads N]
 """
 
@@ -112,7 +113,8 @@ def _windows(title: str, shape: tuple[int, ...], window: tuple[int, ...], repeat
 
 
 def _textured(shape: tuple[int, ...]) -> Tensor:
-    """Noise on two scales and a slope, ``(1, 1, ...)``, so that windows differ in their statistics."""
+    """Return noise on two scales and a slope, ``(1, 1, ...)``: windows differ in their
+    statistics."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.randn(1, 1, *(n // 8 for n in shape), generator=generator)
     mode = "bilinear" if len(shape) == 2 else "trilinear"
@@ -121,7 +123,7 @@ def _textured(shape: tuple[int, ...]) -> Tensor:
 
 
 def _seam(image: Tensor, window: tuple[int, ...]) -> float:
-    """Return the mean gradient across borders of windows over the mean gradient elsewhere."""
+    """Return the mean gradient across borders of windows divided by the mean gradient elsewhere."""
     across, inside = [], []
     for axis, size in enumerate(window, 2):
         length = image.shape[axis]

@@ -1,14 +1,17 @@
-"""Speed and memory of reading DICOM.
+"""Measure speed and memory of reading DICOM.
 
-1. Files per second and peak memory from DICOM to voxels and to NIfTI files: ours, with everything checked, beside other
-   readers of the same files. Every measurement is a process of its own that has read a few files before the clock
-   starts, the rows take turns, and the files are in the page cache.
+1. Files per second and peak memory from DICOM to voxels and to NIfTI files: ours, with everything
+   checked, beside other readers of the same files. Every measurement is a process of its own that
+   has read a few files before the clock starts, the rows take turns, and the files are in the page
+   cache.
 2. Peak memory of the stage `ingest` when the number of studies grows tenfold.
 
-Readers that medstyle does not need are left out unless a folder holds them; no package there replaces one that is
-installed: pip install --no-deps --target TOOLS dcm2niix dicom2nifti python-gdcm itk-core itk-io
+Readers that medstyle does not need are left out unless a folder holds them; no package there
+replaces one that is installed:
+pip install --no-deps --target TOOLS dcm2niix dicom2nifti python-gdcm itk-core itk-io
 
-Usage: python benchmarks/ingest.py [--tools TOOLS] [--repeats 5] [--studies 10 100] [--slices 192 140] [--real FOLDER]
+Usage: python benchmarks/ingest.py [--tools TOOLS] [--repeats 5] [--studies 10 100]
+       [--slices 192 140] [--real FOLDER]
 """
 
 from __future__ import annotations
@@ -42,7 +45,7 @@ REAL_ROUNDS = 10  # there are few, so they are read again and again
 
 
 def ours(root: Path, _: Path) -> int:
-    """Check every file, judge the geometry and read all voxels as float32."""
+    """Check every file, assess the geometry and read all voxels as float32."""
     return sum(volume.voxels.size for volume in _loaded(root))
 
 
@@ -54,7 +57,7 @@ def _loaded(root: Path) -> Iterator[Any]:
 
 
 def pydicom_loop(root: Path, _: Path) -> int:
-    """Read what most tutorials show: every file, sorted by height, rescaled; nothing is checked."""
+    """Read as most tutorials do: every file, sorted by height and rescaled, without checks."""
     import numpy as np
     from pydicom import dcmread
 
@@ -221,7 +224,10 @@ def main() -> None:
 
 
 def measure(what: str, folder: Path) -> dict[str, Any]:
-    """Run one row over one set of data; answers with files per second, peak memory in MiB and cores kept busy."""
+    """Run one row over one data set.
+
+    Return files per second, peak memory in MiB and cores kept busy.
+    """
     table, row, data = what.split("/")
     if table == "memory":
         ours_gz(folder / data, _empty(folder / "out"))
@@ -262,7 +268,7 @@ def _series(root: Path) -> list[Path]:
 
 
 def _own_peak_mib() -> float:
-    """Peak of this process alone: ru_maxrss of a program begins with the peak of the one that started it."""
+    """Return the peak of this process; ru_maxrss starts with the peak of the parent process."""
     status = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -286,7 +292,7 @@ def _voxels_in(folder: Path) -> int:
 
 
 def measured(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Run a measurement in a process of its own."""
+    """Run a measurement in a separate process."""
     command = [sys.executable, __file__, "--measure", what, "--folder", str(folder)]
     if arguments.tools:
         command += ["--tools", str(arguments.tools)]
@@ -298,7 +304,7 @@ def measured(what: str, folder: Path, arguments: argparse.Namespace) -> dict[str
 
 
 def print_table(table: str, folder: Path, arguments: argparse.Namespace) -> None:
-    """Measure the rows of a table in turns and print medians, with a note for each row that is not there."""
+    """Measure the rows of a table in turns and print medians, with a note for each missing row."""
     kinds = [path.name for path in sorted(folder.iterdir()) if path.name in ("mr", "ct", "real")]
     found: dict[tuple[str, str], list[dict[str, Any]]] = {(row, kind): [] for row in TABLES[table] for kind in kinds}
     for _ in range(arguments.repeats):
@@ -340,7 +346,7 @@ def print_memory(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def write_data(folder: Path, mr_slices: int, ct_slices: int, real: Path) -> None:
-    """Write the sets of data, one folder for each series, and small ones of the same kind to begin with."""
+    """Write the data sets, one folder per series, and small ones of the same kind to start with."""
     write_mr(folder / "mr/1", mr_slices, "mr")
     write_mr(folder / "first/mr/1", 4, "mr0")
     write_ct(folder / "ct/1", ct_slices, "ct")

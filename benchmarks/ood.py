@@ -1,10 +1,11 @@
-"""How often the out-of-distribution gate warns and refuses: unseen subjects of the same kind, and wrong inputs.
+"""Count out-of-distribution warnings and refusals for unseen subjects and for wrong inputs.
 
-Every subject of the phantom's (or the brain's) T1 is judged by a reference of the training subjects, itself left out;
-every input is prepared as in use. Two inputs should pass beside the scan itself: more air around the head, and another
-gain. Wrong inputs are made from the scans of the test subjects: another contrast, inverted, upside down, back to front,
-noise in the place of anatomy; and another scanner: for the phantom one of 3 T, for the brains the rarer of their two
-protocols, judged by the others.
+Every subject of the phantom's (or the brain's) T1 is judged by a reference of the training
+subjects, itself left out; every input is prepared as in use. Two inputs should pass beside the scan
+itself: more air around the head, and another gain. Wrong inputs are made from the scans of the test
+subjects: another contrast, inverted, upside down, back to front, noise in the place of anatomy; and
+another scanner: for the phantom one of 3 T, for the brains the rarer of their two protocols, judged
+by the others.
 Usage: python benchmarks/ood.py [--data phantom|brain]
 """
 
@@ -37,7 +38,7 @@ RNG = np.random.default_rng(0)
 
 @dataclass(frozen=True)
 class Without(SliceStore):
-    """A store as it would be without some subjects."""
+    """A store without some of its subjects."""
 
     absent: frozenset[str] = frozenset()
 
@@ -58,7 +59,7 @@ def inverted(volume: Volume) -> Volume:
 
 
 def noise(volume: Volume) -> Volume:
-    """Put noise of the body's mean in its place."""
+    """Replace the body by noise around its mean."""
     body = volume.voxels > np.percentile(volume.voxels, 50)
     mean = volume.voxels[body].mean()
     return volume.with_voxels((body * RNG.rayleigh(mean, volume.voxels.shape)).astype(np.float32))
@@ -70,12 +71,12 @@ def along(volume: Volume, world: int) -> int:
 
 
 def flipped(volume: Volume, world: int) -> Volume:
-    """Reverse the voxels along x, y or z of the patient and leave the header as it is."""
+    """Reverse the voxels along x, y or z of the patient and leave the header unchanged."""
     return volume.with_voxels(np.ascontiguousarray(np.flip(volume.voxels, along(volume, world))))
 
 
 def wider(volume: Volume) -> Volume:
-    """Put a quarter more air on each side of the axial slices."""
+    """Add a quarter more air on each side of the axial slices."""
     sides = [(n // 4,) * 2 for n in volume.voxels.shape]
     sides[along(volume, 2)] = (0, 0)
     return Volume(np.pad(volume.voxels, sides), volume.affine, volume.domain)

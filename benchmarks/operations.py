@@ -1,7 +1,8 @@
-"""What it costs to find that nothing is to be done: ``dvc repro`` of a finished project, and the flow around it.
+"""Measure the overhead when nothing has changed: ``dvc repro`` and the flow around it.
 
-A copy of this checkout is run once with a tiny phantom; then each command is timed in turns, each in a process of its
-own. The flow runs with a Prefect server that is up, and without one, where it starts a temporary one.
+A copy of this checkout is run once with a tiny phantom; then each command is timed in turns, each
+in a process of its own. The flow runs with a Prefect server that is up, and without one, where it
+starts a temporary one.
 Usage: python benchmarks/operations.py [--repeats 5]
 """
 
@@ -62,14 +63,14 @@ def main() -> None:
 
 
 def timed(project: Project, command: tuple[str, ...]) -> float:
-    """Run a command that must succeed; returns its wall time in s."""
+    """Run a command that must succeed; return its wall time in s."""
     start = time.monotonic()
     project.run(*command)
     return time.monotonic() - start
 
 
 def healthy(api: str) -> bool:
-    """Tell whether the server answers."""
+    """Return whether the server answers."""
     try:
         return requests.get(f"{api}/health", timeout=5).ok
     except requests.ConnectionError:

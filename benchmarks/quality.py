@@ -1,8 +1,9 @@
-"""How good the trained models are, beside every baseline, on unseen subjects; several seeds.
+"""Compare trained models with every baseline on unseen subjects, for several seeds.
 
-Each job is a recipe of the project with the changes that stand below, run by the commands of its stages in a folder of
-its own: ingest and denoise once, train and evaluate for each seed. A subject's score is its mean over seeds; intervals
-and tests are over subjects. What is made already is not made again.
+Each job is a recipe of the project with the changes that stand below, run by the commands of its
+stages in a folder of its own: ingest and denoise once, train and evaluate for each seed. A
+subject's score is its mean over seeds; intervals and tests are over subjects. What is made already
+is not made again.
 Usage: python benchmarks/quality.py [JOB ...] [--seeds 3] [--threads 2] [--out FOLDER]
 """
 
@@ -45,7 +46,10 @@ PHANTOM: Changes = {  # the demo's data for another recipe
 
 
 def mr_ct(folder: Path) -> Changes:
-    """Write the axial slices of the MR-CT pictures as volumes of one slice; CT without HU counts as -1024 to 3071."""
+    """Write the axial slices of the MR-CT pictures as volumes of one slice.
+
+    CT without HU counts as -1024 to 3071.
+    """
     import SimpleITK as sitk
     from PIL import Image
 
@@ -60,7 +64,7 @@ def mr_ct(folder: Path) -> Changes:
 
 
 def phantom(folder: Path) -> Changes:
-    """Draw the phantom of the demo."""
+    """Generate the phantom of the demo."""
     _medstyle(folder, "acquire")
     return {"ingest": {"source": str((folder / "data/raw").resolve())}}
 
@@ -195,7 +199,7 @@ def table(name: str, runs: list[Path]) -> None:
 
 
 def main() -> None:
-    """Make what is missing and print the tables."""
+    """Run the missing jobs and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("jobs", nargs="*", choices=[*JOBS, []], default=list(JOBS))
     parser.add_argument("--seeds", type=int, default=3)

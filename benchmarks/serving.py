@@ -1,9 +1,11 @@
-"""Latency, requests per second and memory of the served model beside `predict` in process and the bare network.
+"""Measure latency, throughput and memory of the served model, `predict` and the bare network.
 
-Default network, random weights, default preparation, a drawn head as DICOM: what changes between the rows of a table is
-what lies around the same computation. Each cell is asked for some seconds; all in one run, so compare within it.
+Default network, random weights, default preparation, a drawn head as DICOM: what changes between
+the rows of a table is what lies around the same computation. Each cell is asked for some seconds;
+all in one run, so compare within it.
 Usage: python benchmarks/serving.py [--seconds 6] [--slices 128] [--threads 1]
-       python benchmarks/serving.py --soak 10000         many requests, 10 % of them bad: wrong answers, memory
+       python benchmarks/serving.py --soak 10000
+       (many requests, 10 % of them bad: wrong answers, memory)
 """
 
 from __future__ import annotations
@@ -114,7 +116,8 @@ def row(image: str, name: str, times: Sequence[float], rate: float, within: Sequ
 
 
 def register(folder: Path, architecture: Architecture) -> Translator:
-    """Register a translator of random weights as champion in a registry of its own, used from here on."""
+    """Register a translator of random weights as champion in a separate registry, which is used
+    from here on."""
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
     os.chdir(folder)
     from medstyle.registry import models
@@ -139,7 +142,7 @@ def register(folder: Path, architecture: Architecture) -> Translator:
 
 
 def study(folder: Path, slices: int, size: int) -> Path:
-    """Write a drawn head with noise as a DICOM series; returns its folder."""
+    """Write a synthetic head with noise as a DICOM series; return its folder."""
     z, y, x = np.meshgrid(*(np.linspace(-1, 1, n) for n in (slices, size, size)), indexing="ij", sparse=True)
     head = 300 * ((x / 0.7) ** 2 + (y / 0.85) ** 2 + (z / 1.5) ** 2 < 1) + 150 * (x**2 + y**2 + z**2 / 2 < 0.2)
     head = head + np.abs(np.random.default_rng(0).normal(0, 8, head.shape))
@@ -167,7 +170,8 @@ def body(image: bytes) -> bytes:
 
 
 def in_process(translator: Translator, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return the same work from the inside out: the network, voxels to voxels, files to files, bytes to bytes."""
+    """Return the same work from the inside out: the network, voxels to voxels, files to files,
+    bytes to bytes."""
     from medstyle.cohort.inventory import inventory
     from medstyle.registry.pyfunc import ServedTranslator
 
@@ -192,7 +196,7 @@ def in_process(translator: Translator, folder: Path) -> dict[str, Callable[[], o
 
 
 def timed(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[float]]:
-    """Call each in turns for some seconds, at least once; returns their durations, which a busy moment harms alike."""
+    """Call each in turns for some seconds, at least once; return their durations."""
     times: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while not times[-1] or time.perf_counter() < end:
@@ -204,7 +208,7 @@ def timed(calls: Sequence[Callable[[], object]], seconds: float) -> list[list[fl
 
 
 def crowd(call: Callable[[], object], clients: int, seconds: float) -> tuple[list[float], float]:
-    """Call from several threads at once; returns durations and calls per second."""
+    """Call from several threads at once; return durations and calls per second."""
     start = time.perf_counter()
     with ThreadPoolExecutor(clients) as pool:
         times = list(itertools.chain(*pool.map(lambda _: timed([call], seconds)[0], range(clients))))
@@ -274,7 +278,10 @@ def serving(folder: Path, command: str, workers: int) -> Iterator[Server]:
 
 
 def soak(folder: Path, requests: int) -> int:
-    """Ask `medstyle serve` many times, every tenth time with something bad; returns 1 if an answer was wrong."""
+    """Query `medstyle serve` many times, with every tenth request bad.
+
+    Return 1 if an answer was wrong.
+    """
     register(folder, Architecture(widths=(4, 6), bottleneck_blocks=1))
     rng = np.random.default_rng(0)
     arrays = []
@@ -309,7 +316,7 @@ def soak(folder: Path, requests: int) -> int:
 
 
 def answer(content: bytes) -> str:
-    """Return the end of the image, voxels alone: the header of a DICOM file holds the time."""
+    """Return the end of the image, only voxels: the header of a DICOM file contains the time."""
     [made] = json.loads(content)["predictions"]
     return str(made["image"])[-4000:]
 

@@ -1,12 +1,14 @@
-"""Speed and memory of training.
+"""Measure speed and memory of training.
 
-1. Images per second of a full training step, same networks, losses and batch: the product's loop beside the same step
-   written plainly (eager, float32, NCHW, instance normalisation, Adam tensor by tensor), and on a GPU beside what each
-   switch brings, with memory and the share of the card's own bfloat16 matmul rate. Every measurement is a process of
-   its own, and the rows take turns, so that a busy moment of the machine hits every row alike.
+1. Images per second of a full training step, same networks, losses and batch: the product's loop
+   beside the same step written plainly (eager, float32, NCHW, instance normalisation, Adam tensor
+   by tensor), and on a GPU beside what each switch brings, with memory and the share of the card's
+   own bfloat16 matmul rate. Every measurement is a process of its own, and the rows take turns, so
+   that a busy moment of the machine hits every row alike.
 2. Peak memory of training when the data set grows tenfold.
 
-Usage: python benchmarks/throughput.py [--repeats 3] [--steps 48] [--batch 2] [--threads N] [--slices 500]
+Usage: python benchmarks/throughput.py [--repeats 3] [--steps 48] [--batch 2] [--threads N]
+       [--slices 500]
 """
 
 from __future__ import annotations
@@ -92,7 +94,10 @@ def _measured(what: str, steps: int, arguments: argparse.Namespace) -> dict[str,
 
 
 def speed(row: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """Time ``--steps`` steps of one row after a warm-up of 16; R1 falls on every 16th, so turns of 16 are whole."""
+    """Time ``--steps`` steps of one row after a warm-up of 16.
+
+    R1 falls on every 16th, so turns of 16 are whole.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     steps = arguments.steps // 16 * 16
     if row == OURS:
@@ -127,7 +132,7 @@ def speed(row: str, arguments: argparse.Namespace) -> dict[str, float]:
 
 
 def _loop_seconds(folder: Path, steps: int, arguments: argparse.Namespace) -> float:
-    """Seconds per step of the product's loop, from the 17th step on, the batch's reading and augmentation included."""
+    """Return seconds per step of the product's loop from the 17th step on, including the data."""
     times: list[float] = []
 
     def tick() -> None:
@@ -142,7 +147,8 @@ def _loop_seconds(folder: Path, steps: int, arguments: argparse.Namespace) -> fl
 
 
 def with_instance_norm(network: nn.Module) -> nn.Module:
-    """Replace group normalisation with one group per channel by instance normalisation of the same values."""
+    """Replace group normalisation with one group per channel by instance normalisation of the same
+    values."""
     for module in list(network.modules()):
         for name, child in module.named_children():
             if isinstance(child, nn.GroupNorm) and child.num_groups == child.num_channels:
@@ -156,7 +162,7 @@ def _wait(device: torch.device) -> None:
 
 
 def _flops(step: Callable[[int], None]) -> float:
-    """Floating-point operations of the convolutions and products of an ordinary step, one without R1."""
+    """Count the floating-point operations of an ordinary step, without R1."""
     from torch.utils.flop_counter import FlopCounterMode
 
     step(1)
@@ -166,7 +172,7 @@ def _flops(step: Callable[[int], None]) -> float:
 
 
 def _matmul_rate() -> float:
-    """Operations per second of a bfloat16 product of 8192 x 8192 on this card."""
+    """Measure operations per second of a bfloat16 product of 8192 x 8192 on this card."""
     a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
     for _ in range(5):
         a @ a
@@ -179,7 +185,8 @@ def _matmul_rate() -> float:
 
 
 def print_speed(found: dict[str, list[dict[str, float]]], matmul_rate: float | None) -> None:
-    """Print medians, the ratio to the plain row taken repeat by repeat, and on a GPU the share of its matmul rate."""
+    """Print medians, the ratio to the plain row taken repeat by repeat, and on a GPU the share of
+    its matmul rate."""
     print("| row | images/s | ratio | GiB |" + (" share of bfloat16 matmul |" if matmul_rate else ""))
     print("|---|---|---|---|" + ("---|" if matmul_rate else ""))
     reference = found[next(iter(PLAIN))]
@@ -192,7 +199,8 @@ def print_speed(found: dict[str, list[dict[str, float]]], matmul_rate: float | N
 
 
 def write_store(folder: Path, slices: int) -> None:
-    """Write a store of ``slices`` noisy ellipses per domain, one the other's negative, 50 to a subject, to train on."""
+    """Write a store of ``slices`` noisy ellipses per domain, one the other's negative, 50 to a
+    subject, to train on."""
     h, w = np.meshgrid(*(np.linspace(-1, 1, n) for n in SIZE), indexing="ij")
     (folder / "train").mkdir(parents=True)
     for sign, domain in zip((1, -1), DOMAINS, strict=True):
@@ -211,7 +219,8 @@ def write_store(folder: Path, slices: int) -> None:
 
 
 def memory(folder: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    """Return the peak resident memory of training on a store, and its largest part that is not a file's pages, MiB."""
+    """Return the peak resident memory of training on a store, and its largest part that is not a
+    file's pages, MiB."""
     peak = 0
 
     def tick() -> None:

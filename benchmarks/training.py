@@ -1,11 +1,13 @@
-"""Quality for training time: ours beside pix2pix, CycleGAN, CUT and FastCUT on the same slices of the same subjects.
+"""Compare quality per training time with pix2pix, CycleGAN, CUT and FastCUT on the same slices.
 
-Every method trains for the same seconds (evaluation is not counted) in a process of its own and is measured on unseen
-subjects by the protocol ``plain``. Ours has a schedule over its steps, so its rate is measured first, its number of
-steps follows from the seconds, and shorter budgets are runs of their own. Results are kept as JSON, one per method.
+Every method trains for the same seconds (evaluation is not counted) in a process of its own and is
+measured on unseen subjects by the protocol ``plain``. Ours has a schedule over its steps, so its
+rate is measured first, its number of steps follows from the seconds, and shorter budgets are runs
+of their own. Results are kept as JSON, one per method.
 
-Usage: python benchmarks/training.py [--minutes 8] [--threads 2] [--data brain|phantom] [--methods ours_paired ...]
-[--resume] [--figure [FILE]] [--out FOLDER] [--seed 0] [--normalisation nyul] [--tuning [--change JSON]]
+Usage: python benchmarks/training.py [--minutes 8] [--threads 2] [--data brain|phantom]
+       [--methods ours_paired ...] [--resume] [--figure [FILE]] [--out FOLDER] [--seed 0]
+       [--normalisation nyul] [--tuning [--change JSON]]
 """
 
 from __future__ import annotations
@@ -85,14 +87,14 @@ TIMES = (30, 60, 100, 150, 240, 360, 480)  # seconds of training at which a refe
 STRIDE, CURVE_STRIDE = 2, 3  # measured: every 2nd slice at the end, every 3rd of those on the way
 SHOWN = (0.3, 0.5, 0.7)  # slices in the figure, as shares of the first unseen subject's extent
 MEASURES = {"psnr": 1, "ssim": 1, "mae": -1}  # which way is better
-# Our loop keeps glibc from giving freed memory back at every step. The references get the same, or they would lose up
-# to a quarter of their time to page faults.
+# Our loop keeps glibc from giving freed memory back at every step. The references get the same, or
+# they would lose up to a quarter of their time to page faults.
 KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 Generate = Callable[[Tensor], Tensor]
 
 
 def main() -> None:
-    """Run the rows that are asked for, each in a process of its own, and print the table."""
+    """Run the requested rows, each in a separate process, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=8)
     parser.add_argument("--threads", type=int, default=2)
@@ -131,7 +133,10 @@ def main() -> None:
 
 
 def run(row: str, arguments: argparse.Namespace, out: Path) -> None:
-    """Train and measure one row; write ``<row>.json``, and ``<row>.npy`` with the slices of the figure."""
+    """Train and measure one row.
+
+    Write ``<row>.json``, and ``<row>.npy`` with the slices of the figure.
+    """
     torch.set_num_threads(arguments.threads)
     store = _store(arguments)
     source, target = DOMAINS[arguments.data]
@@ -165,7 +170,9 @@ def run(row: str, arguments: argparse.Namespace, out: Path) -> None:
 def _train_ours(
     recipe: str, seconds: float, store: Any, source: str, target: str, arguments: argparse.Namespace
 ) -> tuple[Generate, dict[str, Any]]:
-    """Measure what a step and all the rest take in a short run; then train as many steps as ``seconds`` hold.
+    """Measure the time of a step and of everything else in a short run.
+
+    Then train as many steps as ``seconds`` hold.
 
     An atlas that the recipe needs is part of the seconds.
     """
@@ -203,7 +210,7 @@ def _train_ours(
 
 
 def _changed(settings: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Lay ``change`` over ``settings``, section by section."""
+    """Merge ``change`` into ``settings``, section by section."""
     sections = {*settings, *change}
     return {name: {**settings.get(name, {}), **change.get(name, {})} for name in sections}
 
@@ -252,12 +259,16 @@ def _train_reference(
 
 
 def _volume(generate: Generate, source: Tensor) -> np.ndarray:
-    """Translate ``(D, 1, H, W)`` in network units to ``(D, H, W)`` in [0, 1], a few slices at a time."""
+    """Translate ``(D, 1, H, W)`` in network units to ``(D, H, W)`` in [0, 1], a few slices at a
+    time."""
     return unit(torch.cat([generate(part) for part in source.split(4)])[:, 0].numpy())
 
 
 def _coarse(subjects: list[Subject], outputs: list[np.ndarray]) -> dict[str, float]:
-    """Mean over subjects; ``outputs`` hold every ``CURVE_STRIDE``-th slice of ``subjects``."""
+    """Return the mean over subjects.
+
+    ``outputs`` hold every ``CURVE_STRIDE``-th slice of ``subjects``.
+    """
     rows = []
     for subject, output in zip(subjects, outputs, strict=True):
         part = replace(subject, real=subject.real[::CURVE_STRIDE], mask=subject.mask[::CURVE_STRIDE])
@@ -276,8 +287,9 @@ def _shown(volume: np.ndarray) -> np.ndarray:
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Format the results as a Markdown table.
 
-    The last columns set each row beside ours: on how many subjects ours (the full run) is better in PSNR / SSIM / MAE,
-    and after how many seconds ours, in a run of its own, had at least the row's final PSNR.
+    The last columns set each row beside ours: on how many subjects ours (the full run) is better in
+    PSNR / SSIM / MAE, and after how many seconds ours, in a run of its own, had at least the row's
+    final PSNR.
     """
     kinds = ["ours_paired", "ours_unpaired"]
     head = ["method", "parameters", "s/step", "images/s", "peak MiB", "s", "PSNR", "SSIM", "MAE", *kinds]
@@ -297,7 +309,8 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def _beside(result: dict[str, Any], results: dict[str, dict[str, Any]], kind: str) -> str:
-    """Return the wins of the full run of ``kind`` over a row, and the seconds after which ours was as good."""
+    """Return the wins of the full run of ``kind`` over a row, and the seconds after which ours was
+    as good."""
     if kind not in results:
         return ""
     best = results[kind]["subjects"]
@@ -317,10 +330,12 @@ def _beside(result: dict[str, Any], results: dict[str, dict[str, Any]], kind: st
 
 
 def figure(results: dict[str, dict[str, Any]], arguments: argparse.Namespace, out: Path) -> None:
-    """Draw source, real and each method's output for three slices of one unseen subject in one window.
+    """Draw source, real and each method's output for three slices of one unseen subject in one
+    window.
 
-    The phantom's figure goes to ``docs/figures``. The brain's goes to ``out`` unless a file is named: the scans are
-    lent for research only, so their pictures are no part of the product until a person decides so.
+    The phantom's figure goes to ``docs/figures``. The brain's goes to ``out`` unless a file is
+    named: the scans are lent for research only, so their pictures are no part of the product until
+    a person decides so.
     """
     import matplotlib
 

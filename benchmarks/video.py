@@ -1,7 +1,9 @@
-"""Styled videos: do they hang together, what did that cost, how fast are they made and in how much memory.
+"""Measure styled videos: temporal consistency and its price, speed and memory.
 
-Models are made by `benchmarks/quality.py`: `paintings` learns picture by picture, `video` with motion as well; each
-renders frame by frame and steadily. Beside them: nothing done, and classical methods frame by frame.
+Models are made by `benchmarks/quality.py`: `paintings` learns picture by picture, `video` with
+motion as well; each renders frame by frame and with temporal smoothing. Beside them: nothing done,
+and classical methods frame by frame.
+
 Usage: python benchmarks/quality.py paintings video --seeds 1
        python benchmarks/video.py [--frames 60] [--threads 2]
 """
@@ -111,7 +113,8 @@ def _timed(video: Callable[[], Iterator[Frame]], name: str, seconds: dict[str, f
 
 
 def speed(clip: Path, model: Path, frames: int, threads: int) -> None:
-    """Print speed and peak memory of `medstyle translate` for the sizes of television, each in a process of its own."""
+    """Print speed and peak memory of `medstyle translate` for the sizes of television, each in a
+    process of its own."""
     print(f"\nFile to file, {frames} frames of {clip.name} enlarged:\n")
     print("| size | frames/s | peak MiB |\n|---|---|---|")
     for name, size in SIZES.items():

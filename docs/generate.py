@@ -1,4 +1,4 @@
-"""Write the generated reference pages: parameters, command line, codes and the tree of files (``make docs``)."""
+"""Write the generated reference pages: parameters, command line, codes, tree (``make docs``)."""
 
 from __future__ import annotations
 
@@ -79,7 +79,8 @@ def index(made: dict[str, str]) -> str:
 
 
 def parameters() -> str:
-    """Return one section for each stage and each nested group, with every field's type, default and docstring."""
+    """Return one section for each stage and each nested group, with every field's type, default and
+    docstring."""
     import yaml
 
     lines = [
@@ -107,7 +108,8 @@ def _domains() -> list[str]:
 
 
 def _group(cls: type, path: str) -> list[str]:
-    """Return the section of one dataclass, followed by those of the dataclasses among its fields."""
+    """Return the section of one dataclass, followed by those of the dataclasses among its
+    fields."""
     return [
         f"## {path}",
         "",
@@ -119,7 +121,8 @@ def _group(cls: type, path: str) -> list[str]:
 
 
 def _choice(classes: list[type], path: str) -> list[str]:
-    """Return the sections of a field that may be any of several dataclasses: what they share, then what each adds."""
+    """Return the sections of a field that may be any of several dataclasses: what they share, then
+    what each adds."""
     rows = [_rows(cls, path) for cls in classes]
     shared = {key: row for key, row in rows[0].items() if all(other.get(key) == row for other in rows)}
     links = ", ".join(f"[{_kind(cls)}]({_anchor(f'{path} ({_kind(cls)})')})" for cls in classes)
@@ -182,7 +185,8 @@ def _weights(cls: type) -> list[str]:
 
 
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the strings that stand below the fields of a dataclass and of what it inherits from."""
+    """Return the strings that stand below the fields of a dataclass and of what it inherits
+    from."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not dataclasses.is_dataclass(base):

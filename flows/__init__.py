@@ -1,5 +1,5 @@
-"""Prefect flows: when and where the stages run. The only place that imports prefect."""
+"""Prefect flows, which decide when and where the stages run; only this package imports prefect."""
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # as the command line does, before a runtime loads
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # like the command line, before a runtime is loaded

@@ -1,4 +1,7 @@
-"""Move the alias `champion`: ``python -m flows.promote 4``; deployments `promote/on-demand`, `rollback/on-demand`."""
+"""Move the alias `champion`, forwards or back: ``python -m flows.promote 4``.
+
+Without a version it rolls back. The deployments are `promote/on-demand` and `rollback/on-demand`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-# Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
+# Before prefect is imported, which reads these: its state stays in the project, and no analytics
+# are sent.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -19,7 +23,10 @@ from medstyle.registry import models
 
 @flow(name="promote")
 def promote(version: int, because: str | None = None) -> str:
-    """Make ``version`` champion; a version that failed the gate needs a reason, which is recorded."""
+    """Make ``version`` champion.
+
+    A version that failed the gate needs a reason, which is recorded.
+    """
     return _told(models.promote(str(version), because))
 
 
@@ -38,6 +45,6 @@ def _told(sentence: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.promote", description=__doc__)
     parser.add_argument("version", type=int, nargs="?", help="default: roll back")
-    parser.add_argument("--because", help="reason to overrule a failed gate")
+    parser.add_argument("--because", help="reason to override a failed gate")
     given = parser.parse_args()
     promote(given.version, given.because) if given.version else rollback()

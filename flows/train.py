@@ -1,4 +1,7 @@
-"""Run the stages of dvc.yaml with live logs: ``python -m flows.train [--force]``, or the deployment `train/nightly`."""
+"""Run the stages of dvc.yaml with live logs: ``python -m flows.train``, or `train/nightly`.
+
+The last is a deployment. ``--force`` runs every stage, even if nothing has changed.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +36,18 @@ from prefect.tasks import Task
 
 from medstyle.registry.models import describe
 
-RETRIES = {"train": 2, "register": 2}  # train goes on where it stopped, the registry may be a server; the rest is pure
-USER_ERROR = "exited with 2"  # DVC's words for `medstyle`'s exit code after bad input, which no retry mends
-DONE = re.compile(r"\w+: (\d+)/(\d+)")  # what the stages say of their progress
+RETRIES = {"train": 2, "register": 2}  # train resumes, and the registry may be a server; other stages are deterministic
+USER_ERROR = "exited with 2"  # DVC's message for medstyle's exit code after bad input, which retries cannot repair
+DONE = re.compile(r"\w+: (\d+)/(\d+)")  # progress lines of the stages
 GRACE_S = 10
 
 
 @flow(name="train")
 def train(force: bool = False) -> None:
-    """Bring every stage up to date, one task each; ``force`` runs them even where nothing has changed."""
+    """Bring every stage up to date, one task each.
+
+    ``force`` runs them even if nothing has changed.
+    """
     with alone(Path(".dvc/tmp/medstyle.lock")):
         pull()
         names = stages()
@@ -54,14 +60,15 @@ def train(force: bool = False) -> None:
 
 @task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
 def pull() -> None:
-    """Fetch from the default remote, if there is one, what the checkout's DVC files name."""
+    """Pull the outputs that the DVC files name from the default remote, if there is one."""
     from dvc.repo import Repo
 
     log = get_run_logger()
     with Repo() as repo:
         remote = repo.config["core"].get("remote")
     if remote:
-        # outputs that nobody has pushed are made here; DVC's lines list files, whose names can be patient data
+        # outputs that were never pushed are made here; DVC's lines list files, whose names may be
+        # patient data
         _dvc("pull", "--allow-missing", heard=lambda line: None)
         log.info("pulled from the DVC remote %s", remote)
     else:
@@ -74,7 +81,10 @@ def _worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)
 def reproduce(stage: str, force: bool, progress: UUID, percent: float, share: float) -> None:
-    """Run ``dvc repro -s STAGE``, pass its lines on, and move the artifact ``progress`` from ``percent`` on."""
+    """Run ``dvc repro -s STAGE``, pass on its lines, and update the artifact ``progress``.
+
+    The stage covers a ``share`` of the progress, which starts at ``percent``.
+    """
     log = get_run_logger()
 
     def heard(line: str) -> None:
@@ -88,10 +98,10 @@ def reproduce(stage: str, force: bool, progress: UUID, percent: float, share: fl
 
 
 def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
-    """Run DVC and hand each line on; a cancelled run takes the whole process group with it.
+    """Run DVC and pass on each line; cancelling the run ends the whole process group.
 
     Raises:
-        RuntimeError: it failed; the message holds the lines that name the cause.
+        RuntimeError: DVC failed; the message holds the lines that name the cause.
     """
     env = {
         **os.environ,
@@ -112,7 +122,7 @@ def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
             if line.startswith(("medstyle:", "ERROR")):
                 errors.append(line)
         code = process.wait()
-    except BaseException:  # a cancel arrives as an exception; without this, training would go on as an orphan
+    except BaseException:  # cancelling raises an exception; without this, training would continue as an orphan
         _end(process)
         raise
     if code:
@@ -120,16 +130,16 @@ def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
 
 
 def stages() -> list[str]:
-    """Return the stages of dvc.yaml, each after those that it depends on."""
+    """Return the stages of dvc.yaml in the order of their dependencies."""
     import networkx
     from dvc.repo import Repo
 
-    with Repo() as repo:  # edges of the graph lead from a stage to what it needs
+    with Repo() as repo:  # edges of the graph lead from a stage to its dependencies
         return [stage.name for stage in networkx.dfs_postorder_nodes(repo.index.graph) if stage.cmd]
 
 
 def result(reports: Path) -> str:
-    """Return table, verdict, links and a picture of the evaluation in ``reports`` as Markdown."""
+    """Return table, verdict, links and an image of the evaluation in ``reports`` as Markdown."""
     picture = base64.b64encode((reports / "figures/subject-1.png").read_bytes()).decode()
     weights = json.loads((reports / "metrics.json").read_text())["weights_sha256"]
     page = (reports / "report.html").resolve().as_uri()
@@ -142,7 +152,7 @@ def result(reports: Path) -> str:
 
 
 def result_table(metrics: Path) -> str:
-    """Return the metrics of the model and its baselines as a Markdown table, mean and 95 % interval."""
+    """Return the metrics of all methods as a Markdown table, mean and 95 % interval."""
     document = json.loads(metrics.read_text())
     table = document["tables"][document["reference"]]
     measures = list(next(iter(table.values())))
@@ -155,7 +165,10 @@ def result_table(metrics: Path) -> str:
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """Wait until no other flow holds the file ``path``: a deployment's limit does not cover runs started by hand."""
+    """Wait until no other flow holds the file ``path``, including runs that were started manually.
+
+    The concurrency limit of a deployment does not cover those.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:
@@ -181,5 +194,5 @@ def _end(process: subprocess.Popen[str]) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.train", description=__doc__)
-    parser.add_argument("--force", action="store_true", help="run every stage, changed or not")
+    parser.add_argument("--force", action="store_true", help="run every stage, even if nothing has changed")
     train(force=parser.parse_args().force)

@@ -1,4 +1,7 @@
-"""Translate the studies that wait in a folder: ``python -m flows.translate FOLDER``; deployment `translate/inbox`."""
+"""Translate the studies in an inbox: ``python -m flows.translate FOLDER``, or `translate/inbox`.
+
+The last is a deployment.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 import os
 from pathlib import Path
 
-# Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
+# Before prefect is imported, which reads these: its state stays in the project, and no analytics
+# are sent.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -27,15 +31,17 @@ def translate(
     settle_s: float = 60,
     workers: int | str = 1,
 ) -> dict[str, int]:
-    """Empty ``folder/inbox`` into ``derived`` and ``quarantine``; one artifact for each study, named by its key.
+    """Process ``folder/inbox`` into ``derived`` and ``quarantine``.
 
-    ``workers`` translate at once: a number of processes, or the address of a Dask scheduler.
+    One artifact per study, named by its key.
+
+    ``workers`` is the number of parallel processes, or the address of a Dask scheduler.
     """
     log = get_run_logger()
     counts: dict[str, int] = {}
     inbox = Path(folder) / "inbox"
     inbox.mkdir(parents=True, exist_ok=True)
-    if not any(inbox.iterdir()):  # the usual case, every few minutes: load no model
+    if not any(inbox.iterdir()):  # the usual case, every few minutes: do not load a model
         log.info("nothing waits in the inbox")
         return counts
     translator = Translator.load(model_folder(model))
@@ -52,17 +58,17 @@ def translate(
 
 
 def describe(outcome: Outcome) -> str:
-    """Say in a line what became of a study."""
+    """Describe the outcome of a study in one line."""
     if outcome.status == "quarantined":
-        return f"quarantined, {outcome.code}; quarantine/{outcome.key}/reason.json says why"
-    warned = f", {outcome.warned} somewhat unlike the training images" if outcome.warned else ""
+        return f"quarantined, {outcome.code}; see quarantine/{outcome.key}/reason.json"
+    warned = f", {outcome.warned} with an out-of-distribution warning" if outcome.warned else ""
     return f"{outcome.status}, {outcome.series} images or series{warned}"
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m flows.translate", description=__doc__)
-    parser.add_argument("folder", help="its folder `inbox` holds the studies")
+    parser.add_argument("folder", help="folder whose subfolder `inbox` contains the studies")
     parser.add_argument("--model", default="models:/medstyle@champion")
-    parser.add_argument("--settle", type=float, default=60, help="seconds for which a study must be left alone")
+    parser.add_argument("--settle", type=float, default=60, help="seconds for which a study must not have changed")
     given = parser.parse_args()
     translate(given.folder, given.model, settle_s=given.settle)

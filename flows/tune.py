@@ -1,6 +1,7 @@
-"""Search values of `params.yaml` by validation error: ``python -m flows.tune SPACE``, or deployment `tune/on-demand`.
+"""Search values of `params.yaml` by validation error: ``python -m flows.tune SPACE``.
 
-SPACE is a JSON object: a key of the section `train` with its range or its choices, as in
+The deployment is `tune/on-demand`. SPACE is a JSON object: a key of the section `train` with its
+range or its choices, as in
 
     {"train.training.learning_rate": {"low": 1e-4, "high": 1e-2, "log": true},
      "train.training.batch": {"choices": [2, 4]}}
@@ -41,23 +42,26 @@ from medstyle.stages import train
 
 FOLDER = Path(".medstyle/tune")
 SLICES = Path("data/slices")
-METRIC = "validation/l1"  # over the same validation images at each measurement
+METRIC = "validation/l1"  # over the same validation images at every measurement
 
 
 @flow(name="tune")
 def tune(
     space: dict[str, dict[str, Any]], trials: int = 20, study: str = "tune", startup: int = 5, seed: int = 0
 ) -> dict[str, Any]:
-    """Train until the study has ``trials`` of them; returns the best values and writes them as a params file.
+    """Train until the study has ``trials`` trials.
 
-    A search that was killed goes on when it is started again, the interrupted training where it stopped.
+    Return the best values and write them as a params file.
+
+    An interrupted search continues when it is started again, and the interrupted training resumes.
 
     Args:
-        space: dotted key of `params.yaml` -> ``{"low", "high"}`` with ``log`` or ``step``, or ``{"choices"}``.
-        trials: finished or pruned ones, those of earlier runs included.
-        study: name; each has a folder of its own below `.medstyle/tune`.
-        startup: trials that are not pruned, for the others to be compared with.
-        seed: of the sampler.
+        space: dotted key of `params.yaml` -> ``{"low", "high"}`` with ``log`` or ``step``, or
+            ``{"choices"}``.
+        trials: number of finished or pruned trials, including those of earlier runs.
+        study: name; each study has its own folder below `.medstyle/tune`.
+        startup: number of trials that are not pruned, as a basis for comparison.
+        seed: seed of the sampler.
     """
     folder = FOLDER / study
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,14 +78,17 @@ def tune(
         best = {key: _plain(value) for key, value in search.best_params.items()}
         _write_params(best, folder / "params.yaml")
     table = _table(search)
-    note = f"`cp {folder}/params.yaml params.yaml` takes the best, trial {search.best_trial.number}, over."
+    note = f"`cp {folder}/params.yaml params.yaml` applies the best trial, {search.best_trial.number}."
     create_markdown_artifact(f"{table}\n\n{note}", key="search", description=study)
     return best
 
 
 @task(cache_policy=NO_CACHE)
 def attempt(trial: optuna.Trial, folder: Path) -> float | None:
-    """Train with a trial's values in a folder of their own; returns the last validation error, None if ended early."""
+    """Train with a trial's values in a separate folder; return the last validation error.
+
+    It is None for a trial that ended early.
+    """
     log = get_run_logger()
     chosen = {key: _plain(value) for key, value in trial.params.items()}
     key = hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:12]
@@ -106,7 +113,7 @@ def attempt(trial: optuna.Trial, folder: Path) -> float | None:
                         raise optuna.TrialPruned(f"step {step}: worse than the median")
 
             train.run(settings, SLICES, model, place / "training.csv", heard, place / "state")
-    except (optuna.TrialPruned, UserError) as ended:  # a training that stops itself is as bad as one that is stopped
+    except (optuna.TrialPruned, UserError) as ended:  # a training that stops itself is treated like a pruned one
         log.info("trial %d ended early: %s", trial.number, ended)
         shutil.rmtree(place / "state", ignore_errors=True)
         return None
@@ -114,7 +121,7 @@ def attempt(trial: optuna.Trial, folder: Path) -> float | None:
 
 
 def _study(name: str, folder: Path, startup: int, seed: int) -> optuna.Study:
-    """Open the study; trials that a killed search has left are put in line again."""
+    """Open the study; trials that an interrupted search has left are queued again."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = optuna.create_study(
         storage=f"sqlite:///{folder.resolve()}/study.db",
@@ -133,12 +140,12 @@ def _distribution(key: str, spec: Mapping[str, Any]) -> BaseDistribution:
     if not key.startswith("train."):
         raise UserError(f"{key}: only keys of the section train can be searched; the slices stay as they are")
     try:
-        if "choices" in spec:  # a study stores texts, not lists
+        if "choices" in spec:  # a study stores strings, not lists
             return CategoricalDistribution([json.dumps(choice) for choice in spec["choices"]])
         whole = all(isinstance(value, int) for value in (spec["low"], spec["high"]))
         return IntDistribution(**spec) if whole else FloatDistribution(**spec)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{key}: {spec} is no range: {error}; give low and high, or choices") from None
+        raise UserError(f"{key}: {spec} is not a range: {error}; give low and high, or choices") from None
 
 
 def _plain(value: Any) -> Any:
@@ -146,7 +153,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_data(search: optuna.Study) -> None:
-    """Raise :class:`UserError` if there are no validation pairs, or other trials had other data or params."""
+    """Raise :class:`UserError` without validation pairs, or if data or params have changed."""
     settings, store = params.load(train.Params, "train"), SliceStore.open(SLICES)
     if not len(store.pairs(settings.source, settings.target, "validation")):
         both = f"{settings.source} and {settings.target}"
@@ -159,7 +166,7 @@ def _check_data(search: optuna.Study) -> None:
 
 
 def _write_params(values: Mapping[str, Any], out: Path) -> None:
-    """Write `params.yaml` with other ``values``, its comments and order kept."""
+    """Write `params.yaml` with other ``values``, preserving its comments and order."""
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096
     document = yaml.load(Path("params.yaml"))

@@ -1,6 +1,7 @@
-"""medstyle: from a folder of scans or pictures to a trained, measured, registered and served style-transfer model.
+"""medstyle: train, measure, register and serve style-transfer models for scans and pictures.
 
-The public names load on first use, so that ``import medstyle`` and ``medstyle --help`` stay quick.
+The public names are imported on first use, so that ``import medstyle`` and ``medstyle --help`` stay
+fast.
 """
 
 from __future__ import annotations

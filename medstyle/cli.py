@@ -1,4 +1,7 @@
-"""``medstyle …``: thin; every command calls a function of the package. Heavy imports wait inside the commands."""
+"""Define the command line ``medstyle``, a thin layer that calls functions of the package.
+
+Heavy imports are inside the commands.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ import typer
 
 from medstyle.errors import USABLE, DataError, OutputError, ParamsError, UserError, outline
 
-# before a runtime loads: idle threads sleep instead of spinning, so that other jobs may have the cores
+# before a runtime is loaded: idle threads sleep instead of spinning, so that other jobs can use the
+# cores
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
@@ -27,8 +31,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-ParamsFile = Annotated[Path, typer.Option("--params", help="File whose section of the stage's name is read.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a program to read.")]
+ParamsFile = Annotated[Path, typer.Option("--params", help="File that contains the section of the stage.")]
+Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
 Model = Annotated[str, typer.Option("--model", help="Translator folder, or a model such as models:/medstyle@champion.")]
 REFUSED = 3  # exit code of `inspect`
 DEFAULT_MODEL = "models:/medstyle@champion"
@@ -37,7 +41,7 @@ DEFAULT_MODEL = "models:/medstyle@champion"
 def main() -> None:
     """Run the command line; bad input ends in one clear line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a file may be named by bytes that are no text
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name may consist of bytes that are not text
     try:
         app()
     except UserError as error:
@@ -47,7 +51,7 @@ def main() -> None:
         if error.errno != errno.ENOSPC:
             print(outline(error), end="", file=sys.stderr)
             sys.exit(1)
-        print("medstyle: the disk is full; make room and run the same command again", file=sys.stderr)
+        print("medstyle: the disk is full; free disk space and run the same command again", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("medstyle: interrupted", file=sys.stderr)
@@ -60,7 +64,7 @@ def main() -> None:
 def _console() -> Any:
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width of its own
+    return Console(width=None if sys.stdout.isatty() else 140)  # a pipe has no width
 
 
 def _stage(name: str, file: Path) -> tuple[Any, Any]:
@@ -91,10 +95,10 @@ def phantom(
 
 @app.command()
 def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders.")], json_: Json = False) -> None:
-    """Show what would be used and what refused, and why. Writes nothing.
+    """Show which files would be used or refused, and why. Writes nothing.
 
-    Exit code 0: nothing was refused; 3: something was; 2: bad arguments. With --json voxels are read too, so that
-    more may be refused.
+    Exit code 0: nothing was refused; 3: something was refused; 2: bad arguments. With --json,
+    voxels are read as well, so more files may be refused.
 
     Example: medstyle inspect data/raw --json
     """
@@ -127,7 +131,7 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
 
 
 def _domain_by_params() -> Any:
-    """Name domains by the rules of ./params.yaml, where there is one."""
+    """Return a function that assigns domains by the rules of ./params.yaml, if the file exists."""
     if not Path("params.yaml").is_file():
         return None
     from medstyle.cohort.rules import domain_of
@@ -145,18 +149,21 @@ def deidentify(
     source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM file, or folder in any arrangement.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder; names below it are keyed hashes.")],
     dates: Annotated[
-        Literal["remove", "shift"], typer.Option(help="Shift: by a number of days that is a patient's own.")
+        Literal["remove", "shift"], typer.Option(help="Shift: by a number of days that differs for each patient.")
     ] = "remove",
     keep_patient: Annotated[bool, typer.Option("--keep-patient", help="Keep sex, age, size and weight.")] = False,
-    keep_device: Annotated[bool, typer.Option("--keep-device", help="Keep make, model and software.")] = False,
+    keep_device: Annotated[bool, typer.Option("--keep-device", help="Keep manufacturer, model and software.")] = False,
     keep_private: Annotated[
         list[str] | None, typer.Option(help="GROUP,ELEMENT,CREATOR of a private element known to be safe; repeatable.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Copy DICOM images without what tells who the patient is; exit code 2 if one is refused. Needs MEDSTYLE_SECRET.
+    """Write de-identified copies of DICOM images; exit code 2 if one is refused.
 
-    Example: medstyle deidentify data/mine data/research --keep-private "2005,xx0E,Philips MR Imaging DD 001"
+    Needs MEDSTYLE_SECRET.
+
+    Example: medstyle deidentify data/mine data/research --keep-private "2005,xx0E,Philips MR
+    Imaging DD 001"
     """
     from medstyle.dicom.deidentify import Options, deidentify_folder, private_element
 
@@ -179,14 +186,14 @@ def deidentify(
 
 @app.command()
 def acquire(file: ParamsFile = Path("params.yaml")) -> None:
-    """Stage: make the raw data (the phantom by default) in data/raw."""
+    """Stage: create the raw data (by default, the phantom) in data/raw."""
     run, params = _stage("acquire", file)
     run(params, Path("data/raw"), print)
 
 
 @app.command()
 def ingest(file: ParamsFile = Path("params.yaml")) -> None:
-    """Stage: raw files -> de-identified volumes and pictures in data/scans, and reports/ingest.json."""
+    """Stage: raw files -> de-identified images in data/scans, and reports/ingest.json."""
     run, params = _stage("ingest", file)
     run(params, Path("data/scans"), Path("reports/ingest.json"))
 
@@ -200,12 +207,15 @@ def denoise(file: ParamsFile = Path("params.yaml")) -> None:
 
 @app.command()
 def train(file: ParamsFile = Path("params.yaml")) -> None:
-    """Stage: data/slices -> models/translator. Run it again after a crash: it goes on where it stopped."""
+    """Stage: data/slices -> models/translator.
+
+    After a crash, run it again: it resumes where it stopped.
+    """
     from medstyle.registry.tracking import training_run
 
     run, params = _stage("train", file)
     processes = params.training.processes
-    if processes > 1 and "RANK" not in os.environ:  # start them: each comes back here with a rank of its own
+    if processes > 1 and "RANK" not in os.environ:  # start them: each returns here with its own rank
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         done = subprocess.run([*launcher, "-m", "medstyle.cli", "train", "--params", str(file)], check=False)
         raise typer.Exit(done.returncode)
@@ -216,7 +226,7 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
 
 
 def _check_protocol(file: Path, plan: Any, slices: Path) -> None:
-    """Raise UserError where `evaluate` could not measure what is about to be trained: better now than in hours."""
+    """Raise UserError before the training if `evaluate` could not measure its result."""
     from medstyle.data.store import SliceStore
     from medstyle.evaluation.measured import EvaluateParams, subjects_to_measure
     from medstyle.params import load
@@ -230,11 +240,11 @@ def evaluate(
     file: ParamsFile = Path("params.yaml"),
     compare: Annotated[
         tuple[str, str] | None,
-        typer.Option(help="Two versions, models or folders: measure both on the same subjects, write nothing."),
+        typer.Option(help="Two versions, models or folders: measure both on the same subjects; writes nothing."),
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Stage: measure the translator beside its baselines on unseen subjects; writes reports/.
+    """Stage: measure the translator and its baselines on unseen subjects; writes reports/.
 
     Example: medstyle evaluate --compare 3 models/translator
     """
@@ -264,7 +274,7 @@ def evaluate(
 
 
 def _inputs(file: Path, model: Path) -> tuple[Path, Path, Path, Path]:
-    """Return what `evaluate` reads: scans, slices, the translator folder and the truth."""
+    """Return the inputs of `evaluate`: scans, slices, the translator folder and the truth."""
     from medstyle.params import load
     from medstyle.stages.ingest import Params
 
@@ -272,7 +282,7 @@ def _inputs(file: Path, model: Path) -> tuple[Path, Path, Path, Path]:
 
 
 def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
-    """Measure a translator folder on the unseen subjects and write nothing; returns values by subject and measure."""
+    """Measure a translator folder on the unseen subjects; return values by subject and measure."""
     from dataclasses import replace
     from tempfile import TemporaryDirectory
 
@@ -286,49 +296,56 @@ def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
 
 @app.command()
 def register(file: ParamsFile = Path("params.yaml")) -> None:
-    """Stage: register the translator in MLflow, alias candidate, and champion if it passes the gate."""
+    """Stage: register the translator in MLflow as candidate; the gate may make it champion."""
     run, params = _stage("register", file)
     run(params, Path("models/translator"), Path("reports"), file, lambda model: _measure(file, model))
 
 
 @app.command()
 def translate(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder or file, volume file, or picture.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder (DICOM) or file of the same kind.")],
+    source: Annotated[Path, typer.Argument(metavar="IN", help="DICOM folder or file, volume file, picture or video.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder (DICOM), or file of the same kind.")],
     model: Model = DEFAULT_MODEL,
-    to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, where rules cannot tell.")] = None,
+    to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, if no rule determines it.")] = None,
     style: Annotated[
-        list[Path] | None, typer.Option(help="Image of the target domain whose style is taken; again for a mixture.")
+        list[Path] | None,
+        typer.Option(help="Image of the target domain that defines the style; repeat it for a mixture."),
     ] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="Of each --style in the mixture; default: equal.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw a random style.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of each --style in the mixture; default: equal.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
-    strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them as they are, 1 is the whole style.")] = 1.0,
-    keep_colour: Annotated[bool, typer.Option(help="Pictures: keep their colours, take the lightness.")] = False,
+    strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them unchanged, 1 applies the full style.")] = 1.0,
+    keep_colour: Annotated[
+        bool, typer.Option(help="Pictures: keep their colours; take only the lightness of the style.")
+    ] = False,
     size: Annotated[
-        int | None, typer.Option(help="Pictures: shorter side at which they are painted; smaller is a broader brush.")
+        int | None, typer.Option(help="Pictures: shorter side at which they are rendered; smaller is a broader brush.")
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option(help="Pictures: a picture, white where the style goes, black where nothing changes.")
+        Path | None, typer.Option(help="Pictures: a mask, white where the style applies, black where nothing changes.")
     ] = None,
     temporal_smoothing: Annotated[
-        float, typer.Option(help="Videos: share of the frame before, where it is found again; 0: each frame by itself.")
+        float, typer.Option(help="Videos: share of the previous frame in regions that match; 0: independent frames.")
     ] = 0.8,
-    sharpen: Annotated[float, typer.Option(help="Pictures: raise edges, 0 not at all, 1 strongly.")] = 0.0,
-    upscale: Annotated[int, typer.Option(help="Pictures: 2 to 4 times as large, without new detail.")] = 1,
+    sharpen: Annotated[float, typer.Option(help="Pictures: sharpening, from 0 (none) to 1 (strong).")] = 0.0,
+    upscale: Annotated[int, typer.Option(help="Pictures: enlarge 2 to 4 times, without new detail.")] = 1,
     method: Annotated[
-        str | None, typer.Option(help="A classical method with --style instead of a model: histogram_matching, ...")
+        str | None,
+        typer.Option(help="Classical method to use with --style instead of a model: histogram_matching, ..."),
     ] = None,
-    force: Annotated[bool, typer.Option(help="Translate even what is unlike the training images.")] = False,
+    force: Annotated[bool, typer.Option(help="Translate even what does not resemble the training images.")] = False,
     allow: Annotated[
-        list[str] | None, typer.Option(help="Code of images that you have looked at and let through: E_BURNED_IN.")
+        list[str] | None, typer.Option(help="Code to override after inspection of the images, such as E_BURNED_IN.")
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Translate a scan, picture or video: DICOM -> DICOM, NIfTI -> NIfTI, picture -> picture, video -> video.
+    """Translate a scan, picture or video to a file of the same kind (DICOM, NIfTI, ...).
 
-    Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model models/translator
+    Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model
+    models/translator
     """
     from medstyle.inference.files import Request, read_mask, translate_path
     from medstyle.inference.render_options import RenderOptions
@@ -391,7 +408,7 @@ def ensemble(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New translator folder.")],
     folders: Annotated[list[Path], typer.Argument(metavar="FOLDER...", help="Translators that differ in their seed.")],
 ) -> None:
-    """Join translators into one whose output is the mean of theirs.
+    """Combine translators into one whose output is the mean of their outputs.
 
     Example: medstyle ensemble models/ensemble models/seed-0 models/seed-1 models/seed-2
     """
@@ -406,7 +423,7 @@ def ensemble(
 def _translator(reference: str) -> Any:
     from medstyle.networks.translator import Translator
 
-    if not reference.startswith("models:/"):  # a folder needs none of the registry's imports
+    if not reference.startswith("models:/"):  # a folder does not need the registry's imports
         return Translator.load(reference)
     from medstyle.registry.models import fetch
 
@@ -417,9 +434,9 @@ def _translator(reference: str) -> Any:
 def export(
     model: Annotated[str, typer.Argument(help="Translator folder, or a model such as models:/medstyle@champion.")],
     out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
-    to: Annotated[str | None, typer.Option(help="Target domain; default: what the model was trained for.")] = None,
+    to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
 ) -> None:
-    """Write a model for other runtimes: network units in, network units out; batch and sizes are free.
+    """Write a model for other runtimes: network units in and out, for any batch and image size.
 
     Example: medstyle export models/translator model.onnx
     """
@@ -454,7 +471,7 @@ def models(json_: Json = False) -> None:
 @app.command()
 def promote(
     version: Annotated[str, typer.Argument(help="Version to make champion.")],
-    because: Annotated[str | None, typer.Option(help="Reason to overrule a failed gate; recorded.")] = None,
+    because: Annotated[str | None, typer.Option(help="Reason to override a failed gate; it is recorded.")] = None,
 ) -> None:
     """Make VERSION the champion; the old champion becomes `previous`.
 
@@ -475,12 +492,12 @@ def rollback() -> None:
 
 @app.command()
 def summary() -> None:
-    """Show what the last run made and what to do next."""
+    """Show the results of the last run and the next steps."""
     from medstyle.registry.models import versions
 
     path = Path("reports/metrics.json")
     if not path.is_file():
-        raise ParamsError(f"{path}: absent; run `dvc repro` first")
+        raise ParamsError(f"{path}: missing; run `dvc repro` first")
     metrics = json.loads(path.read_text())
     from rich.table import Table
 
@@ -523,14 +540,16 @@ def serve(
     model: Annotated[str, typer.Option(help="Registered model to serve.")] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 5101,
-    workers: Annotated[int, typer.Option(min=1, help="Processes that translate, one request at a time each.")] = 1,
-    body_mb: Annotated[int, typer.Option(help="Largest request, MiB.")] = 256,
-    capacity: Annotated[int, typer.Option(help="Requests held at once, those that wait included.")] = 16,
-    timeout: Annotated[float, typer.Option(help="Seconds for a translation; also to wait for one.")] = 300.0,
-    poll: Annotated[float, typer.Option(help="Seconds between two looks at the alias.")] = 5.0,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes, each for one request at a time.")] = 1,
+    body_mb: Annotated[int, typer.Option(help="Largest request in MiB.")] = 256,
+    capacity: Annotated[int, typer.Option(help="Largest number of waiting and running requests.")] = 16,
+    timeout: Annotated[
+        float, typer.Option(help="Time limit in seconds to translate; also to wait for a worker.")
+    ] = 300.0,
+    poll: Annotated[float, typer.Option(help="Interval in seconds between checks of the alias.")] = 5.0,
     audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per image.")] = None,
 ) -> None:
-    """Serve a registered model over HTTP, and follow its alias without a pause.
+    """Serve a registered model over HTTP, and follow its alias without downtime.
 
     Example: medstyle serve --port 5101 --audit audit.jsonl
     """

@@ -1,4 +1,4 @@
-"""Ask a served model over HTTP, from a machine that has neither the model nor its packages."""
+"""Query a served model over HTTP, from a machine that has neither the model nor its packages."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ Image = str | Path | bytes
 
 @dataclass(frozen=True)
 class Answer:
-    """A synthetic image as it travels.
+    """A synthetic image from a server.
 
     Attributes:
-        image: a file's bytes of the kind that was sent; a zip for a DICOM series.
-        uncertainty: a map of the same kind, empty unless asked for.
-        content_type: of ``image``.
-        domain: what it shows.
-        ood_score, ood_verdict: how unlike the training images the source was; ``ok``, ``warn`` or ``refuse``.
-        weights_sha256: of the model that made it.
+        image: bytes of a file of the same kind as the request; a zip for a DICOM series.
+        uncertainty: a map of the same kind; empty unless requested.
+        content_type: media type of ``image``.
+        domain: domain of the image.
+        ood_score, ood_verdict: how much the source deviates from the training images; ``ok``,
+            ``warn`` or ``refuse``.
+        weights_sha256: hash of the model that made it.
         warnings: what is wrong with it, or empty.
     """
 
@@ -43,7 +44,7 @@ class Answer:
     warnings: str
 
     def save(self, path: str | Path) -> None:
-        """Write the image as ``path``, a folder of DICOM files for a series, and its map beside it."""
+        """Write the image to ``path`` (a folder for a DICOM series), and its map beside it."""
         place = Path(path)
         _write(self.image, place)
         if self.uncertainty:
@@ -51,13 +52,13 @@ class Answer:
 
 
 class Client:
-    """A served model; in a ``with`` block its connections are closed at the end.
+    """A served model; a ``with`` block closes its connections at the end.
 
     Args:
-        url: of `medstyle serve` or ``mlflow models serve``.
-        retries: how often a request is sent again that found no connection or a busy server (503), with growing
-            pauses, or as long as the server asks for.
-        timeout_s: for an answer.
+        url: address of `medstyle serve` or ``mlflow models serve``.
+        retries: how often a request is repeated if it finds no connection or a busy server (503),
+            with growing pauses or those that the server asks for.
+        timeout_s: time limit for an answer in seconds.
     """
 
     def __init__(self, url: str = "http://127.0.0.1:5101", *, retries: int = 8, timeout_s: float = 660.0) -> None:
@@ -88,15 +89,17 @@ class Client:
         """Translate one image.
 
         Args:
-            image: a file (DICOM, NIfTI, NPY, PNG, JPEG), a folder with a DICOM study, or a file's bytes.
-            reference: image of ``target`` whose style is taken.
-            target: default: the domain the model was trained for.
-            seed: draws a style.
-            uncertainty: also ask for a map.
+            image: a file (DICOM, NIfTI, NPY, PNG, JPEG), a folder with a DICOM study, or a file's
+                bytes.
+            reference: image of ``target`` that defines the style.
+            target: default: the domain that the model was trained for.
+            seed: seed of a random style.
+            uncertainty: also request a map.
 
         Raises:
-            Refusal: ``E_SERVER`` the server refuses the image or cannot translate it; with the server's reason.
-            UserError: there is no such file, or the server does not answer or stays busy.
+            Refusal: ``E_SERVER`` the server refuses the image or cannot translate it, with the
+                server's reason.
+            UserError: the file does not exist, or the server does not answer or stays busy.
         """
         row = {"image": _read(image), **({"reference": _read(reference)} if reference is not None else {})}
         options = {"target": target, "seed": seed, "uncertainty": uncertainty}
@@ -117,13 +120,15 @@ class Client:
         return Answer(**made)
 
     def translate_folder(self, folder: str | Path, out: str | Path, **options: Any) -> dict[str, str]:
-        """Translate each file, and each folder as one DICOM study, that lies in ``folder``; show the progress.
+        """Translate each file in ``folder``, and each folder in it as one DICOM study.
 
-        Results get the same names in ``out``. What is there already is not made again, so that a call that was cut
-        short is continued by the same call. ``options`` are those of :meth:`translate`.
+        Show the progress.
+
+        Results get the same names in ``out``. Existing results are not made again, so that the same
+        call continues an interrupted one. ``options`` are those of :meth:`translate`.
 
         Returns:
-            What was refused: name -> reason.
+            The refused items: name -> reason.
         """
         place, refused = Path(out), {}
         place.mkdir(parents=True, exist_ok=True)
@@ -137,7 +142,10 @@ class Client:
 
 
 def _read(image: Image) -> str:
-    """Return an image in base64, a folder as a zip whose names are numbers: file names may hold a patient's."""
+    """Return an image in base64.
+
+    A folder becomes a zip of numbered files, to hide patients' names.
+    """
     if isinstance(image, bytes):
         return base64.b64encode(image).decode()
     path = Path(image)
@@ -157,11 +165,11 @@ def _reason(answer: BaseHTTPResponse) -> str:
     try:
         return str(answer.json()["message"]).removeprefix("row 0: ")
     except (ValueError, KeyError, TypeError):
-        return "the answer says nothing about it"
+        return "the answer has no explanation"
 
 
 def _write(data: bytes, path: Path) -> None:
-    """Write a file, or what is in a zip as the folder ``path``; nothing is overwritten or left half-written."""
+    """Write a file, or the content of a zip as a folder, atomically, without overwriting."""
     if path.exists():
         raise OutputError(f"{path}: exists already; remove it or choose another name")
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:

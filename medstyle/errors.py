@@ -1,16 +1,16 @@
-"""Errors that a caller can act on: one line that names the cause and the remedy, never a traceback.
+"""Define the errors that a user can act on: one line that names the cause and the remedy.
 
-=====================  ==============================================================================
-:class:`UserError`     the base of all; the command line prints it and exits with code 2
-:class:`Refusal`       an input that cannot be used, with a :class:`Code`
-:class:`ParamsError`   a value in params.yaml, on the command line or in the environment
-:class:`DataError`     files or a data set that lack what was asked of them
-:class:`ModelError`    a translator or a registered version that is absent, damaged or does not fit
-:class:`TrainingError` a training that stopped itself
-:class:`OutputError`   an output that exists already or cannot be written
-:class:`ServiceError`  a server, registry or scheduler that does not answer
-:class:`MissingPackage` an optional package that is not installed
-=====================  ==============================================================================
+=====================
+============================================================================== :class:`UserError`
+the base of all; the command line prints it and exits with code 2 :class:`Refusal`       an input
+that cannot be used, with a :class:`Code` :class:`ParamsError`   an invalid value in params.yaml, on
+the command line or in the environment :class:`DataError`     files or a data set that lack
+something that is needed :class:`ModelError`    a translator or a registered version that is
+missing, damaged or unsuitable :class:`TrainingError` a training that stopped itself
+:class:`OutputError`   an output that already exists or cannot be written :class:`ServiceError`  a
+server, registry or scheduler that does not answer :class:`MissingPackage` an optional package that
+is not installed =====================
+==============================================================================
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-MARK = "__patient_data__"  # a module with this global reads or holds what hospitals send, wherever it may be moved
+MARK = "__patient_data__"  # modules with this global read or hold data from hospitals, even after they are moved
 
 
 class Code(StrEnum):
-    """What is wrong with an input: stable and machine-readable.
+    """The problem with an input: stable and machine-readable.
 
     Example:
         >>> Code.E_GAP.meaning
-        'distances between slices differ, or positions leave a straight line: add the slices, or set `ingest.gaps`'
+        'distances between slices differ, or positions leave a straight line: add the slices, or set
+        `ingest.gaps`'
     """
 
     meaning: str
@@ -43,7 +44,7 @@ class Code(StrEnum):
     E_4D = (
         "E_4D",
         (
-            "several images at each position, or a mosaic that does not say how it is tiled: choose"
+            "several images at each position, or a mosaic that does not define its tiling: choose"
             " one by `ingest.time_point` or `Series.volume(n)`, or export it as enhanced DICOM"
         ),
     )
@@ -51,8 +52,8 @@ class Code(StrEnum):
     E_BURNED_IN = (
         "E_BURNED_IN",
         (
-            "the pixels may show who the patient is: look at them, then pass `--allow E_BURNED_IN` "
-            "or `ingest.allow`; BurnedInAnnotation YES is always refused"
+            "the pixels may show who the patient is: inspect them, then pass `--allow E_BURNED_IN` "
+            "or set `ingest.allow`; BurnedInAnnotation YES is always refused"
         ),
     )
     E_COLOR = "E_COLOR", ("colours where grey values are expected: read it with `read_colour`, or as a picture")
@@ -66,8 +67,8 @@ class Code(StrEnum):
     E_DETACHED = (
         "E_DETACHED",
         (
-            "an NRRD or MetaImage header whose voxels lie outside its folder, in several files, or "
-            "nowhere: write one file"
+            "an NRRD or MetaImage header whose voxels are outside its folder, in several files, or "
+            "missing: write one file"
         ),
     )
     E_DOMAIN = "E_DOMAIN", ("the modality cannot be of this domain: correct the rule, or name the right domain")
@@ -75,12 +76,12 @@ class Code(StrEnum):
         "E_DUPLICATE",
         (
             "the same DICOM instance again, byte for byte, or a picture that is nearly the same as "
-            "another of its domain: nothing needs doing; `ingest.duplicates` keeps such pictures"
+            "another of its domain: no action is needed; `ingest.duplicates` keeps such pictures"
         ),
     )
     E_DUPLICATE_DOMAIN = (
         "E_DUPLICATE_DOMAIN",
-        ("another scan of the same session has been taken for this domain: make the rules narrower"),
+        ("another scan of the same session has been taken for this domain: make the rules more specific"),
     )
     E_DUP_CONFLICT = (
         "E_DUP_CONFLICT",
@@ -89,8 +90,8 @@ class Code(StrEnum):
             "the positions: keep one, or export each time point"
         ),
     )
-    E_EMPTY = "E_EMPTY", ("the image, or the reference of a style, shows no body: every voxel has about the same value")
-    E_EXISTS = "E_EXISTS", ("the output is there already, and nothing is ever overwritten: choose another place")
+    E_EMPTY = "E_EMPTY", ("the image, or the reference of a style, shows no body: all voxels have about the same value")
+    E_EXISTS = "E_EXISTS", ("the output exists already, and nothing is ever overwritten: choose another name")
     E_FAULT = "E_FAULT", "an unexpected error of one study in the inbox: see its `reason.json`"
     E_FORMAT = (
         "E_FORMAT",
@@ -116,47 +117,47 @@ class Code(StrEnum):
     E_MIXED_ORIENTATION = (
         "E_MIXED_ORIENTATION",
         (
-            "single images that each look another way, or a NIfTI file whose qform, sform and "
+            "single images in different orientations, or a NIfTI file whose qform, sform and "
             "pixdim disagree by more than 0.5 mm: export one orientation"
         ),
     )
     E_NOT_DICOM = (
         "E_NOT_DICOM",
         (
-            "no DICOM content, an empty file, or no regular file: nothing needs doing, or rename a "
-            "file whose name says DICOM wrongly"
+            "no DICOM content, an empty file, or not a regular file: no action is needed; rename a "
+            "file that has a DICOM suffix by mistake"
         ),
     )
     E_NOT_FINITE = "E_NOT_FINITE", ("NaN or infinity among the voxels, or rescaled values beyond float32: replace them")
-    E_NO_GEOMETRY = "E_NO_GEOMETRY", ("positions or orientation are missing or senseless: export the original images")
-    E_NO_LABEL = "E_NO_LABEL", ("`ingest.labels` does not list this picture, and no rule goes by its path alone")
+    E_NO_GEOMETRY = "E_NO_GEOMETRY", ("positions or orientation are missing or invalid: export the original images")
+    E_NO_LABEL = "E_NO_LABEL", ("`ingest.labels` does not list this picture, and no rule matches its path alone")
     E_NO_PIXELS = "E_NO_PIXELS", "an image header without pixels"
-    E_NO_RULE = "E_NO_RULE", "no rule in params.yaml names its domain: add a rule, or leave it out"
+    E_NO_RULE = "E_NO_RULE", "no rule in params.yaml assigns it a domain: add a rule, or leave it out"
     E_OUT_OF_DISTRIBUTION = (
         "E_OUT_OF_DISTRIBUTION",
-        ("the input does not resemble the training images: check its domain, or insist with `--force`"),
+        ("the input does not resemble the training images: check its domain, or override with `--force`"),
     )
-    E_PAIR_APART = "E_PAIR_APART", ("less than half of the smaller body lies in the other: check who is who")
+    E_PAIR_APART = "E_PAIR_APART", ("less than half of the smaller body lies in the other: check the identities")
     E_PAIR_SHIFTED = (
         "E_PAIR_SHIFTED",
         ("the two scans fit better after a shift of 6 mm or more: `denoise.alignment: rigid`"),
     )
     E_PAIR_SPACE = (
         "E_PAIR_SPACE",
-        ("the two scans have frames of reference of their own and are aligned by headers: `denoise.alignment: rigid`"),
+        ("the two scans have different frames of reference but are aligned by headers: `denoise.alignment: rigid`"),
     )
     E_PAIR_TURNED = (
         "E_PAIR_TURNED",
-        ("the two scans fit better after a turn of 6 degrees or more: `denoise.alignment: rigid`"),
+        ("the two scans fit better after a rotation of 6 degrees or more: `denoise.alignment: rigid`"),
     )
     E_PAIR_UNLIKE = (
         "E_PAIR_UNLIKE",
         (
-            "the two scans share far less information than the other pairs, as scans of two people "
-            "would: check who is who"
+            "the two scans share far less information than the other pairs, like scans of two "
+            "people: check the identities"
         ),
     )
-    E_REGISTRATION = "E_REGISTRATION", "no alignment of the two scans was found: check who is who"
+    E_REGISTRATION = "E_REGISTRATION", "no alignment of the two scans was found: check the identities"
     E_SERVER = "E_SERVER", "a server answered with an error: see its text"
     E_SHAPE = (
         "E_SHAPE",
@@ -177,7 +178,7 @@ class Code(StrEnum):
         "E_SUBJECT",
         ("PatientID is empty, or `ingest.subject` does not match the path: set or correct `ingest.subject`"),
     )
-    E_SYNTHETIC = "E_SYNTHETIC", ("a model made it, so it is no training data: use the original, or `ingest.allow`")
+    E_SYNTHETIC = "E_SYNTHETIC", ("a model made it, so it is not training data: use the original, or `ingest.allow`")
     E_TILT_NEEDS_RESAMPLE = (
         "E_TILT_NEEDS_RESAMPLE",
         (
@@ -203,7 +204,7 @@ class Code(StrEnum):
     )
 
 
-USABLE: tuple[str, ...] = ("", Code.E_TILT_NEEDS_RESAMPLE)  # codes of an image that is read without an override
+USABLE: tuple[str, ...] = ("", Code.E_TILT_NEEDS_RESAMPLE)  # codes of images that are read without an override
 
 
 class UserError(Exception):
@@ -211,23 +212,23 @@ class UserError(Exception):
 
 
 class ParamsError(UserError):
-    """A value in params.yaml, on the command line or in the environment that cannot be used."""
+    """An invalid value in params.yaml, on the command line or in the environment."""
 
 
 class DataError(UserError):
-    """Files or a data set that lack what was asked of them."""
+    """Files or a data set that lack something that is needed."""
 
 
 class ModelError(UserError):
-    """A translator or a registered version that is absent, damaged, or does not fit."""
+    """A translator or a registered version that is missing, damaged or unsuitable."""
 
 
 class TrainingError(UserError):
-    """A training that stopped itself, because it would have made no model."""
+    """A training that stopped itself, because it would not have made a model."""
 
 
 class OutputError(UserError):
-    """An output that exists already or cannot be written."""
+    """An output that already exists or cannot be written."""
 
 
 class ServiceError(UserError):
@@ -241,7 +242,7 @@ class MissingPackage(UserError):
 class Refusal(UserError):
     """An input that cannot be used.
 
-    The message holds the numbers and the remedy and never patient data.
+    The message contains the numbers and the remedy, and never patient data.
 
     Example:
         >>> error = Refusal(Code.E_GAP, "slice 3 is missing")
@@ -255,7 +256,7 @@ class Refusal(UserError):
         self.reason = reason
 
     def __reduce__(self) -> tuple[type[Refusal], tuple[str, str]]:
-        """Say how another process makes it again."""
+        """Return how another process can recreate the error."""
         return type(self), (self.code, self.reason)
 
 
@@ -275,10 +276,10 @@ def reading() -> Iterator[None]:
 
 
 def outline(error: BaseException) -> str:
-    """Return the traceback of an error that nobody expected, without its text where it may quote a header or a path.
+    """Return the traceback of an unexpected error, without text that may be patient data.
 
-    That is where it passed through a module that is marked as handling patient data (:data:`MARK`);
-    ``MEDSTYLE_DEBUG`` in the environment shows the text.
+    That is the case if the error passed through a module that is marked as handling patient data
+    (:data:`MARK`); ``MEDSTYLE_DEBUG`` in the environment shows the message.
     """
     frames = (frame for one in _chain(error) for frame, _ in traceback.walk_tb(one.__traceback__))
     near = any(MARK in frame.f_globals for frame in frames)

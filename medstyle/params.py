@@ -1,4 +1,4 @@
-"""One section of ``params.yaml`` -> the frozen dataclass of the stage that owns it."""
+"""Load a section of ``params.yaml`` as the frozen dataclass of the stage that owns it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass_transform(frozen_default=True)
 def params(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen dataclass whose unknown keys and wrong types are errors when it is loaded."""
+    """Make ``cls`` a frozen dataclass that rejects unknown keys and wrong types on loading."""
     cls.__pydantic_config__ = {"extra": "forbid", "strict": True, "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(cls)
 
@@ -27,8 +27,8 @@ def load(cls: type[T], section: str, path: Path | str = "params.yaml") -> T:
     """Read ``section`` of the YAML file ``path`` as ``cls``.
 
     Raises:
-        UserError: the file or section is absent, a key is unknown or missing, or a value has the wrong type; the
-            message names file, key and cause.
+        UserError: the file is missing, a key is unknown or missing, or a value has the wrong type;
+            the message names file, key and cause.
     """
     return parse(cls, _sections(Path(path)).get(section, {}), f"{path}: {section}")
 
@@ -48,7 +48,7 @@ def _sections(path: Path) -> dict[str, Any]:
     return document
 
 
-# keys of params.yaml by their former names; the last part of the new name is said
+# former names of keys in params.yaml -> last part of the new name, for the error message
 RENAMED = {
     "denoise.registration": "alignment",
     "denoise.atlas": "common_space",
@@ -59,13 +59,15 @@ RENAMED = {
 
 
 def parse(cls: type[T], values: object, where: str) -> T:
-    """Check plain ``values`` (as YAML gives them) against ``cls``; ``where`` begins the error message.
+    """Check plain ``values`` (as loaded from YAML) against ``cls``.
+
+    ``where`` begins the error message.
 
     Raises:
-        UserError: a key is unknown, has another name now or is missing, or a value has the wrong type.
+        UserError: a key is unknown, renamed or missing, or a value has the wrong type.
     """
     try:
-        # JSON mode, because there a list may fill a tuple field although types are otherwise strict.
+        # JSON mode, because it accepts a list for a tuple although types are strict otherwise.
         return parse_json(cls, json.dumps(values), where)
     except TypeError as error:
         raise ParamsError(f"{where}: {error}; quote the value if it is meant as text") from None
@@ -84,13 +86,13 @@ def parse_json(cls: type[T], text: str | bytes, where: str) -> T:
             first["type"], f"{first['msg'][0].lower()}{first['msg'][1:]}, got {first['input']!r}"
         )
         if new := next((new for old, new in RENAMED.items() if key.endswith(old)), None):
-            cause = f"is now called {new}"
+            cause = f"has been renamed to {new}"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise ParamsError(f"{key}: {cause}{more}") from None
 
 
 def _keys(location: tuple[int | str, ...], text: str | bytes) -> list[str]:
-    """Return the keys that lead to a fault; pydantic puts the tag of a union between them."""
+    """Return the keys that lead to an error; pydantic inserts the tags of unions between them."""
     value: Any = json.loads(text) if location else None
     keys = []
     for part in location:

@@ -1,4 +1,4 @@
-"""Names that do not tell who or what is meant: keyed hashes, and the secret that keys them."""
+"""Make pseudonyms: keyed hashes that do not reveal what they stand for, and their secret."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from pathlib import Path
 
 from medstyle.errors import ParamsError
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-PUBLIC_SECRET = "medstyle"  # not a secret: with it a key can be guessed by hashing candidate names
+PUBLIC_SECRET = "medstyle"  # not secret: with it, a key can be guessed by hashing candidate names
 NO_SECRET = (
-    "no secret is set, so whoever can guess a PatientID recognises its key; "
+    "no secret is set, so anyone who can guess a PatientID recognises its key; "
     "export MEDSTYLE_SECRET=... or MEDSTYLE_SECRET_FILE=FILE, kept outside the repository"
 )
 
 
 def own_secret() -> str | None:
-    """Return ``MEDSTYLE_SECRET``, or the text of the file that ``MEDSTYLE_SECRET_FILE`` names; None without either.
+    """Return ``MEDSTYLE_SECRET``, or the text of the file ``MEDSTYLE_SECRET_FILE``, or None.
 
     Raises:
-        UserError: the file cannot be read, is empty, or lies in a git repository, which may be published.
+        UserError: the file cannot be read, is empty, or lies in a git repository, which may be
+            published.
     """
     if secret := os.environ.get("MEDSTYLE_SECRET"):
         return secret
@@ -47,28 +48,34 @@ def _secret_in(file: Path) -> str:
 
 
 def subject_key(patient_id: str) -> str:
-    """Return ``sub-`` and 12 hexadecimal digits of HMAC-SHA256 of ``patient_id``, keyed with :func:`own_secret`.
+    """Return ``sub-`` and 12 hexadecimal digits of the HMAC-SHA256 of ``patient_id``.
 
-    Without a secret a public one is used: keys are then stable and pseudonymous, but whoever can guess a PatientID
-    can recognise it.
+    The key is that of :func:`own_secret`. Without a secret, a public one is used: keys are then
+    stable and pseudonymous, but anyone who can guess a PatientID can recognise it.
     """
     return f"sub-{short_key('subject', patient_id.strip())}"
 
 
 def short_key(use: str, value: str) -> str:
-    """Return 12 hexadecimal digits that name ``value`` for one ``use`` and do not tell it; see :func:`subject_key`."""
+    """Return 12 hexadecimal digits that identify ``value`` for one ``use`` without revealing it."""
     return digest(use, value).hex()[:12]
 
 
 def digest(use: str, value: str) -> bytes:
-    """Return a keyed hash; ``use`` keeps hashes for one purpose from being looked up in another."""
+    """Return a keyed hash.
+
+    ``use`` prevents hashes for one purpose from being looked up in another.
+    """
     key = own_secret() or PUBLIC_SECRET
     return hmac.new(key.encode(), f"{use}\0{value}".encode(errors="surrogateescape"), hashlib.sha256).digest()
 
 
-SESSION = "_ses-"  # between the key of a person and that of a session
+SESSION = "_ses-"  # separates the key of a person from that of a session
 
 
 def person_of(subject: str) -> str:
-    """Return the key of the person whose session a subject is: a person stays on one side of a split."""
+    """Return the key of the person to whom a subject (session) belongs.
+
+    Splits keep persons together.
+    """
     return subject.partition(SESSION)[0]

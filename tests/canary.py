@@ -1,4 +1,4 @@
-"""Canaries: words and digits that are planted in patient data and found again, whatever they are wrapped in."""
+"""Plant canaries (words and digits) in patient data, and find them again in any wrapping."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def value_of(keyword: str) -> str:
 
 
 def plant(path: Path, subject: int, series: int, number: int, syntax: UID | None = None) -> None:
-    """Fill the DICOM file with canaries; what belongs together still does, and the image stays as it is."""
+    """Fill the DICOM file with canaries.
+
+    What belongs together still does, and the image stays as it is.
+    """
     dataset = pydicom.dcmread(path)
     for keyword in ELEMENTS:
         setattr(dataset, keyword, value_of(keyword))
@@ -125,7 +128,8 @@ def _plant_private_and_repeating(dataset: Dataset) -> None:
 
 
 def search(root: Path, *skip: Path) -> list[str]:
-    """Return every canary in the names and bytes of what lies below ``root``, but for the folders ``skip``."""
+    """Return every canary in the names and bytes of what lies below ``root``, but for the folders
+    ``skip``."""
     found = []
     for path in sorted(root.rglob("*")):
         if not any(path.is_relative_to(place) for place in skip):
@@ -141,7 +145,8 @@ def find(data: bytes, where: str = "") -> list[str]:
 
 
 def _base64(text: bytes) -> Iterator[bytes]:
-    """Give the digits of ``text`` in base64 that its neighbours do not change, for each of its three alignments."""
+    """Give the digits of ``text`` in base64 that its neighbours do not change, for each of its
+    three alignments."""
     for before in range(3):
         whole = base64.b64encode(bytes(before) + text)
         yield whole[-(-before * 8 // 6) : (before + len(text)) * 8 // 6]
@@ -162,7 +167,8 @@ FORMS = tuple(_forms())
 
 
 def spotted(blob: bytes) -> list[str]:
-    """Return each form of a canary that is in ``blob`` as it is, with what surrounds the first of them."""
+    """Return each form of a canary that is in ``blob`` as it is, with what surrounds the first of
+    them."""
     lower, found = blob.lower(), []
     for name, needle, ignoring_case in FORMS:
         text = lower if ignoring_case else blob
@@ -179,7 +185,8 @@ def _inside_a_number(text: bytes, start: int, end: int) -> bool:
 
 
 def _unpacked(data: bytes, depth: int = 0) -> Iterator[tuple[str, bytes]]:
-    """Give ``data`` and what is inside: members of zips, gzip and zlib streams anywhere, base64, deflated DICOM."""
+    """Give ``data`` and what is inside: members of zips, gzip and zlib streams anywhere, base64,
+    deflated DICOM."""
     yield "", data
     if depth == 4:
         return

@@ -1,4 +1,4 @@
-"""Small real data for every test: phantom studies, a translator trained on them for a few steps, a whole project."""
+"""Provide small real data for every test: phantom studies, a translator, a whole project."""
 
 from __future__ import annotations
 
@@ -80,7 +80,8 @@ def write_params(folder: Path, changes: dict | None = None) -> Path:
     return path
 
 
-# What takes longest begins first, so that all processes end together. Tests of one group share a server or a run.
+# What takes longest begins first, so that all processes end together. Tests of one group share a
+# server or a run.
 GROUPS = {"tests/flows": "flows", "tests/test_pipeline.py": "flows"}
 LONGEST = (
     "tests/flows",
@@ -128,7 +129,9 @@ Once = Callable[[str, Callable[[Path], object]], Path]
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Once]:
-    """Return a function that has a folder made by the first process that asks for it; all share it, nobody may write.
+    """Return a function that has a folder made by the first process that asks for it.
+
+    All share it, nobody may write.
 
     What a test has changed in such a folder fails the last test of the process that made it.
     """
@@ -209,7 +212,8 @@ class Project:
 
     @property
     def env(self) -> dict[str, str]:
-        """Return an environment in which `medstyle`, `dvc` and `prefect` are this environment's and run the copy."""
+        """Return an environment in which `medstyle`, `dvc` and `prefect` are this environment's and
+        run the copy."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "MEDSTYLE_"))}
         return {
             **inherited,
@@ -255,12 +259,18 @@ def copy_project(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Proje
 
 @pytest.fixture(scope="session")
 def finished(once: Once) -> Project:
-    """Return a copy of the project in which the whole run has been made once. Do not change it, use ``copied``."""
+    """Return a copy of the project in which the whole run has been made once.
+
+    Do not change it, use ``copied``.
+    """
     return Project(once("finished", _make_finished))
 
 
 def _make_finished(folder: Path) -> None:
-    """Run the pipeline from nothing, kill it in training, and run it again; what that printed is in `printed`."""
+    """Run the pipeline from nothing, kill it in training, and run it again.
+
+    What that printed is in `printed`.
+    """
     project = Project.copy(folder)
     project.run("dvc", "repro", "denoise")
     process = project.start("dvc", "repro", "train")
@@ -275,7 +285,10 @@ def _make_finished(folder: Path) -> None:
 
 @pytest.fixture
 def copied(finished: Project, tmp_path: Path) -> Project:
-    """Return a copy of the finished project, to be changed; its registry is empty, since paths in one are absolute."""
+    """Return a copy of the finished project, to be changed.
+
+    Its registry is empty, since paths in one are absolute.
+    """
     left_out = shutil.ignore_patterns("mlflow.db*", "mlruns")
     shutil.copytree(finished.folder, tmp_path / "project", ignore=left_out)
     return Project(tmp_path / "project")
@@ -283,7 +296,8 @@ def copied(finished: Project, tmp_path: Path) -> Project:
 
 @pytest.fixture
 def registry_folder(once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Change to a folder that holds the database of an empty registry: MLflow needs a second to make its tables."""
+    """Change to a folder that holds the database of an empty registry: MLflow needs a second to
+    make its tables."""
     import mlflow
 
     def migrate(folder: Path) -> None:
@@ -305,7 +319,8 @@ def registry_folder(once: Once, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def medstyle(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
-    """Call the command line in this process: another one would import for seconds before it does anything."""
+    """Call the command line in this process: another one would import for seconds before it does
+    anything."""
     from medstyle.cli import main
 
     monkeypatch.setenv("COLUMNS", "100")

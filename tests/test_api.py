@@ -43,7 +43,8 @@ OWN = {  # names of our classes and aliases, wherever they are
     for name in name
     if name
 }
-# names of the standard library, aliases of literals and unions, and what a caller passes on without looking into it
+# names of the standard library, aliases of literals and unions, and what a caller passes on without
+# looking into it
 INTERNAL = {
     "Mapping",
     "Sequence",
@@ -94,7 +95,7 @@ def test_a_former_key_of_params_is_refused_with_its_new_name():
             inside = inside.setdefault(part, {})
         inside[key] = 1
         stage = importlib.import_module(f"medstyle.stages.{section}")
-        with pytest.raises(medstyle.ParamsError, match=f"is now called {new}"):
+        with pytest.raises(medstyle.ParamsError, match=f"has been renamed to {new}"):
             params.parse(stage.Params, values, f"params.yaml: {section}")
 
 

@@ -1,4 +1,4 @@
-"""Patient data stays where it was: a canary in every field of the input is in nothing that a run keeps or says."""
+"""Patient data does not leak: no canary of the input is in anything that a run keeps or prints."""
 
 from __future__ import annotations
 
@@ -182,7 +182,8 @@ def ran(
 
 
 def fill(mine: Path, raw: Path, slice_file: Path) -> None:
-    """Make data of one's own in ``mine``: phantom studies with canaries, a NIfTI study, and what must be refused."""
+    """Make data of one's own in ``mine``: phantom studies with canaries, a NIfTI study, and what
+    must be refused."""
     for subject, study in enumerate(sorted((raw / "studies").iterdir())):
         for series, folder in enumerate(sorted(study.iterdir())):
             out = mine / f"studies/{IN_PATH}^{subject}/{IN_PATH} {series}"
@@ -213,11 +214,15 @@ def fill_nifti(folder: Path, truth: Path) -> None:
 
 
 def fill_refused(mine: Path, slice_file: Path) -> None:
-    """Write files that are refused, each for a reason of its own; those in ``unfit`` are images nevertheless."""
+    """Write files that are refused, each for a reason of its own.
+
+    Those in ``unfit`` are images nevertheless.
+    """
     broken = mine / "broken"
 
     def dicom(folder: str, name: str, old: bytes = b"", new: bytes = b"", **values: Any) -> Path:
-        """Write a slice with other ``values``, and other bytes where pydicom would not write what is wanted."""
+        """Write a slice with other ``values``, and other bytes where pydicom would not write what
+        is wanted."""
         path = mine / folder / f"{IN_PATH} {name}.dcm"
         path.parent.mkdir(exist_ok=True)
         shutil.copy(slice_file, path)

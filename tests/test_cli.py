@@ -98,7 +98,10 @@ BAD = {
     "no registered model": (["translate", "raw", "out"], "no such registered model"),
     "nothing to inspect": (["inspect", "nowhere"], "nowhere: no such file or folder"),
     "nothing to deidentify": (["deidentify", "nowhere", "out"], "nowhere: no such file or folder"),
-    "no private element": (["deidentify", "raw", "out", "--keep-private", "2004,01"], "2004,01: no private element"),
+    "not a private element": (
+        ["deidentify", "raw", "out", "--keep-private", "2004,01"],
+        "2004,01: not a private element",
+    ),
     "existing output": (["phantom", "raw"], "raw: exists already"),
     "phantom without subjects": (["phantom", "new", "--subjects", "0"], "subjects"),
     "no champion to leave": (["rollback"], "no previous champion"),

@@ -1,4 +1,7 @@
-"""What `pip check` does not see: pins that agree, servers that can start. The schedule is tested in tests/flows."""
+"""What `pip check` does not see: pins that agree, servers that can start.
+
+The schedule is tested in tests/flows.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_is_valid_and_trains(name, tmp_path, monkeypatch):
-    """The file as it is, with a smaller network and a few steps, on small drawn slices of its domains."""
+    """The file as it is, with a smaller network and a few steps, on small drawn slices of its
+    domains."""
     sections = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text())
     for stage in (acquire, ingest, denoise, evaluate, register):
         section = stage.__name__.rpartition(".")[2]
@@ -54,7 +55,8 @@ def test_every_recipe_is_valid_and_trains(name, tmp_path, monkeypatch):
 
 
 def draw(root):
-    """Draw 'photographs' (smooth, blue), 'paintings' (strokes, orange) and a clip of a photograph that moves."""
+    """Draw 'photographs' (smooth, blue), 'paintings' (strokes, orange) and a clip of a photograph
+    that moves."""
     rng = np.random.default_rng(0)
     for domain, tint in (("photo", (0.5, 0.7, 1.0)), ("painting", (1.0, 0.7, 0.3))):
         folder = root / "data/pictures" / domain

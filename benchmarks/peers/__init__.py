@@ -1,1 +1,1 @@
-"""Reference methods written afresh from their papers, the data they share with ours, and the one door to ours."""
+"""Reference methods written from their papers, the common data, and the interface to ours."""

@@ -1,7 +1,8 @@
-"""The data of the benchmarks, prepared once by medstyle's own stages, read alike by every method.
+"""Prepare the benchmark data once by medstyle's stages, for every method alike.
 
-``brain``: ``../shared/data/brain_t1_flair``, T1 to FLAIR of 16 adults at 2 mm, subjects 04, 11, 18, 21 and 23 unseen.
-``phantom``: medstyle's digital phantom, T1 to T2. Both 128 x 128, because the U-Net of pix2pix halves seven times.
+``brain``: ``../shared/data/brain_t1_flair``, T1 to FLAIR of 16 adults at 2 mm, subjects 04, 11, 18,
+21 and 23 unseen. ``phantom``: medstyle's digital phantom, T1 to T2. Both 128 x 128, because the
+U-Net of pix2pix halves seven times.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ Image = NDArray[np.float32]
 def store_of(name: str, normalisation: str = "nyul", tuning: bool = False) -> SliceStore:
     """Open the store ``brain`` or ``phantom``; the first call builds it, in about a minute.
 
-    ``tuning`` keeps a quarter of the training subjects out, in the split ``validation``: settings are chosen on them.
+    ``tuning`` keeps a quarter of the training subjects out, in the split ``validation``: settings
+    are chosen on them.
     """
     folder = CACHE / "-".join([name, normalisation, *["tuning"] * tuning])
     validation = 0.27 if tuning else 0.0
@@ -71,10 +73,12 @@ _FILES = {"mr_t1": "t1", "mr_flair": "flair"}
 
 
 class Feed:
-    """Batches of one training slice in [-1, 1], shifted by up to 4 pixels and mirrored half of the time.
+    """Batches of one training slice in [-1, 1], shifted by up to 4 pixels and mirrored half of the
+    time.
 
-    That is the published resize-crop-mirror augmentation at this size; source and target of a pair move together.
-    Values above 1 are cut, because the references end in tanh (and because the measures cut them too).
+    That is the published resize-crop-mirror augmentation at this size; source and target of a pair
+    move together. Values above 1 are cut, because the references end in tanh (and because the
+    measures cut them too).
     """
 
     def __init__(self, store: SliceStore, source: str, target: str, paired: bool, seed: int = 0) -> None:
@@ -83,7 +87,8 @@ class Feed:
         body = [np.array([row.foreground for row in store.rows(domain, "train")]) for domain in (source, target)]
         pairs = store.pairs(source, target, "train")
         if paired:
-            # of both: where the target's field of view has ended it shows air, which teaches a network to paint air
+            # of both: where the target's field of view has ended it shows air, which teaches a
+            # network to paint air
             draws = [pairs[(body[0][pairs[:, 0]] >= FOREGROUND) & (body[1][pairs[:, 1]] >= FOREGROUND)]]
         else:
             draws = [np.flatnonzero(share >= FOREGROUND)[:, None] for share in body]
@@ -112,7 +117,8 @@ class Feed:
 
 
 def atlas_seconds(name: str, store: SliceStore, threads: int) -> float:
-    """Return how long the store's atlas takes to make again: part of the time of a method that uses it."""
+    """Return the time to compute the store's common space, which counts for a method that uses
+    it."""
     with tempfile.TemporaryDirectory() as scratch:
         scans = []
         for domain in DOMAINS[name]:
@@ -132,8 +138,9 @@ def atlas_seconds(name: str, store: SliceStore, threads: int) -> float:
 class Subject:
     """Every ``stride``-th slice of an unseen subject.
 
-    ``around (D, K, H, W)`` in network units: each slice between its K - 1 nearest. ``real (D, H, W)`` in [0, 1].
-    ``mask``: the foreground of the target. ``body``: that of the source, for histogram matching.
+    ``around (D, K, H, W)`` in network units: each slice between its K - 1 nearest. ``real (D, H,
+    W)`` in [0, 1]. ``mask``: the foreground of the target. ``body``: that of the source, for
+    histogram matching.
     """
 
     name: str
@@ -153,7 +160,7 @@ class Subject:
 
 
 def unit(scaled: NDArray) -> Image:
-    """Network units to [0, 1], as the product's evaluation has it."""
+    """Map network units to [0, 1], as in the product's evaluation."""
     return ((np.clip(scaled, -1, 1) + 1) / 2).astype(np.float32)
 
 
@@ -176,12 +183,16 @@ def unseen(store: SliceStore, source: str, target: str, stride: int, split: str 
 
 
 def _filled(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the body from what is above air: the store keeps no mask, and dark spots inside it are at -1 too."""
+    """Return the body as the values above air, filled: the store has no mask, and dark spots are
+    -1."""
     return np.stack([binary_fill_holes(one) for one in mask])
 
 
 def classical(name: str, subject: Subject, targets: Image) -> Image:
-    """Return what a baseline of the product makes of a subject; ``targets (m, 1)`` are training values in [0, 1]."""
+    """Return what a baseline of the product makes of a subject.
+
+    ``targets (m, 1)`` are training values in [0, 1].
+    """
     image = unit(subject.source()[:, 0].numpy())
     image[subject.body] = BASELINES[name](image[subject.body][:, None], targets)[:, 0]
     return image

@@ -1,8 +1,9 @@
-"""The reference methods: each takes optimiser steps and generates images, as its paper says, in eager float32.
+"""Implement the reference methods as their papers say, in eager float32.
 
-``METHODS[name](seed)`` builds one for images of one channel. What all share: batch 1, Adam 2e-4 with betas (0.5,
-0.999), a rate that is constant and then falls linearly to zero, no moving average of weights. The schedule is the
-published one stretched over the budget: without it a short run would never see its decay, and do worse.
+``METHODS[name](seed)`` builds one for images of one channel. What all share: batch 1, Adam 2e-4
+with betas (0.5, 0.999), a rate that is constant and then falls linearly to zero, no moving average
+of weights. The schedule is the published one stretched over the budget: without it a short run
+would never see its decay, and do worse.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Losses = dict[str, Tensor]
 
 
 class Method(ABC):
-    """What the benchmark needs of a method.
+    """The interface of a method for the benchmark.
 
     Attributes:
         paired: whether ``step`` wants source and target of the same slice.
@@ -37,7 +38,10 @@ class Method(ABC):
         self.optimisers: list[torch.optim.Optimizer] = []
 
     def step(self, x: Tensor, y: Tensor, progress: float = 0.0) -> Losses:
-        """Take one step on source and target ``(N, C, H, W)``; ``progress`` in [0, 1] is the share of the run done."""
+        """Take one step on source and target ``(N, C, H, W)``.
+
+        ``progress`` in [0, 1] is the share of the run done.
+        """
         for optimiser in self.optimisers:
             for group in optimiser.param_groups:
                 group["lr"] = 2e-4 * min(1.0, (1 - progress) / (1 - self.hold))
@@ -79,8 +83,8 @@ def _squares(logits: Tensor, real: bool) -> Tensor:
 class Pix2Pix(Method):
     """Isola 2017: ``BCE + 100 L1``, the discriminator sees the source and its loss is halved.
 
-    Another ``generator`` may be trained by the same objective; it keeps its own initial weights. Without the
-    ``adversarial`` term it is the paper's baseline of L1 alone.
+    Another ``generator`` may be trained by the same objective; it keeps its own initial weights.
+    Without the ``adversarial`` term it is the paper's baseline of L1 alone.
     """
 
     paired = True
@@ -116,18 +120,20 @@ class Pix2Pix(Method):
 
     @torch.no_grad()
     def generate(self, x: Tensor) -> Tensor:
-        """Translate each image alone, with its own batch statistics and with dropout as in training (Isola 2017)."""
+        """Translate each image alone, with its own batch statistics and with dropout as in training
+        (Isola 2017)."""
         return torch.cat([self.generator(one) for one in x.split(1)])
 
 
 class Pool:
-    """The last ``size`` forgeries: every other query returns an old one and keeps the new one (Shrivastava 2017)."""
+    """The last ``size`` fake images: every other query returns an old one and keeps the new one
+    (Shrivastava 2017)."""
 
     def __init__(self, size: int = 50) -> None:
         self.size, self.images = size, []
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Take one forgery ``(1, C, H, W)`` and give one to the discriminator."""
+        """Take a fake image ``(1, C, H, W)`` and return one for the discriminator."""
         if len(self.images) < self.size:
             self.images.append(image)
             return image
@@ -139,7 +145,8 @@ class Pool:
 
 
 class CycleGAN(Method):
-    """Zhu 2017: two generators, two discriminators, least squares, ``10 cycle + 5 identity``, a pool of 50."""
+    """Zhu 2017: two generators, two discriminators, least squares, ``10 cycle + 5 identity``, a
+    pool of 50."""
 
     paired = False
 
@@ -172,10 +179,12 @@ class CycleGAN(Method):
 
 
 class CUT(Method):
-    """Park 2020: least squares + patchwise contrast (256 places, temperature 0.07) in five layers of the generator.
+    """Park 2020: least squares + patchwise contrast (256 places, temperature 0.07) in five layers
+    of the generator.
 
-    CUT: the contrast of source and output, averaged with that of a target image and its identity. ``fast`` is FastCUT:
-    ten times the first alone, and half of the images enter the generator mirrored (flip equivariance).
+    CUT: the contrast of source and output, averaged with that of a target image and its identity.
+    ``fast`` is FastCUT: ten times the first alone, and half of the images enter the generator
+    mirrored (flip equivariance).
     """
 
     paired = False

@@ -1,4 +1,7 @@
-"""The published networks in plain PyTorch: U-Net and PatchGAN (Isola 2017), ResNet generator (Zhu 2017, Park 2020)."""
+"""Implement the published networks in plain PyTorch: U-Net, PatchGAN and ResNet generator.
+
+U-Net and PatchGAN are those of Isola 2017, the ResNet generator is that of Zhu 2017 and Park 2020.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from torch import Tensor, nn
 class UNet(nn.Module):
     """The generator of pix2pix: ``downs`` halvings to one pixel and back, a skip at every size.
 
-    Encoder C64-C128-C256-C512-..., decoder CD512-CD512-CD512-...-C128-C64 (Isola 2017, appendix 6.1.1): batch
-    normalisation but in the first layer and at the one pixel, where with batch 1 it would erase everything (the
-    paper's errata); dropout 0.5 in the two decoder blocks after the innermost, as the authors' code has it at 128.
+    Encoder C64-C128-C256-C512-..., decoder CD512-CD512-CD512-...-C128-C64 (Isola 2017, appendix
+    6.1.1): batch normalisation but in the first layer and at the one pixel, where with batch 1 it
+    would erase everything (the paper's errata); dropout 0.5 in the two decoder blocks after the
+    innermost, as the authors' code has it at 128.
 
     Args:
         channels: of input and of output.
@@ -55,7 +59,9 @@ class UNet(nn.Module):
 
 
 class PatchGAN(nn.Sequential):
-    """The discriminator C64-C128-C256-C512 that sees 70 x 70 pixels (Isola 2017); logits ``(N, 1, h, w)``.
+    """The discriminator C64-C128-C256-C512 that sees 70 x 70 pixels (Isola 2017).
+
+    Logits ``(N, 1, h, w)``.
 
     Args:
         channels: of the judged image, with the source beside it where there is one.
@@ -88,7 +94,8 @@ class Blur(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions with reflected borders and instance normalisation, added to their input."""
+    """Two 3x3 convolutions with reflected borders and instance normalisation, added to their
+    input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -98,15 +105,17 @@ class ResidualBlock(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Keep the shape ``(N, C, H, W)``."""
+        """Return an array of the same shape ``(N, C, H, W)``."""
         return x + self.body(x)
 
 
 class ResNet(nn.Module):
-    """The generator of CycleGAN (Zhu 2017, appendix 7.2): c7s1-64, d128, d256, R256 x 9, u128, u64, c7s1-C, tanh.
+    """The generator of CycleGAN (Zhu 2017, appendix 7.2): c7s1-64, d128, d256, R256 x 9, u128, u64,
+    c7s1-C, tanh.
 
-    With ``antialias`` the generator of CUT (Park 2020): blurred instead of strided down-sampling, and bilinear
-    up-sampling (a [1 3 3 1] filter) before a plain instead of by a transposed convolution.
+    With ``antialias`` the generator of CUT (Park 2020): blurred instead of strided down-sampling,
+    and bilinear up-sampling (a [1 3 3 1] filter) before a plain instead of by a transposed
+    convolution.
     """
 
     def __init__(self, channels: int = 1, width: int = 64, blocks: int = 9, antialias: bool = False) -> None:
@@ -135,7 +144,8 @@ class ResNet(nn.Module):
         return x
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Return the five maps ``(N, C, h, w)`` that CUT compares, and compute nothing beyond them."""
+        """Return the five maps ``(N, C, h, w)`` that CUT compares, and compute nothing beyond
+        them."""
         maps = []
         for i, layer in enumerate(self.layers[: self.taps[-1] + 1]):
             x = layer(x)
@@ -149,7 +159,8 @@ def _normal(convolution: nn.Module, width: int) -> list[nn.Module]:
 
 
 def gaussian_(network: nn.Module, std: float = 0.02) -> nn.Module:
-    """Draw weights from N(0, 0.02), scales of normalisations from N(1, 0.02), biases zero (pix2pix, CycleGAN)."""
+    """Draw weights from N(0, 0.02), scales of normalisations from N(1, 0.02), biases zero (pix2pix,
+    CycleGAN)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             nn.init.normal_(module.weight, 0.0, std)
@@ -163,7 +174,8 @@ def gaussian_(network: nn.Module, std: float = 0.02) -> nn.Module:
 def xavier_(network: nn.Module) -> nn.Module:
     """Draw weights by Glorot's rule, biases zero (CUT, as its paper says).
 
-    Scaled by 0.02 a trial at width 16 failed: after 110 steps the critic had won while the air was still grey.
+    Scaled by 0.02 a trial at width 16 failed: after 110 steps the critic had won while the air was
+    still grey.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):

@@ -1,4 +1,7 @@
-"""The one door to medstyle's training: change this file when the loop's signature changes, and nothing else."""
+"""Provide the only interface of the benchmarks to medstyle's training loop.
+
+If the signature of the loop changes, only this file has to be changed.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +35,12 @@ def train(
     seed: int = 0,
     tick: Callable[[], object] = lambda: None,
 ) -> tuple[Callable[[Tensor], Tensor], int]:
-    """Train by the product's loop for ``steps``; return ``source (N, K, H, W) -> target`` and its number of weights.
+    """Train by the product's loop for ``steps``.
 
-    ``tick`` is called after every step. Nothing is validated or saved on the way: the references do neither.
+    Return ``source (N, K, H, W) -> target`` and its number of weights.
+
+    ``tick`` is called after every step. Nothing is validated or saved on the way: the references do
+    neither.
     """
     own = {"steps": steps, "threads": threads, "seed": seed, "validate_every": steps, "checkpoint_s": 1e9}
     plain = {**settings, "training": {**settings.get("training", {}), **own}, "source": source, "target": target}
@@ -80,9 +86,9 @@ def textbook_step(
 ) -> Callable[[int], None]:
     """Return a full training step ``step(number)`` of our networks and losses, written plainly.
 
-    One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors, and the moving
-    average parameter by parameter; no augmentation. ``change`` is applied to each network: another layout or
-    normalisation. ``x``, ``y``: ``(N, C, H, W)`` on the device.
+    One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors,
+    and the moving average parameter by parameter; no augmentation. ``change`` is applied to each
+    network: another layout or normalisation. ``x``, ``y``: ``(N, C, H, W)`` on the device.
     """
     import copy
     from contextlib import nullcontext

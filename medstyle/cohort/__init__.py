@@ -1,1 +1,1 @@
-"""Who is who among the images that came in, and which of them can be used."""
+"""Identify the people and sessions among the input images, and decide which images are usable."""

@@ -1,4 +1,4 @@
-"""What is below some paths, of every kind that medstyle reads: one engine for ``medstyle inspect`` and ``ingest``."""
+"""Take inventory of files of every supported kind, for ``medstyle inspect`` and ``ingest``."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from medstyle.pseudonyms import short_key
 if TYPE_CHECKING:
     from medstyle.dicom.scan import Series
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 VOLUME_VOXELS = 1 << 31
 
-# flags of an image that is sound and yet may not be what it seems -> code and reason
+# flags of a sound image that still may not be what it seems -> code and reason
 DOUBTS = {
     "SYNTHETIC": (Code.E_SYNTHETIC, "a model made it, so it shows what that model knew"),
     "INTERLEAVED": (Code.E_INTERLEAVED, "another volume of this series has its slices between these"),
@@ -44,17 +44,18 @@ Source = Literal["dicom", "volume", "picture", "video"]
 
 @dataclass(frozen=True, eq=False)
 class Item:
-    """One thing that can be loaded: a DICOM series, a volume file, a picture or a video.
+    """One image that can be loaded: a DICOM series, a volume file, a picture or a video.
 
     Attributes:
         source: ``dicom``, ``volume``, ``picture`` or ``video``.
         kind, code, reason: as in :class:`medstyle.dicom.scan.Series`.
         files: its files; for DICOM in spatial order.
-        shape: ``(D, H, W)``; D counts the frames of a video (0 where unknown).
-        affine: ``(4, 4)`` LPS, mm; None where the geometry is unknown.
-        attributes: what domain rules may match. Free text from headers: never print or store it.
+        shape: ``(D, H, W)``; D is the number of frames of a video (0 if unknown).
+        affine: ``(4, 4)`` LPS, mm; None if the geometry is unknown.
+        attributes: attributes that domain rules may match. They contain free text from headers:
+            never print or store them.
         flags: as in :class:`medstyle.dicom.scan.Series`.
-        series: the DICOM series behind it.
+        series: the DICOM series, if it is one.
     """
 
     source: Source
@@ -76,7 +77,7 @@ class Item:
 
     @property
     def key(self) -> str:
-        """12 hexadecimal digits of a keyed hash: they name this item from run to run and tell nothing about it."""
+        """Keyed hash of 12 hexadecimal digits that identifies this item, but reveals nothing."""
         if self.series is None:
             return short_key("item", str(self.path))
         frame = self.series.frames[0]
@@ -84,16 +85,16 @@ class Item:
 
     @property
     def path(self) -> Path:
-        """The only, or the first, file."""
+        """The only file, or the first."""
         return self.files[0]
 
     @property
     def usable(self) -> bool:
-        """True where it may be loaded without a person's word."""
+        """Whether it may be loaded without an explicit override."""
         return self.kind != "refused" and self.code in USABLE
 
     def doubts(self) -> list[Refusal]:
-        """Return why it may not be used for training: its own code, then what its flags say."""
+        """Return why it may not be used for training: its own code, then doubts from its flags."""
         own = [] if self.usable else [Refusal(self.code, self.reason)]
         return own + [
             Refusal(code, f"{reason}; restore the original, or allow {code}")
@@ -102,7 +103,7 @@ class Item:
         ]
 
     def at(self, time_point: int) -> Item:
-        """Return one time point of a ``4d`` series; :class:`Refusal` if it has not that many."""
+        """Return one time point of a ``4d`` series; raise :class:`Refusal` if it does not exist."""
         if self.series is None:
             raise Refusal(self.code, self.reason)
         return Item.of(self.series.volume(time_point))
@@ -117,12 +118,14 @@ class Item:
 
     @reading()
     def load(self, domain: str, *, allow: Collection[str] = ()) -> Volume:
-        """Read voxels of a DICOM series or a volume file; pictures and videos are read by their own module.
+        """Read the voxels of a DICOM series or a volume file.
 
-        ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
+        Pictures and videos have their own modules.
+
+        ``allow`` contains codes to override after inspection, such as ``E_BURNED_IN``.
 
         Raises:
-            Refusal: the item's own code, or one that only the voxels reveal.
+            Refusal: with the item's own code, or with one that is only found from the voxels.
         """
         if not self.usable and self.code not in allow:
             raise Refusal(self.code, self.reason)
@@ -131,13 +134,13 @@ class Item:
 
             return (read_image if self.kind == "image" else read_series)(self.series, domain, allow=allow)
         if self.source != "volume":
-            raise Refusal(Code.E_SOPCLASS, f"a {self.source} is no scan; read it as a picture")
+            raise Refusal(Code.E_SOPCLASS, f"a {self.source} is not a scan; read it as a picture")
         return read_volume(self.path, domain, "volume")
 
 
 @dataclass(frozen=True, eq=False)
 class Inventory:
-    """Every file's verdict and everything that can be loaded, in a stable order."""
+    """The verdict on every file and all images that can be loaded, in a stable order."""
 
     files: tuple[FileVerdict, ...]
     volumes: tuple[Item, ...]
@@ -145,10 +148,11 @@ class Inventory:
     def to_json(
         self, domain: Callable[[Item], str | None] | None = None, *, values: bool = False
     ) -> dict[str, list[dict[str, Any]]]:
-        """Return the contract of ``medstyle inspect --json``. Paths are given as they were found.
+        """Return the content of ``medstyle inspect --json``. Paths are given as they were found.
 
-        ``domain`` names an item's domain; the rules belong to its caller. ``values`` reads the voxels of usable
-        items for their range, which takes time; what cannot be read is then refused, with its files.
+        ``domain`` returns the domain of an item; the caller owns the rules. ``values`` reads the
+        voxels of usable items to report their range, which takes time; items that cannot be read
+        are then refused, together with their files.
         """
         rows = [_row(item, domain, values) for item in self.volumes]
         fine = {
@@ -196,15 +200,15 @@ def _row(item: Item, domain: Callable[[Item], str | None] | None, values: bool) 
 
 
 def _like(item: Item) -> str:
-    """Return a domain of the item's modality, which says what air is: padding becomes that."""
+    """Return a domain of the item's modality, which determines the value of padding."""
     modality = item.attributes.get("Modality", "")
     return next((name for name, domain in DOMAINS.items() if domain.dicom == modality), "mr_t1")
 
 
 def inventory(paths: Iterable[Path]) -> Inventory:
-    """Judge every file below ``paths`` by its header: DICOM by content, everything else by its suffix.
+    """Inspect the headers of all files below ``paths``: DICOM by content, others by suffix.
 
-    Bad input becomes a verdict, never an exception; no pixel is decoded.
+    Bad input leads to a verdict, never to an exception; no pixel is decoded.
     """
     from medstyle.dicom.scan import find_files, scan
 
@@ -220,7 +224,7 @@ def inventory(paths: Iterable[Path]) -> Inventory:
             item = _READERS[source](path)
         except Refusal as refusal:
             item = Item(source, "refused", refusal.code, refusal.reason, (path,))
-        except Exception as error:  # a damaged file may raise anything, and the text would quote its path
+        except Exception as error:  # a damaged file may raise anything, and the message would quote its path
             reason = f"the header is damaged ({type(error).__name__}); export the file again"
             item = Item(source, "refused", Code.E_DECODE, reason, (path,))
         items.append(item)
@@ -249,7 +253,7 @@ def _volume(path: Path) -> Item:
 
 
 def _flags(notes: Iterable[object]) -> frozenset[str]:
-    """Tell from what is written beside the voxels or pixels whether a model made them, as medstyle marks it."""
+    """Return the flag of images made by a model if a note beside the pixels has its mark."""
     return frozenset({"SYNTHETIC"} if any(SYNTHETIC_MARK in str(note) for note in notes) else ())
 
 
@@ -260,11 +264,11 @@ def _picture(path: Path) -> Item:
         with opened(path) as image:
             width, height = image.size
             frames = getattr(image, "n_frames", 1)
-            exif = {} if image.format == "PNG" else image.getexif()  # which would decode a PNG; its notes are chunks
+            exif = {} if image.format == "PNG" else image.getexif()  # getexif would decode a PNG; its notes are chunks
             flags = _flags([*image.info.values(), *exif.values()])
     except Image.DecompressionBombError:
         raise Refusal(Code.E_TOO_LARGE, f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
-    except Exception as error:  # damaged pictures raise many types, with paths in their text
+    except Exception as error:  # damaged pictures raise many types of errors, with paths in their messages
         raise Refusal(Code.E_DECODE, f"not a readable picture ({type(error).__name__})") from None
     if width * height > MAX_PIXELS:
         raise Refusal(Code.E_TOO_LARGE, f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")

@@ -1,4 +1,4 @@
-"""What a file beside the images says of them: a CSV table or annotations as COCO has them."""
+"""Read labels of images from a CSV table or from annotations in COCO format."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 
 from medstyle.errors import DataError
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 PATH = "path"  # the column that names the file
-CATEGORY = "Category"  # the attribute that COCO's categories become
+CATEGORY = "Category"  # the attribute that holds COCO's categories
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Labels:
     """Attributes of images by name.
 
     Attributes:
-        file: where they were read; None where there are none.
+        file: the file that was read; None without labels.
         attributes: attribute names, in the order of the file.
-        rows: an image's name as the file has it -> attribute -> value.
+        rows: name of the image in the file -> attribute -> value.
     """
 
     file: Path | None = None
@@ -34,20 +34,24 @@ class Labels:
     rows: Mapping[str, Mapping[str, str]] = field(default_factory=dict, repr=False)
 
     def name(self, path: str) -> str | None:
-        """Return what the file calls the image at ``path``: the whole of it or its end; None if it is not listed."""
+        """Return the file's name for the image at ``path``, which is the path or its end.
+
+        None if not listed.
+        """
         parts = PurePosixPath(path).parts
         names = ("/".join(parts[start:]) for start in range(len(parts)))
         return next((name for name in names if name in self.rows), None)
 
 
 def read_labels(file: Path) -> Labels:
-    """Read a CSV file with a column ``path``, or COCO's JSON: images, annotations, categories.
+    """Read a CSV file with a column ``path``, or JSON in COCO format.
 
-    Each other column of a table is an attribute; COCO's is ``Category``: the names of an image's categories, sorted,
-    joined by commas.
+    The JSON holds images, annotations and categories. Each other column of a table is an attribute.
+    COCO files have the attribute ``Category``: the sorted names of an image's categories, joined by
+    commas.
 
     Raises:
-        UserError: there is no such file, or it is neither.
+        UserError: the file does not exist, or has neither format.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -69,7 +73,7 @@ def _table(file: Path, text: str) -> dict[str, dict[str, str]]:
     for row in reader:
         name = row.pop(PATH)
         if None in row or None in row.values():
-            raise DataError(f"ingest.labels: {file}: line {reader.line_num} has not {len(columns)} columns")
+            raise DataError(f"ingest.labels: {file}: line {reader.line_num} does not have {len(columns)} columns")
         if name in rows:
             raise DataError(f"ingest.labels: {file}: line {reader.line_num} names a file for the second time")
         rows[name] = row
@@ -87,5 +91,5 @@ def _coco(file: Path, text: str) -> dict[str, dict[str, str]]:
     except (ValueError, KeyError, TypeError) as error:
         cause = f"{type(error).__name__} {error}" if isinstance(error, KeyError) else type(error).__name__
         raise DataError(
-            f"ingest.labels: {file}: not annotations as COCO has them: images, annotations, categories ({cause})"
+            f"ingest.labels: {file}: not annotations in COCO format: images, annotations, categories ({cause})"
         ) from None

@@ -1,4 +1,4 @@
-"""Which domain an input is: rules over DICOM attributes and file names, first match wins."""
+"""Assign domains to inputs by rules over DICOM attributes and file names; the first match wins."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.params import params
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @params
 class Rule:
-    """One rule: an input of ``domain`` has every attribute in ``when``."""
+    """One rule: an input belongs to ``domain`` if it matches every pattern in ``when``."""
 
     domain: str
     """Domain of the inputs that match, a key of DOMAINS."""
     when: dict[str, str]
-    """Attribute -> glob pattern, case ignored: DICOM keywords (``SeriesDescription: "*T1*"``), ``path``, or what
-    ``ingest.labels`` adds."""
+    """Attribute -> glob pattern, ignoring case. Attributes are DICOM keywords (``SeriesDescription:
+    "*T1*"``), ``path``, and those that ``ingest.labels`` adds."""
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
@@ -29,7 +29,7 @@ class Rule:
             raise ParamsError(f"rules: the rule for {self.domain} has an empty 'when' and would match every input")
 
     def matches(self, attributes: Mapping[str, str]) -> bool:
-        """Tell whether every pattern fits; an absent attribute counts as empty."""
+        """Return whether every pattern matches; a missing attribute counts as empty."""
         return all(
             fnmatchcase(str(attributes.get(key, "")).lower(), pattern.lower()) for key, pattern in self.when.items()
         )

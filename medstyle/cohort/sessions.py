@@ -1,4 +1,4 @@
-"""Which images of one person belong together: sessions, and in each the image of every domain that fits the others."""
+"""Group the images of one person into sessions, and choose the images that fit best."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 from medstyle.cohort.inventory import Item
 from medstyle.pseudonyms import SESSION, short_key
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Candidates = Mapping[str, Sequence[Item]]  # domain -> items, best first
 BIDS_SUBJECT, BIDS_SESSION = (re.compile(rf"(?:^|/)({name}-[A-Za-z0-9]+)(?=[/_.])") for name in ("sub", "ses"))
-_TRIED = 10_000  # combinations
+_TRIED = 10_000  # largest number of combinations that are compared
 
 
 def sessions(person: str, images: Iterable[tuple[str, Item]]) -> dict[str, Candidates]:
-    """Divide the images of one person, ``(domain, item)``, into sessions, each a subject of its own.
+    """Divide the images of one person, ``(domain, item)``, into sessions, each with a subject key.
 
-    A session is a study (DICOM) or what a path calls ``ses-...`` (BIDS). Studies that share no domain make one
-    session: CT and MR, say, are seldom of one study. Within a session the first item of each domain is the one of the
-    combination in which most pairs share a frame of reference, and then overlap most.
+    A session is a DICOM study, or what a path calls ``ses-...`` (BIDS). Studies without a common
+    domain form one session, because CT and MR, for example, are rarely from one study. Within a
+    session, the first item of each domain belongs to the combination in which most pairs share a
+    frame of reference; ties are resolved by the largest overlap.
 
     Returns:
         Subject key -> domain -> items. A single session keeps the person's key.
@@ -34,7 +35,7 @@ def sessions(person: str, images: Iterable[tuple[str, Item]]) -> dict[str, Candi
     for domain, item in images:
         studies[_study(item)][domain].append(item)
     found: list[tuple[str, dict[str, list[Item]]]] = []
-    for study, domains in sorted(studies.items(), key=lambda one: -len(one[1])):  # else in the order of their paths
+    for study, domains in sorted(studies.items(), key=lambda one: -len(one[1])):  # ties in the order of their paths
         for _, others in found:
             if not others.keys() & domains.keys():
                 others.update(domains)
@@ -54,7 +55,7 @@ def _study(item: Item) -> str:
 
 
 def _fitting(candidates: Candidates) -> Candidates:
-    best = max(islice(product(*candidates.values()), _TRIED), key=_fit)  # of equals the first
+    best = max(islice(product(*candidates.values()), _TRIED), key=_fit)  # the first of equals
     return {
         domain: [first, *(item for item in items if item is not first)]
         for (domain, items), first in zip(candidates.items(), best, strict=True)
@@ -73,7 +74,7 @@ def _one_space(a: Item, b: Item) -> bool:
 
 
 def _overlap(a: Item, b: Item) -> float:
-    """Return the share of the smaller image's bounding box that lies in the other's, 0 where a geometry is unknown."""
+    """Return the share of the smaller bounding box that lies in the other, 0 without geometry."""
     boxes = [_box(one) for one in (a, b)]
     if boxes[0] is None or boxes[1] is None:
         return 0.0
@@ -83,7 +84,7 @@ def _overlap(a: Item, b: Item) -> float:
 
 
 def _box(item: Item) -> NDArray[np.float64] | None:
-    """Return the least and greatest coordinates of an image's voxel edges, ``(2, 3)`` in mm, LPS."""
+    """Return the smallest and largest coordinates of the voxel edges, ``(2, 3)`` in mm, LPS."""
     if item.affine is None:
         return None
     ends = [(-0.5, extent - 0.5) for extent in reversed(item.shape)]

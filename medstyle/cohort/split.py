@@ -1,4 +1,4 @@
-"""Subjects divided among training, validation and test."""
+"""Split subjects into training, validation and test."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 from medstyle.errors import ParamsError
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 def split_subjects(subjects: Sequence[str], shares: tuple[float, float], seed: int) -> dict[str, str]:
     """Assign every subject to train, validation or test.
 
-    The order is a hash of (seed, subject), so a new subject does not move the others far. Each non-zero share gets at
-    least one subject as long as one is left for training.
+    The order is a hash of (seed, subject), so a new subject hardly affects the others. Each
+    non-zero share gets at least one subject as long as one is left for training.
 
     Args:
         subjects: subject keys.
         shares: share of the subjects for validation and for test, each in [0, 1).
-        seed: changes the assignment.
+        seed: seed of the assignment.
     """
     import hashlib
 

@@ -1,1 +1,1 @@
-"""From the slice store on disk to the batch that a training step sees."""
+"""Read the slice store on disk and build the batches that a training step sees."""

@@ -1,4 +1,4 @@
-"""The images of one training step."""
+"""Define the images of one training step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor
 
 
 class MatchedSubject(NamedTuple):
-    """Another subject at the same place of the body, by the common space.
+    """Another subject's image of the same body location, found through the common space.
 
     Attributes:
-        image: as the batch's target.
-        seen: ``(N, 1, ...)``, above 0 where the scan reaches.
+        image: laid out like the batch's target.
+        seen: ``(N, 1, ...)``, above 0 where the scan covers the location.
         voxel_mm: size of a voxel, z first.
     """
 
@@ -25,17 +25,19 @@ class MatchedSubject(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images in network units; ``N`` examples.
+    """The images of one step in network units, for ``N`` examples.
 
     Attributes:
-        source: ``(N, C_in, ...)``, what the generator sees: contrasts (the source first), each with its neighbours.
-        target: ``(N, C, ...)`` an image of the target domain.
+        source: ``(N, C_in, ...)``, the input of the generator: the source first, then the other
+            contrasts, each with its neighbouring slices.
+        target: ``(N, C, ...)``, an image of the target domain.
         source_index, target_index: ``(N,)`` style indices.
-        paired: ``(N,)`` bool: the target shows the same place of the same subject.
-        seeds: one for each example, for whatever a loss samples.
+        paired: ``(N,)`` bool, True where the target shows the same slice of the same subject.
+        seeds: one seed per example, for losses that sample.
         step: number of the step.
         progress: share of the steps that are done, in [0, 1).
-        matched: what the target's scan shows where the source is; only for ``cross_subject``.
+        matched: what the target's scan shows at the location of the source; only with
+            ``cross_subject``.
     """
 
     source: Tensor

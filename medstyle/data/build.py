@@ -1,4 +1,4 @@
-"""Canonical images of subjects -> blocks of network slices that wait on disk to become the slice store."""
+"""Prepare the canonical images of each subject and write them as blocks of slices for the store."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from medstyle.transforms.body import AIR, extent_of, is_body
 from medstyle.transforms.common_space import Stored, map_to_space, median_scan
 from medstyle.transforms.prepare import Preparation, frame_picture, picture_slices, prepare
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-REMEDY = "set denoise.alignment to rigid, or check who is who"
+REMEDY = "set denoise.alignment to rigid, or check that both scans belong to this subject"
 
 
 @params
@@ -40,34 +40,40 @@ class DenoiseParams:
     """How images become training slices."""
 
     size: tuple[Annotated[int, Field(ge=16)], Annotated[int, Field(ge=16)]] = (128, 128)
-    """Height and width of stored slices: scans are cropped or padded about their centre, pictures resized as
-    `preparation.aspect` says."""
+    """Height and width of the stored slices. Scans are cropped or padded about their centre;
+    pictures are resized as `preparation.aspect` says."""
     preparation: Preparation = Preparation()
-    """Cleaning and gridding of images; travels with the translator to inference."""
+    """Cleaning and resampling of the images; stored with the translator and applied again at
+    inference."""
     alignment: Literal["headers", "rigid", "affine"] = "headers"
-    """How the scans of one subject are aligned: trust the headers, or maximise mutual information."""
+    """How the scans of one subject are aligned: `headers` trusts the geometry in the headers;
+    `rigid` and `affine` maximise mutual information."""
     common_space: bool = False
-    """Align the training scans of all subjects affinely in one space: for `train.objective.weights.cross_subject`."""
+    """Align the training scans of all subjects affinely to one common space; needed by
+    `train.objective.weights.cross_subject`."""
     bad_pairs: Literal["refuse", "flag"] = "refuse"
-    """A scan that does not fit the subject's first one: leave it out, or only say so. Both are in `index.json`."""
+    """What to do with a scan that does not fit the first scan of its subject: `refuse` leaves it
+    out, `flag` only reports it. Both are recorded in `index.json`."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of the subjects that steer training."""
+    """Share of the subjects used for validation during training."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Share of the subjects that only `evaluate` sees."""
+    """Share of the subjects that are held out for `evaluate`."""
     test_subjects: tuple[str, ...] = ()
-    """Instead of that share, their keys (`sub-...`, in the manifest of `ingest`), or the names that these were made of:
-    PatientID, folder, or what ingest.subject matched. Names of patients do not belong into params.yaml."""
+    """Test subjects, instead of the share `test`: their keys (`sub-...`, from the manifest of
+    `ingest`), or the identifiers that the keys were made from (PatientID, folder, or the match of
+    ingest.subject). Do not put patient names into params.yaml."""
     seed: int = 0
-    """Changes the split."""
+    """Seed of the random split."""
     same_image: float = 0.999
-    """Correlation of small copies from which the images of two subjects count as one: then they may not be on two sides
-    of the split. 1 switches the check off."""
+    """Correlation of downsampled copies above which the images of two subjects count as the same
+    image; such subjects must not be on different sides of the split. 1 switches the check off."""
     workers: Workers = 1
-    """1: threads of this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
+    """1: threads of this process; more than 1: processes; `tcp://host:8786`: the workers of a Dask
+    scheduler."""
 
 
 class Block(NamedTuple):
-    """The slices of one image, waiting on disk to be joined with the others of its domain and split."""
+    """The slices of one image on disk, before splitting and concatenation with their domain."""
 
     subject: str
     domain: str
@@ -80,7 +86,7 @@ class Block(NamedTuple):
 
 
 def check_leaks(blocks: list[Block], splits: Mapping[str, str], limit: float) -> None:
-    """Raise UserError where two subjects on different sides of the split have the same image in a domain."""
+    """Raise UserError if subjects on different sides of the split share an image of a domain."""
     domains: dict[str, list[Block]] = defaultdict(list)
     for block in blocks if limit < 1 else ():
         domains[block.domain].append(block)
@@ -94,13 +100,17 @@ def check_leaks(blocks: list[Block], splits: Mapping[str, str], limit: float) ->
             a, b = found[0]
             more = f" ({len(found)} such pairs)" if len(found) > 1 else ""
             raise DataError(
-                f"{domain} of {a} ({splits[a]}) and of {b} ({splits[b]}) is the same image{more}: name the person with "
-                "ingest.subject, or take one out; denoise.same_image sets the limit"
+                f"{domain} of {a} ({splits[a]}) and of {b} ({splits[b]}) is the same image{more}: set "
+                "ingest.subject so that both have the same subject, or remove one of them; "
+                "denoise.same_image sets the limit"
             )
 
 
 def with_verdicts(blocks: list[Block], pairs: list[Pair], policy: str) -> list[Pair]:
-    """Add a verdict for each scan that stands beside another; all scans of a domain are one cohort."""
+    """Add a verdict for each scan that was aligned with another.
+
+    The scans of a domain are compared with each other.
+    """
     cohorts: dict[str, list[Block]] = defaultdict(list)
     for block in blocks:
         if block.fit is not None:
@@ -119,10 +129,10 @@ def with_verdicts(blocks: list[Block], pairs: list[Pair], policy: str) -> list[P
 def common_space(
     blocks: list[Block], workers: Workers, threads: int, log: Callable[[str], None]
 ) -> dict[str, dict[str, Matrix]]:
-    """Return for each domain and subject the map of the stored voxels into the space that all scans share."""
+    """Return, for each domain and subject, the map from stored voxels to the common space."""
     stored = {(b.domain, b.subject): Stored(b.path, b.spacing_mm) for b in blocks if b.spacing_mm is not None}
     if not stored:
-        raise DataError("denoise.common_space: pictures have none; set it to false")
+        raise DataError("denoise.common_space: pictures have no common space; set it to false")
     work = partial(map_to_space, space=median_scan(list(stored.values())))
     maps: dict[str, dict[str, Matrix]] = defaultdict(dict)
     for (domain, subject), matrix in zip(
@@ -136,7 +146,7 @@ def common_space(
 
 
 def learn_landmarks(groups: Mapping[str, list[Block]]) -> dict[str, tuple[float, ...]]:
-    """Return the mean positions of the deciles over training images, per domain that has no absolute unit."""
+    """Return the mean deciles over the training images of each domain without an absolute unit."""
     return {
         domain: tuple(np.mean([block.fingerprint.scaled for block in blocks], axis=0).tolist())
         for domain, blocks in groups.items()
@@ -145,7 +155,7 @@ def learn_landmarks(groups: Mapping[str, list[Block]]) -> dict[str, tuple[float,
 
 
 def moved(block: Block, landmarks: tuple[float, ...]) -> Block:
-    """Bring a block that was stored before the landmarks were known to them."""
+    """Map the intensities of a stored block to landmarks that were learned after it was written."""
     own = block.fingerprint
     stored = np.load(block.path)
     np.save(block.path, np.clip(Fingerprint(own.scaled, landmarks).forward(stored), -1, 3))
@@ -153,15 +163,18 @@ def moved(block: Block, landmarks: tuple[float, ...]) -> Block:
 
 
 def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[str, str]:
-    """Split by person; where everyone has one domain only (unpaired pictures), each domain is split alike."""
+    """Split by person.
+
+    If every person has a single domain (unpaired pictures), split each domain separately.
+    """
     people: dict[str, set[str]] = defaultdict(set)
     for subject, images in subjects.items():
         people[person_of(subject)].update(images)
     held = [person_of(name) if person_of(name) in people else subject_key(name) for name in params.test_subjects]
     if absent := [str(number) for number, key in enumerate(held, 1) if key not in people]:
         raise DataError(
-            f"denoise.test_subjects: no subject fits number {', '.join(absent)} of the list; take keys from "
-            "data/scans/manifest.json; for names MEDSTYLE_SECRET must be what it was at ingest"
+            f"denoise.test_subjects: no subject matches number {', '.join(absent)} of the list; take keys from "
+            "data/scans/manifest.json; to use names, MEDSTYLE_SECRET must have the value it had at ingest"
         )
     kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for person, domains in people.items():
@@ -176,7 +189,7 @@ def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[
 
 
 def rows_of(block: Block) -> tuple[Row, ...]:
-    """Describe the slices of a block as they will be stored, with the extent of the body in each."""
+    """Return one index row per slice of a block, with the extent of the body in it."""
     slices = np.load(block.path, mmap_mode="r")
     bodies = (is_body(image.astype(np.float16)).any(axis=0) for image in slices)  # colours: in any channel
     return tuple(row._replace(body=extent_of(body)) for row, body in zip(block.rows, bodies, strict=True))
@@ -185,7 +198,10 @@ def rows_of(block: Block) -> tuple[Row, ...]:
 def blocks_of(
     item: tuple[str, Mapping[str, ManifestItem]], params: DenoiseParams, scans: Path, folder: Path
 ) -> tuple[list[Block], list[Pair]]:
-    """Prepare the images of one subject; the first scan, in the order of DOMAINS, gives the others its grid."""
+    """Prepare the images of one subject.
+
+    The first scan, in the order of DOMAINS, defines the grid of the others.
+    """
     subject, images = item
     blocks: list[Block] = []
     pairs: list[Pair] = []
@@ -200,7 +216,7 @@ def blocks_of(
         fitted: Fit | None = None
         if reference is not None:
             if params.alignment == "headers" and image.space and space and image.space != space:
-                reason = f"the headers place it in a space of its own; {REMEDY}"
+                reason = f"the headers place it in a different frame of reference; {REMEDY}"
                 pairs.append(Pair(subject, domain, params.bad_pairs == "flag", Code.E_PAIR_SPACE, reason))
                 if params.bad_pairs == "refuse":
                     continue
@@ -231,7 +247,7 @@ def _stored(
     params: DenoiseParams,
     folder: Path,
 ) -> Block:
-    """Write slices ``(D, C, H, W)`` at the size of the store."""
+    """Write slices ``(D, C, H, W)`` at the size that the store uses."""
     crop = ResizeWithPadOrCrop((*params.size, len(slices)), mode="constant", value=AIR)
     stored = torch.as_tensor(np.asarray(crop(slices.permute(1, 2, 3, 0)))).permute(3, 0, 1, 2)
     last = max(1, len(stored) - 1)

@@ -1,4 +1,4 @@
-"""Files as they come -> canonical, de-identified volumes and pictures, and the manifest that lists them."""
+"""Convert input files to canonical, de-identified volumes and pictures, and list them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from medstyle.params import params
 from medstyle.pseudonyms import short_key, subject_key
 from medstyle.transforms.degrade import Degradation
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 SCANNER = ("Manufacturer", "ManufacturerModelName", "MagneticFieldStrength")
 OVERRULED = {Code.E_BURNED_IN, *(code for code, _ in DOUBTS.values())}
@@ -39,42 +39,52 @@ OVERRULED = {Code.E_BURNED_IN, *(code for code, _ in DOUBTS.values())}
 
 @params
 class IngestParams:
-    """Where scans or pictures come from and which domain each belongs to."""
+    """Where the scans or pictures come from, and to which domain each belongs."""
 
     source: str = "data/raw"
-    """Folder with DICOM studies, volume files or pictures, in any arrangement; its folder `truth` is left alone."""
+    """Folder of DICOM studies, volume files or pictures, in any arrangement; its subfolder `truth`
+    is ignored."""
     rules: tuple[Rule, ...] = ()
-    """First rule that matches names the domain; what matches none is reported and left out."""
+    """Rules that assign domains; the first rule that matches wins. Images that match no rule are
+    reported and left out."""
     subject: str | None = None
-    """Regular expression that finds the person in a file's path; default: PatientID, what the path calls `sub-...`
-    (BIDS), the folder, or the picture itself. Studies of one person that hold the same domains are sessions."""
+    """Regular expression that extracts the subject from a file's path. Default: PatientID,
+    `sub-...` in the path (BIDS), the folder, or, for pictures, the picture itself. Several studies
+    of one person that contain the same domains are treated as sessions."""
     labels: str | None = None
-    """File in the source, named relative to it, that gives images more attributes for the rules: a CSV table whose
-    column `path` names the image and whose other columns are attributes, or annotations as COCO has them (`.json`),
-    whose categories become the attribute `Category`, several sorted and joined by commas."""
+    """File, relative to the source, that adds attributes for the rules: a CSV table whose column
+    `path` names the image and whose other columns are attributes, or annotations in COCO format
+    (`.json`), whose categories become the attribute `Category` (several are sorted and joined by
+    commas)."""
     gaps: Literal["refuse", "interpolate"] = "refuse"
-    """DICOM series with uneven or missing slices: refuse, or interpolate on the grid of the smallest spacing."""
+    """DICOM series with uneven or missing slices: refuse them, or interpolate on a grid of the
+    smallest spacing."""
     tilt: Literal["straighten", "refuse"] = "straighten"
-    """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal, or refuse."""
+    """Sheared scans (gantry tilt): shift each slice within its plane until the axes are orthogonal,
+    or refuse them."""
     time_point: int | None = None
-    """DICOM series of several images at each position (4-D): refuse, or take this time point; the first is 0."""
+    """DICOM series with several images at each position (4-D): null refuses them; a number selects
+    a time point, starting at 0."""
     allow: tuple[str, ...] = ()
-    """Codes that a person has looked into and overrules, among `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`; the
-    manifest and the log say where that was needed."""
+    """Codes to override after inspection: any of `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`.
+    The manifest and the log record where an override was needed."""
     min_pixels: int = 1
-    """Pictures whose shorter side has fewer pixels are refused."""
+    """Smallest accepted length of a picture's shorter side, in pixels."""
     duplicates: Literal["refuse", "keep"] = "refuse"
-    """Pictures of one domain that are the same, or nearly (`same_image`): keep the first by path alone, or all."""
+    """Pictures of one domain that are identical or nearly identical (`same_image`): `refuse` keeps
+    only the first in the order of paths, `keep` keeps all."""
     same_image: float = 0.999
-    """Correlation of signatures from which two pictures are nearly the same; 1: only equal pixels count."""
+    """Correlation of signatures above which two pictures count as nearly identical; 1: only equal
+    pixels count."""
     degraded: tuple[Degradation, ...] = ()
-    """Degraded copies of the images of a domain, as inputs of `recipes/enhance.yaml`."""
+    """Degraded copies of the images of a domain, used as inputs of `recipes/enhance.yaml`."""
     workers: Workers = 1
-    """1: this process; more: processes; `tcp://host:8786`: the workers of a Dask scheduler."""
+    """1: this process; more than 1: processes; `tcp://host:8786`: the workers of a Dask
+    scheduler."""
 
     def __post_init__(self) -> None:
         if not self.rules:
-            raise ParamsError("ingest.rules: no rule says which input is which domain; see params.yaml for examples")
+            raise ParamsError("ingest.rules: no rule assigns a domain to the inputs; see params.yaml for examples")
         if unknown := sorted(set(self.allow) - OVERRULED):
             raise ParamsError(f"ingest.allow: {unknown[0]!r} is none of {', '.join(sorted(OVERRULED))}")
         try:
@@ -84,7 +94,7 @@ class IngestParams:
 
 
 class Place(NamedTuple):
-    """What is to be written, and where."""
+    """The subject and domain under which images are written."""
 
     subject: str
     domain: str
@@ -92,12 +102,12 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """What was written.
+    """An image that was written.
 
     Attributes:
-        entry: its line in the manifest.
-        item: where it came from.
-        digest, signature: of a picture, by which it is known again.
+        entry: its entry in the manifest.
+        item: the input that it was made from.
+        digest, signature: for pictures only; they identify exact and near duplicates.
     """
 
     entry: ManifestItem
@@ -107,18 +117,18 @@ class Taken:
 
 
 def labels_of(params: IngestParams) -> Labels:
-    """Read the labels that `params` name; none are an empty table."""
+    """Read the labels file that `params` name; without one, return an empty table."""
     return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
 
 
 def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
-    """Return what rules may match: the header's attributes, those of the labels, and the path below the source."""
+    """Return what rules match: attributes of header and labels, and the path in the source."""
     path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
     return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
 
 
 def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
-    """Raise UserError for a rule that asks for an attribute which no label and no header has."""
+    """Raise UserError if a rule uses an attribute that neither the labels nor any header has."""
     known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
     unknown = [name for rule in rules for name in rule.when if name not in known]
     if labels.file is not None and unknown:
@@ -155,12 +165,12 @@ def placed(
             raise refusal
     domain = domain_of(attributes, params.rules)
     if domain is None and labels.file is not None and labels.name(attributes["path"]) is None:
-        raise Refusal(Code.E_NO_LABEL, f"{labels.file.name} does not list it, and no rule goes by its path alone")
+        raise Refusal(Code.E_NO_LABEL, f"{labels.file.name} does not list it, and no rule matches its path alone")
     if domain is None:
-        raise Refusal(Code.E_NO_RULE, "no rule in params.yaml names its domain; add one or leave it out")
+        raise Refusal(Code.E_NO_RULE, "no rule in params.yaml assigns it a domain; add one or leave it out")
     if item.source == "picture" and min(item.shape[1:]) < params.min_pixels:
         size = f"{item.shape[2]} x {item.shape[1]}"
-        raise Refusal(Code.E_SMALL, f"has {size} pixels; ingest.min_pixels asks for {params.min_pixels} on each side")
+        raise Refusal(Code.E_SMALL, f"has {size} pixels; ingest.min_pixels requires {params.min_pixels} on each side")
     modality = DOMAINS[domain]
     if (item.source == "picture") != (modality.picture):
         raise Refusal(Code.E_DOMAIN, f"a {item.source} cannot be {domain}; correct the rule")
@@ -170,7 +180,7 @@ def placed(
 
 
 def _overruled(item: Item, params: IngestParams) -> set[str]:
-    """Return the codes that do not keep this item out."""
+    """Return the codes that do not exclude this item."""
     policies = {Code.E_GAP: params.gaps == "interpolate", Code.E_4D: params.time_point is not None}
     dicom = item.series is not None
     return {*params.allow, *(code for code, chosen in policies.items() if chosen and dicom)}
@@ -179,14 +189,14 @@ def _overruled(item: Item, params: IngestParams) -> set[str]:
 def take(
     work: tuple[Place, Sequence[Item]], params: IngestParams, out: Path
 ) -> tuple[list[Taken], list[dict[str, object]]]:
-    """Write the first item for a place that can be read; returns it, and what was refused."""
+    """Write the first readable item of a subject and domain; return it, and the refused items."""
     place, items = work
     taken: list[Taken] = []
     refused: list[dict[str, object]] = []
     for item in items:
         try:
             if taken:
-                reason = f"another image of this session is already {place.domain}; make the rules narrower"
+                reason = f"another image of this session is already {place.domain}; make the rules more specific"
                 raise Refusal(Code.E_DUPLICATE_DOMAIN, reason)
             taken.append(_write(item, place, params, out))
         except Refusal as refusal:
@@ -195,7 +205,7 @@ def take(
 
 
 def repeats(taken: Sequence[Taken], limit: float) -> Iterator[tuple[Taken, Refusal]]:
-    """Find the pictures that are the same as, or like, another of their domain that comes before them and is kept."""
+    """Find the pictures that (nearly) duplicate an earlier picture of their domain that is kept."""
     domains: dict[str, list[Taken]] = defaultdict(list)
     for one in sorted(taken, key=lambda one: one.item.path):
         if one.signature is not None:
@@ -209,12 +219,15 @@ def repeats(taken: Sequence[Taken], limit: float) -> Iterator[tuple[Taken, Refus
             if i != j and not gone & {i, j}:
                 gone.add(j)
                 what = "the same picture as" if (i, j) in same else "nearly the same picture as"
-                reason = f"{what} {of[i].item.key}, which is kept; ingest.duplicates: keep keeps both"
+                reason = f"{what} {of[i].item.key}, which is kept; set ingest.duplicates to keep to use both"
                 yield of[j], Refusal(Code.E_DUPLICATE, reason)
 
 
 def degrade(entry: ManifestItem, how: Degradation, out: Path) -> ManifestItem:
-    """Write the degraded copy of an image below ``out``; what happens to it is a function of its subject."""
+    """Write a degraded copy of an image below ``out``.
+
+    The random choices depend only on its subject.
+    """
     good = out / entry.path
     worse = good.with_name(f"{how.domain}{good.name.removeprefix(how.of)}")
     rng = np.random.default_rng(int(hashlib.sha256(entry.subject.encode()).hexdigest()[:16], 16))
@@ -258,7 +271,10 @@ def _write(item: Item, place: Place, params: IngestParams, out: Path) -> Taken:
 
 
 def _load(item: Item, domain: str, params: IngestParams) -> tuple[Volume, dict[str, Any]]:
-    """Read a scan; returns it, and the fields of the manifest that say what a policy changed and where it lies."""
+    """Read a scan.
+
+    Return it, and the manifest fields that record what a policy changed and its frame of reference.
+    """
     notes: dict[str, Any] = {}
     if item.series is not None and item.code == Code.E_GAP:
         volume, notes["interpolated_slices"] = read_with_gaps(item.series, domain, allow=params.allow)
@@ -293,7 +309,10 @@ def _subject(item: Item, params: IngestParams, path: str, shared: Collection[str
 def write_report(
     report: Path, found: Inventory, entries: Sequence[ManifestItem], refused: list, source: Path, labels: Labels
 ) -> None:
-    """Write counts and verdicts; file names can be patient data, so a hash of the relative path stands for each."""
+    """Write counts and verdicts.
+
+    File names can be patient data, so files are listed by a hash of their relative path.
+    """
     files = [
         {"file": short_key("file", str(file.path.relative_to(source))), "code": file.code, "reason": file.reason}
         for file in found.files

@@ -1,4 +1,4 @@
-"""The manifest of the canonical images that `ingest` writes and the stages after it read."""
+"""Read and write the manifest of the canonical images that `ingest` produces."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class ManifestItem:
     """One canonical image.
 
     Attributes:
-        subject, domain: what it is.
+        subject, domain: which image it is.
         path: relative to the folder of the manifest.
         source: kind of the original: ``dicom``, ``volume`` or ``picture``.
         shape: ``(D, H, W)``.
         spacing_mm: along (column, row, slice); None for pictures.
-        scanner: make, model and field strength, where the header has them.
-        space: keyed hash of the frame of reference, "" where there is none.
-        flags, allowed: of the original, and the codes that ``ingest.allow`` overruled.
+        scanner: manufacturer, model and field strength, if the header has them.
+        space: keyed hash of the frame of reference; "" if there is none.
+        flags: flags of the original.
+        allowed: codes of the original that ``ingest.allow`` overrode.
         interpolated_slices, time_point, straightened, degraded: what a policy changed.
     """
 
@@ -47,14 +48,17 @@ class ManifestItem:
 
 @params
 class Manifest:
-    """The canonical images of a folder, and the rules that named their domains."""
+    """The canonical images of a folder, and the rules that assigned their domains."""
 
     rules: tuple[Rule, ...]
     items: tuple[ManifestItem, ...]
 
     @staticmethod
     def read(folder: Path) -> Manifest:
-        """Read ``folder/manifest.json``; raises :class:`UserError` where there is none that can be read."""
+        """Read ``folder/manifest.json``.
+
+        Raises :class:`UserError` if it is missing or unreadable.
+        """
         path = folder / "manifest.json"
         try:
             return parse_json(Manifest, path.read_bytes(), str(path))
@@ -62,7 +66,7 @@ class Manifest:
             raise DataError(f"{path}: no readable manifest; run `medstyle ingest` first") from None
 
     def write(self, folder: Path) -> None:
-        """Write ``folder/manifest.json``, without what is as usual."""
+        """Write ``folder/manifest.json``, leaving out empty and default values."""
         items = [
             {
                 key: value

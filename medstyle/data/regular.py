@@ -1,4 +1,4 @@
-"""Irregular scans on a regular grid, when a person asks for it: gaps filled, tilt straightened."""
+"""Resample irregular scans to a regular grid on explicit request: fill gaps, straighten tilt."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from medstyle.errors import Code, Refusal
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) -> tuple[Volume, int]:
-    """Read a series refused with ``E_GAP`` on the grid of its smallest spacing, and count the slices made up.
+    """Read a series refused with ``E_GAP`` on the grid of its smallest spacing.
 
-    Slices between two measured ones are interpolated linearly along the stack. The positions must lie on one straight
-    line and the sources must cover at least half of the new slices; what is further apart is not one scan.
+    Slices between two measured ones are interpolated linearly along the stack; the count is the
+    number of interpolated slices. The positions must lie on one straight line, and the measured
+    slices must make up at least half of the new ones; otherwise the series is not one scan.
 
     Raises:
-        Refusal: ``E_GAP`` where that is not so; what :func:`read_series` raises.
+        Refusal: ``E_GAP`` if that is not the case; the refusals of :func:`read_series`.
     """
     if series.code != Code.E_GAP:
         return read_series(series, domain, allow=allow), 0
     if "BURNED_IN_UNKNOWN" in series.flags and Code.E_BURNED_IN not in allow:
-        raise Refusal(Code.E_BURNED_IN, "the pixels may show patient data; look, then allow it")
+        raise Refusal(Code.E_BURNED_IN, "the pixels may show patient data; inspect them, then allow the code")
     first = series.frames[0]
     positions = np.array([frame.position for frame in series.frames])
     whole = positions[-1] - positions[0]
@@ -41,7 +42,9 @@ def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) 
         raise Refusal(Code.E_GAP, f"slice positions leave a straight line by {off:.3f} mm; split the series")
     depth = round(length / step) + 1
     if depth > 2 * len(positions):
-        raise Refusal(Code.E_GAP, f"{len(positions)} slices would have to make {depth}; split the series at its gaps")
+        raise Refusal(
+            Code.E_GAP, f"{depth} slices would be made from only {len(positions)}; split the series at its gaps"
+        )
     row_mm, column_mm = first.spacing or (1.0, 1.0)
     affine = np.eye(4)
     affine[:3, 0], affine[:3, 1] = (np.array(first.orientation).reshape(2, 3).T * (column_mm, row_mm)).T
@@ -59,8 +62,8 @@ def read_with_gaps(series: Series, domain: str, *, allow: Collection[str] = ()) 
 def straighten(volume: Volume) -> Volume:
     """Resample a sheared volume (gantry tilt) so that its slice axis is the normal of its planes.
 
-    Each slice is shifted within its plane, bilinearly, on a canvas that holds them all; outside is air. The planes
-    themselves stay where they are.
+    Each slice is shifted within its plane by bilinear interpolation, on a canvas that contains all
+    of them; the outside is air. The planes themselves do not move.
     """
     columns, rows = volume.affine[:3, 0], volume.affine[:3, 1]
     normal = np.cross(columns, rows)
@@ -81,7 +84,7 @@ def straighten(volume: Volume) -> Volume:
 
 
 def _shift_into(out: NDArray[np.float32], pixels: NDArray[np.float32], shift: NDArray[np.float64], air: float) -> None:
-    """Write ``pixels`` ``(H, W)`` to ``out`` moved by ``shift`` (columns, rows), air beyond the edge."""
+    """Write ``pixels`` ``(H, W)`` to ``out``, moved by ``shift`` (columns, rows), on air."""
     (x, y), (fx, fy) = np.floor(shift).astype(int), shift - np.floor(shift)
     padded = np.pad(pixels, 1, constant_values=air)
     across = padded[:, 1:] * (1 - fx) + padded[:, :-1] * fx

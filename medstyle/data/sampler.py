@@ -1,7 +1,8 @@
-"""Which images a step sees. Everything is a function of (seed, step): an interrupted run goes on with the same images.
+"""Choose the images of each training step as a function of (seed, step).
 
-Examples are drawn uniformly over subjects and then over slices, whatever the numbers of slices; unpaired images of
-similar height in the body meet each other.
+A resumed run therefore sees the same images. Examples are drawn uniformly over subjects and then
+over slices, regardless of how many slices each subject has. Unpaired images are matched by their
+relative height in the body.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from medstyle.pseudonyms import person_of
 from medstyle.transforms.augment import Augmentation, augment
 from medstyle.transforms.body import AIR, Extent, box_around, union
 
-NEAR = 0.05  # unpaired images meet at relative heights that differ by no more, where there are slices
-MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, where the subject has it
+NEAR = 0.05  # largest difference in relative height of two unpaired images, where such slices exist
+MATCHED = 0.5  # share of multi-domain examples whose target is the same slice, if the subject has it
 
 
 def seed_of(*parts: object) -> int:
@@ -47,20 +48,21 @@ def _order(n: int, *parts: object) -> NDArray[np.int64]:
 
 
 def nth(n: int, k: int, *parts: object) -> int:
-    """Return item ``k`` of an endless sequence of permutations of ``range(n)``: each of ``n`` once in every round."""
+    """Return item ``k`` of an endless sequence of permutations of ``range(n)``."""
     return int(_order(n, *parts, k // n)[k % n])
 
 
 class Images:
-    """The slices of one domain and split, by subject.
+    """The slices of one domain and split, grouped by subject.
 
     Attributes:
         domain: its name.
-        array: ``(N, C, H, W)``, mapped.
+        array: ``(N, C, H, W)``, memory-mapped.
         rows: subject -> rows of the array in spatial order.
-        usable: subject -> places in ``rows`` with enough body.
+        usable: subject -> indices into ``rows`` of the slices with enough body.
         position: relative height of each row.
-        common_space: subject -> map ``(4, 4)`` of voxels (place, row, column, 1) to the space that all scans share.
+        common_space: subject -> map ``(4, 4)`` from voxels (slice, row, column, 1) to the common
+            space.
     """
 
     def __init__(self, store: SliceStore, domain: str, split: str, foreground: float) -> None:
@@ -79,14 +81,14 @@ class Images:
             for subject, rows in groups.items()
         }
         self.subjects = sorted(subject for subject, places in self.usable.items() if len(places))
-        self.shown = {  # beyond the first and the last body the scan saw nothing
+        self.shown = {  # the scan shows nothing beyond its first and last slice with body
             subject: np.flatnonzero([listed[row].foreground > 0 for row in rows])[[0, -1]]
             for subject, rows in groups.items()
             if subject in self.subjects
         }
 
     def body(self, subject: str, place: int, depth: int) -> Extent | None:
-        """Return the extent of the body in the block around a place."""
+        """Return the extent of the body in the block of slices around a place."""
         return union(self.bodies[row] for row in self._around(subject, place, depth))
 
     def _around(self, subject: str, place: int, depth: int) -> NDArray[np.int64]:
@@ -94,7 +96,9 @@ class Images:
         return rows[np.clip(np.arange(place - depth // 2, place - depth // 2 + depth), 0, len(rows) - 1)]
 
     def block(self, subject: str, place: int, depth: int) -> NDArray[np.float32]:
-        """Read ``(depth, C, H, W)`` around a place; beyond the ends the last slice stands again.
+        """Read ``(depth, C, H, W)`` around a place.
+
+        The first and last slices are repeated beyond the ends.
 
         Raises:
             UserError: a value is not finite.
@@ -102,13 +106,14 @@ class Images:
         block = np.asarray(self.array[self._around(subject, place, depth)], np.float32)
         if not np.isfinite(block).all():
             where = f"{self.domain} of subject {subject}, at slice {self.slices[self.rows[subject][place]]}"
-            raise DataError(f"{where}: holds values that are not finite; take it out or repair it")
+            raise DataError(f"{where}: holds values that are not finite; remove or repair the image")
         return block
 
     def at(self, subject: str, voxels: NDArray[np.float64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Interpolate at ``voxels`` ``(3, depth, H, W)``.
 
-        Returns ``(depth, C, H, W)`` in network units, and ``(depth, 1, H, W)``: 1 where the scan reaches, -1 elsewhere.
+        Returns ``(depth, C, H, W)`` in network units, and ``(depth, 1, H, W)``, which is 1 where
+        the scan has data and -1 elsewhere.
         """
         first, last = self.shown[subject]
         within = (voxels[0] >= first) & (voxels[0] <= last)
@@ -121,7 +126,7 @@ class Images:
 
 
 class Example(NamedTuple):
-    """One example: domains, subjects and places in their rows."""
+    """One example: its domains, subjects and slices (as indices into the subject's rows)."""
 
     source: str
     target: str
@@ -137,19 +142,22 @@ class Sampling:
 
     Attributes:
         domains: names in the order of the style indices; the first two are source and target.
-        batch, seed: size of a batch over all processes, and what decides the order.
-        augmentation: random changes.
-        contrasts: further inputs of the same subject.
+        batch: size of a batch over all processes.
+        seed: determines the order of the examples.
+        augmentation: random changes to the images.
+        contrasts: further input domains of the same subject.
         paired: whether the target shows the same slice.
-        all_directions: draw every ordered pair of domains instead of source -> target.
-        foreground: least share of body of a slice.
-        depth: slices of an example: neighbours of a 2-D network, the third axis of a 3-D one.
+        all_directions: draw every ordered pair of domains instead of source -> target only.
+        foreground: smallest share of body pixels of a slice.
+        depth: number of slices of an example: neighbours for a 2-D network, the third axis of a 3-D
+            one.
         volumetric: whether the network is 3-D.
-        cross_subject: match another subject at the same place of the body, by the store's common space, and show that
-            subject's slice as the source's plane cuts it.
-        split: of the store.
-        multiple: a batch is cropped to the box of its bodies, whose sides are multiples of this where they can be.
-        rank, world: this process and how many there are; the batch is divided among them.
+        cross_subject: match another subject at the same body location, through the common space of
+            the store, and resample that subject's scan on the plane of the source.
+        split: split of the store.
+        multiple: a batch is cropped to the bounding box of its bodies, whose sides are multiples of
+            this where possible.
+        rank, world: index of this process and number of processes, among which a batch is divided.
     """
 
     domains: Sequence[str]
@@ -173,7 +181,7 @@ class BatchSampler:
     """Batches of a split of the store; each is a function of the seed and the step.
 
     Raises:
-        UserError: no subject has what an example needs.
+        UserError: no subject has all the images that an example needs.
     """
 
     def __init__(self, store: SliceStore, sampling: Sampling) -> None:
@@ -190,7 +198,7 @@ class BatchSampler:
         self.subjects = self._subjects()
         if s.cross_subject and (lacking := [a for way in self.ways for a in way if not self.images[a].common_space]):
             raise DataError(
-                f"objective.weights.cross_subject: the store has no common space of {lacking[0]}; set "
+                f"objective.weights.cross_subject: the store has no common space for {lacking[0]}; set "
                 "denoise.common_space to true"
             )
         maps = [matrix for a in self.images if s.cross_subject for matrix in self.images[a].common_space.values()]
@@ -200,7 +208,7 @@ class BatchSampler:
         self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
 
     def _subjects(self) -> dict[str, list[str]]:
-        """Return for each source domain the subjects that have everything which an example needs."""
+        """Return, for each source domain, the subjects that have every image an example needs."""
         s = self.sampling
         needed = [*s.contrasts, *([s.domains[1]] if s.paired else [])]
         subjects = {
@@ -222,7 +230,7 @@ class BatchSampler:
         return subjects
 
     def _matches(self, subject: str, a: str, b: str) -> bool:
-        """Tell whether two domains of a subject have the same slices."""
+        """Return whether two domains of a subject have the same slices."""
         one, other = self.images[a], self.images[b]
         rows = other.rows.get(subject)
         return rows is not None and [one.slices[i] for i in one.rows[subject]] == [other.slices[i] for i in rows]
@@ -249,7 +257,10 @@ class BatchSampler:
         return Example(a, b, subject, place, other, int(candidates[nearest]))
 
     def _match(self, a: str, b: str, subject: str, turn: int) -> Example | None:
-        """Choose another person and a place of the body that both scans show; None where the common space has none."""
+        """Choose another person and a body location that both scans show.
+
+        None if the common space has none.
+        """
         one, other = self.images[a], self.images[b]
         people = [s for s in other.subjects if s in other.common_space and person_of(s) != person_of(subject)]
         if subject not in one.common_space or not people:
@@ -267,14 +278,14 @@ class BatchSampler:
         return Example(a, b, subject, int(places[chosen]), person, int(other.usable[person][nearest]))
 
     def _there(self, a: str, b: str, subject: str, person: str) -> NDArray[np.float64]:
-        """Return the map ``(4, 4)`` of voxels of a subject's scan to those of another's."""
+        """Return the map ``(4, 4)`` from the voxels of one subject's scan to those of another's."""
         there: NDArray[np.float64] = (
             np.linalg.inv(self.images[b].common_space[person]) @ self.images[a].common_space[subject]
         )
         return there
 
     def _matched(self, e: Example) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return the target's scan where the source's slices lie, and 1 or -1 for what it shows of them."""
+        """Resample the target's scan on the source's slices; 1 or -1 tells if it covers a voxel."""
         source, target = self.images[e.source], self.images[e.target]
         depth, (height, width) = self.sampling.depth if self.sampling.volumetric else 1, self.size
         if e.subject not in source.common_space or e.target_subject not in target.common_space:
@@ -317,7 +328,7 @@ class BatchSampler:
         }
 
     def _box(self, every: list[Example]) -> tuple[slice, slice]:
-        """Return the box of the whole batch's bodies, so that processes which divide it agree."""
+        """Return the bounding box of the whole batch's bodies, so that all processes crop alike."""
         extents = [
             self.images[name].body(subject, place, self.sampling.depth)
             for e in every
@@ -329,12 +340,18 @@ class BatchSampler:
         return box_around(union(extents), self.size, self.sampling.multiple)
 
     def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``; for a 3-D network ``(C, depth, H, W)``."""
+        """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``.
+
+        For a 3-D network ``(C, depth, H, W)``.
+        """
         turned = block.swapaxes(0, 1)
         return turned if self.sampling.volumetric else turned.reshape(-1, *block.shape[2:])
 
     def __call__(self, step: int, steps: int, device: torch.device) -> Batch:
-        """Return the batch of ``step``, augmented, on ``device``; the next one is read meanwhile."""
+        """Return the augmented batch of ``step`` on ``device``.
+
+        The next batch is read in the background.
+        """
         ready = self._ahead[1].result() if self._ahead is not None and self._ahead[0] == step else self.read(step)
         self._ahead = (step + 1, self._pool.submit(self.read, step + 1)) if step + 1 < steps else None
         images = [

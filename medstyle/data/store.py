@@ -1,8 +1,8 @@
-"""The slice store that training reads: one memory-mapped ``.npy`` per domain and split, and one index.
+"""Read and write the slice store: one memory-mapped ``.npy`` per domain and split, and one index.
 
-Layout: ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, network units. Row ``i`` of a
-file is described by row ``i`` of the index. Half precision holds [-1, 3] to 1e-3, finer than a 10-bit display, at half
-the size.
+The layout is ``index.json`` and ``<split>/<domain>.npy`` of shape ``(N, C, H, W)``, float16, in
+network units. Row ``i`` of the index describes row ``i`` of a file. Half precision represents [-1,
+3] to 1e-3, which is finer than a 10-bit display, at half the size.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ Matrix = tuple[tuple[float, ...], ...]  # (4, 4)
 
 
 class Row(NamedTuple):
-    """Where a stored slice comes from.
+    """The origin of a stored slice.
 
     Attributes:
         subject: key of the subject.
         slice: its number in the volume.
-        position: from 0 (first slice of its volume) to 1.
+        position: relative position, from 0 (first slice of the volume) to 1.
         foreground: share of body pixels.
-        body: first and last row, first and last column of the body; None where the slice shows none.
+        body: first and last row, first and last column of the body; None if the slice shows no
+            body.
     """
 
     subject: str
@@ -46,7 +47,10 @@ class Row(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """What became of a scan beside the first one of its subject: ``code`` and ``reason`` are "" where it fits."""
+    """The verdict on a scan, compared with the first scan of its subject.
+
+    ``code`` and ``reason`` are "" if it fits.
+    """
 
     subject: str
     domain: str
@@ -63,14 +67,15 @@ class StoreIndex:
 
     Attributes:
         size: ``(H, W)`` of all slices.
-        preparation: with the landmarks that were learned.
-        alignment: how the scans of a subject came onto one grid.
-        rules: that named the domains.
+        preparation: the settings, with the learned landmarks.
+        alignment: how the scans of a subject were aligned.
+        rules: the rules that assigned the domains.
         subjects: key -> split.
-        rows: split -> domain -> one for each slice.
-        fingerprints: split -> domain -> one for each image.
-        pairs: verdict on each scan beside its subject's first.
-        common_space: domain -> training subject -> map of stored voxels ``(z, y, x, 1)`` to a space that all share.
+        rows: split -> domain -> one row per slice.
+        fingerprints: split -> domain -> one fingerprint per image.
+        pairs: verdict on each scan that was aligned with its subject's first.
+        common_space: domain -> training subject -> map from stored voxels ``(z, y, x, 1)`` to the
+            common space.
     """
 
     size: tuple[int, int]
@@ -90,7 +95,7 @@ class StoreIndex:
 
 @dataclass(frozen=True)
 class SliceStore:
-    """A store opened for reading; arrays are mapped, not loaded."""
+    """A store opened for reading; its arrays are memory-mapped."""
 
     folder: Path
     index: StoreIndex
@@ -117,9 +122,10 @@ class SliceStore:
         return self.index.rows.get(split, {}).get(domain, ())
 
     def common_space(self, domain: str) -> dict[str, NDArray[np.float64]]:
-        """Return for each training subject the map ``(4, 4)`` of stored voxels ``(z, y, x, 1)`` to a common space.
+        """Return the map ``(4, 4)`` to the common space for each training subject.
 
-        Subjects that could not be brought there are missing; none is there without ``denoise.common_space``.
+        The maps start from stored voxels ``(z, y, x, 1)``. Subjects that could not be aligned are
+        missing; without ``denoise.common_space`` the result is empty.
         """
         return {subject: np.array(matrix) for subject, matrix in self.index.common_space.get(domain, {}).items()}
 
@@ -129,16 +135,16 @@ class SliceStore:
         return sorted({domain for split in self.index.rows.values() for domain in split})
 
     def subjects(self, split: str) -> list[str]:
-        """Subject keys of ``split``."""
+        """Return the subject keys of ``split``."""
         return [key for key, where in self.index.subjects.items() if where == split]
 
     def domains_of(self, subject: str) -> set[str]:
-        """Domains in which the store holds ``subject``."""
+        """Return the domains in which the store holds ``subject``."""
         rows = self.index.rows.get(self.index.subjects[subject], {})
         return {domain for domain, of in rows.items() if any(row.subject == subject for row in of)}
 
     def pairs(self, source: str, target: str, split: str) -> NDArray[np.int64]:
-        """Return ``(n, 2)`` row numbers where source and target show the same slice of the same subject."""
+        """Return ``(n, 2)`` row numbers where source and target show one slice of one subject."""
         other = {(row.subject, row.slice): i for i, row in enumerate(self.rows(target, split))}
         found = [
             (i, other[row.subject, row.slice])
@@ -149,7 +155,7 @@ class SliceStore:
 
 
 def write_rows(path: Path, blocks: Sequence[Path]) -> None:
-    """Concatenate the ``.npy`` files ``blocks`` along the first axis into ``path`` without holding them in memory."""
+    """Concatenate ``.npy`` files along the first axis into ``path`` without loading them."""
     mapped = [np.load(block, mmap_mode="r") for block in blocks]
     shape = (sum(len(block) for block in mapped), *mapped[0].shape[1:])
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""DICOM files: scan, read, write derived series, de-identify."""
+"""Scan, read, write and de-identify DICOM files."""

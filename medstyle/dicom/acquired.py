@@ -1,4 +1,4 @@
-"""Write a volume as the slices of an acquired-looking MR or CT series."""
+"""Write a volume as the slices of an MR or CT series, as if it had been acquired."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from medstyle.dicom.uids import IMPLEMENTATION_UID, uid_of
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-MAX_STORED = 4095  # 12 bits, what most MR and CT scanners store
+MAX_STORED = 4095  # 12 bits, as most MR and CT scanners store
 CT_INTERCEPT = -1024
-FIXED_DATE = "20200101"  # a fixed day, so that the same content has the same bytes
+FIXED_DATE = "20200101"  # a fixed date, so that the same content has the same bytes
 
 MR = {"ScanOptions": None, "MRAcquisitionType": "2D", "PatientPosition": "HFS", "PositionReferenceIndicator": ""}
 CT = {"KVP": "120", "AcquisitionNumber": 1, "PatientPosition": "HFS", "PositionReferenceIndicator": ""}
@@ -25,13 +25,13 @@ CT |= {"RescaleIntercept": str(CT_INTERCEPT), "RescaleSlope": "1", "RescaleType"
 
 
 def write_series(folder: Path, volume: Volume, attributes: Mapping[str, Any], names: Sequence[int]) -> None:
-    """Write ``volume`` as one DICOM file per slice, 12 bits stored, values beyond them clipped.
+    """Write ``volume`` as one DICOM file per slice, with 12 bits stored; other values are clipped.
 
     Args:
-        folder: made if absent; file of slice ``k`` is ``<names[k]>.dcm``.
-        volume: domain of Modality MR (values 0-4095) or CT (HU).
-        attributes: DICOM keyword -> value, the same for every slice; needs StudyInstanceUID and SeriesInstanceUID,
-            from which the instances' UIDs follow.
+        folder: created if missing; the file of slice ``k`` is ``<names[k]>.dcm``.
+        volume: of an MR domain (values 0-4095) or a CT domain (HU).
+        attributes: DICOM keyword -> value, the same for every slice; must include StudyInstanceUID
+            and SeriesInstanceUID, from which the UIDs of the instances are derived.
         names: one number per slice.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def _decimals(values: NDArray[np.float64]) -> list[Any]:
 
 
 def _place(dataset: Any, volume: Volume, k: int) -> None:
-    """Set what differs between slices, but for the pixels."""
+    """Set the elements that differ between slices, except for the pixels."""
     position = volume.affine[:3, 3] + k * volume.affine[:3, 2]
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid_of(dataset.SeriesInstanceUID, k)
     dataset.InstanceNumber = k + 1
@@ -91,7 +91,7 @@ def _header(volume: Volume, attributes: Mapping[str, Any], is_ct: bool) -> Any:
         **attributes,
     }
     if is_ct:
-        del values["SpacingBetweenSlices"]  # not an attribute of the CT image
+        del values["SpacingBetweenSlices"]  # not an attribute of the CT image module
     for keyword, value in values.items():
         setattr(dataset, keyword, value)
     dataset.file_meta = FileMetaDataset()

@@ -1,4 +1,4 @@
-"""Headers that hold what describes the image and nothing else (PS3.15 Annex E), with pixels that hold nothing else."""
+"""De-identify DICOM images by an allow-list of header elements (PS3.15 Annex E)."""
 
 from __future__ import annotations
 
@@ -28,18 +28,23 @@ from medstyle.jobs.atomic import part_of
 from medstyle.jobs.progress import track
 from medstyle.pseudonyms import NO_SECRET, digest, own_secret, short_key, subject_key
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the Basic Application Level Confidentiality Profile (PS3.15 E.3); all off is the strictest.
+    """Options of the Basic Application Level Confidentiality Profile (PS3.15 E.3).
+
+    The default is strictest.
 
     Attributes:
-        shift_dates: keep dates, moved by a number of days that is the same for all files of a patient (113107).
+        shift_dates: keep dates, shifted by a number of days that is the same for all files of a
+            patient (113107).
         keep_patient: keep sex, age, size and weight (113108).
-        keep_device: keep manufacturer, model and software, not station or serial number (113109).
-        keep_private: (group, last byte of the element, private creator) of elements known to be safe (113111).
+        keep_device: keep manufacturer, model and software, but not station or serial number
+            (113109).
+        keep_private: (group, last byte of the element, private creator) of elements known to be
+            safe (113111).
     """
 
     shift_dates: bool = False
@@ -49,7 +54,7 @@ class Options:
 
     @property
     def codes(self) -> list[tuple[str, str]]:
-        """The profile and the options, with their meanings (PS3.16 CID 7050)."""
+        """The codes of the profile and the chosen options, with meanings (PS3.16 CID 7050)."""
         chosen = [
             (True, "113100", "Basic Application Confidentiality Profile"),
             (self.shift_dates, "113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
@@ -60,8 +65,8 @@ class Options:
         return [(value, meaning) for on, value, meaning in chosen if on]
 
 
-# An allow-list, because a list of what to remove is out of date with every edition of the standard. These are numbers,
-# tables of numbers, and sequences of what is allowed.
+# An allow-list, because a list of elements to remove would be outdated by every edition of the
+# standard. It consists of numbers, tables of numbers, and sequences of allowed elements.
 _NUMBERS = words(
     "SliceThickness SpacingBetweenSlices SliceLocation ImagePositionPatient ImageOrientationPatient PixelSpacing "
     "ImagerPixelSpacing InstanceNumber SeriesNumber AcquisitionNumber TemporalPositionIdentifier "
@@ -93,7 +98,7 @@ _IMAGE_TYPES = (
     "T1 MAP|T2 MAP|VELOCITY MAP|ADDITION|DIVISION|MAXIMUM|MEAN|MINIMUM|MULTIPLICATION|SUBTRACTION|RESAMPLED|"
     "SYNTHETIC"
 )
-_TERMS = {  # what these may say: a code string can hold any 16 characters
+_TERMS = {  # the allowed terms, because a code string can contain any 16 characters
     name: frozenset(terms.split("|"))
     for name, terms in {
         "ImageType": _IMAGE_TYPES,
@@ -126,7 +131,7 @@ _TERMS = {  # what these may say: a code string can hold any 16 characters
         "Units": "BQML|CNTS|NONE|CPS|PROPCNTS|PROPCPS|GML|CM2ML|PCNT|UMOLMIN/ML|ML/MIN/G|1CM|UMOLML|MLMINML|STDDEV",
     }.items()
 }
-_NEUTRAL = {  # stands for any other term where one must be
+_NEUTRAL = {  # replaces any other term in elements that must have one
     "ImageType": "OTHER",
     "FrameType": "OTHER",
     "Modality": "OT",
@@ -148,21 +153,21 @@ _EMPTY = words(  # type 2: present, may be empty
 
 
 def deidentify_folder(source: Path, out: Path, options: Options = Options()) -> list[FileVerdict]:
-    """Write each DICOM image that is or lies below ``source`` to ``out/<subject>/<series>/<image>.dcm``.
+    """Write each DICOM image at or below ``source`` to ``out/<subject>/<series>/<image>.dcm``.
 
-    These names are keyed hashes. A file appears complete or not at all, and none is overwritten. The same file,
-    secret and options make the same bytes, so that a run which was cut short can be repeated. Returns a verdict for
-    each file: ``used`` is written.
+    These names are keyed hashes. A file appears complete or not at all, and none is overwritten.
+    The same file, secret and options give the same bytes, so that an interrupted run can be
+    repeated. Returns a verdict for each file: ``used`` means that it was written.
 
     Raises:
-        UserError: there is no secret, no source, or ``out`` lies in it.
+        UserError: there is no secret or no source, or ``out`` lies in it.
     """
     if own_secret() is None:
         raise ParamsError(f"deidentify: {NO_SECRET}")
     if not source.exists():
         raise ParamsError(f"{source}: no such file or folder")
     if out.resolve().is_relative_to(source.resolve()):
-        raise ParamsError(f"{out}: lies in {source}, whose files are read; choose another place")
+        raise ParamsError(f"{out}: lies in {source}, whose files are read; choose another folder")
     return [_written(path, out, options) for path in track(list(dict.fromkeys(find_files([source]))), "deidentify")]
 
 
@@ -191,16 +196,17 @@ def _written(path: Path, out: Path, options: Options) -> FileVerdict:
 
 
 def deidentify(path: Path, options: Options = Options()) -> Dataset:
-    """Return what describes the image in the DICOM file ``path``, and its pixels, decoded.
+    """Return the elements that describe the image in a DICOM file, and its decoded pixels.
 
-    UIDs are replaced by ``2.25.`` UIDs that follow from them and the secret, so that references within a study hold.
-    Texts are kept where the standard defines them; private elements, overlays, comments, descriptions and times are
-    dropped. Decoding leaves behind what a codestream, unused bits or bytes after the pixels may hold.
+    UIDs are replaced by ``2.25.`` UIDs that are derived from them and the secret, so that
+    references within a study remain valid. Texts are kept only if the standard defines them;
+    private elements, overlays, comments, descriptions and times are dropped. Decoding the pixels
+    removes whatever a codestream, unused bits or bytes after the pixels may contain.
 
     Raises:
         Skip: not an image.
-        Refusal: one that cannot be used, as :func:`read_frames` says; ``E_BURNED_IN`` where the pixels themselves may
-            show who the patient is.
+        Refusal: an unusable image, as for :func:`read_frames`; ``E_BURNED_IN`` if the pixels
+            themselves may show who the patient is.
     """
     with quiet():
         instance = read_frames(path)[0].instance
@@ -211,7 +217,7 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
             clean = _header(dataset, instance, options)
         except Refusal:
             raise
-        except Exception as error:  # a damaged header may raise anything, and its text would quote values
+        except Exception as error:  # a damaged header may raise anything, and the message would quote values
             cause = f"the header is damaged ({type(error).__name__})"
             raise Refusal(Code.E_DECODE, f"{cause}; export the file again") from None
     if instance.samples > 1:
@@ -228,11 +234,12 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
 def _header(dataset: Dataset, instance: Instance, options: Options) -> Dataset:
     if "BURNED_IN_UNKNOWN" in instance.flags:
         raise Refusal(
-            Code.E_BURNED_IN, "the pixels may show patient data: look, remove it, set BurnedInAnnotation to NO"
+            Code.E_BURNED_IN,
+            "the pixels may show patient data: inspect and remove it, then set BurnedInAnnotation to NO",
         )
     if not all(dataset.get(name) for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")):
-        raise Refusal(Code.E_DECODE, "has no UID of its study, its series or itself; export the file again")
-    patient = instance.patient_id or instance.study_uid  # or all who have no ID would be one
+        raise Refusal(Code.E_DECODE, "the UID of its study, its series or itself is missing; export the file again")
+    patient = instance.patient_id or instance.study_uid  # without it, all patients without an ID would be one
     clean = _filtered(dataset, options)
     if options.shift_dates:
         days = timedelta(days=1 + int.from_bytes(digest("days", patient)[:4]) % 3650)
@@ -254,7 +261,10 @@ def _header(dataset: Dataset, instance: Instance, options: Options) -> Dataset:
 
 
 def _filtered(dataset: Dataset, options: Options) -> Dataset:
-    """Return what may be kept of a data set or of an item; what does not convert is dropped."""
+    """Return the allowed elements of a data set or an item.
+
+    Values that cannot be converted are dropped.
+    """
     clean = Dataset()
     terms = _TERMS | (_SEX if options.keep_patient else {})
     numbers = _NUMBERS + (_BODY if options.keep_patient else ())
@@ -288,13 +298,13 @@ def _kept(element: DataElement, name: str, terms: Mapping[str, frozenset[str]], 
         said = [str(value).strip() for value in values]
         texts = [text if text in terms[name] | {""} else _term(name, text, neutral) for text in said]
         return DataElement(element.tag, dictionary_VR(element.tag), [text for text in texts if text is not None])
-    if name == "StackID":  # tells stacks apart
+    if name == "StackID":  # needed to distinguish stacks
         return DataElement(element.tag, "SH", short_key("stack", str(element.value)))
     if element.VR not in (_TABLES if name.endswith("Data") else _NUMERIC):
-        raise ValueError  # a file may call anything a text
+        raise ValueError  # a file may declare anything as text
     if element.VR in ("DS", "IS"):
         for value in filter(None, values):
-            float(value)  # raises where a word takes the place of a number
+            float(value)  # raises if there is text instead of a number
     return element
 
 
@@ -332,10 +342,13 @@ def _mapped_uid(uid: str) -> str:
 
 
 def private_element(text: str) -> tuple[int, int, str]:
-    """Parse ``GROUP,ELEMENT,CREATOR``, such as ``2005,xx0E,Philips MR Imaging DD 001``; raises UserError."""
+    """Parse ``GROUP,ELEMENT,CREATOR``, such as ``2005,xx0E,Philips MR Imaging DD 001``.
+
+    Raise UserError.
+    """
     match = re.fullmatch(r"\(?([0-9a-fA-F]{4}),(?:[0-9a-fA-FxX]{2})?([0-9a-fA-F]{2})\)?,(.+)", text.strip())
     if match is None or int(match[1], 16) % 2 == 0:
         raise ParamsError(
-            f"{text}: no private element; write GROUP,ELEMENT,CREATOR: 2005,xx0E,Philips MR Imaging DD 001"
+            f"{text}: not a private element; write GROUP,ELEMENT,CREATOR: 2005,xx0E,Philips MR Imaging DD 001"
         )
     return int(match[1], 16), int(match[2], 16), match[3].strip()

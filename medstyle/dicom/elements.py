@@ -1,4 +1,4 @@
-"""The wanted elements of a file's header, as raw little-endian bytes (PS3.5 section 7, PS3.10 section 7)."""
+"""Read selected header elements as raw little-endian bytes (PS3.5 section 7, PS3.10 section 7)."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medstyle.errors import Code, Refusal
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Header = dict[int, Any]
-"""Tag -> bytes, or the items of a sequence; what is read later than pixels is not in it."""
+"""Tag -> bytes, or the items of a sequence; elements after the pixels are not included."""
 
 
 PIXEL_DATA = 0x7FE00010
 
 
 class Pixels(NamedTuple):
-    """Where the value of the pixels starts, its length as declared, and whether the values are floating-point."""
+    """The offset of the pixel data, its declared length, and whether it is floating-point."""
 
     offset: int
     length: int
@@ -44,14 +44,15 @@ class Pixels(NamedTuple):
 
 
 class Skip(Refusal):
-    """A file that is not an image to work on, as opposed to a bad one."""
+    """A file that is not an image to process, as opposed to a defective one."""
 
 
 def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Free text in these may name a person: they serve matching rules and are never printed or stored.
+# Free text in these elements may identify a person: they serve only for matching rules and are
+# never printed or stored.
 ATTRIBUTES = words(
     "Modality SeriesDescription ProtocolName SequenceName ScanningSequence SequenceVariant ScanOptions "
     "MRAcquisitionType EchoTime RepetitionTime InversionTime FlipAngle EchoTrainLength ImageType Manufacturer "
@@ -86,7 +87,7 @@ _NUMPY = {"H": "u2", "L": "u4", "d": "f8"}
 _NAME = {tag: name for name, tag in _TAG.items()}
 _SEQUENCES = frozenset(tag for tag in _TAG.values() if dictionary_VR(tag) == "SQ")
 _CHARSET, _SYNTAX, _CLASS = 0x00080005, 0x00020010, 0x00020002
-_CSA_OWNER, _CSA = 0x00290010, 0x00291010  # private: where mosaics say how they are tiled
+_CSA_OWNER, _CSA = 0x00290010, 0x00291010  # private elements that describe the tiling of mosaics
 _WANTED = frozenset((*_TAG.values(), _CHARSET, _SYNTAX, _CLASS, _CSA_OWNER, _CSA))
 
 IMPLICIT, EXPLICIT, DEFLATED, BIG = (f"1.2.840.10008.1.2{s}" for s in ("", ".1", ".1.99", ".2"))
@@ -100,12 +101,12 @@ UNDEFINED = 0xFFFFFFFF
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence pydicom and its codecs: their warnings and log lines quote values, which are patient data."""
+    """Silence pydicom and its codecs, whose warnings and log lines quote values (patient data)."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle")]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:
-            logger.setLevel(logging.CRITICAL + 1)  # holds for their children too, which "disabled" would not
+            logger.setLevel(logging.CRITICAL + 1)  # also applies to child loggers, unlike "disabled"
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
@@ -114,21 +115,24 @@ def quiet() -> Iterator[None]:
 
 
 class BoundedFile(io.BufferedReader):
-    """A file whose ``read`` never allocates more than the file holds, whatever length a header claims."""
+    """A file whose ``read`` never allocates more than its size, whatever a header claims."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(io.FileIO(path), 1 << 16)
         self.bytes = os.fstat(self.fileno()).st_size
 
     def read(self, size: int | None = -1) -> bytes:
-        """Read at most ``size`` bytes and at most what is left."""
+        """Read at most ``size`` bytes and at most the rest of the file."""
         if size is not None and size > 1 << 16:
             size = max(0, min(size, self.bytes - self.tell()))
         return super().read(size)
 
 
 def looks_like_dicom(head: bytes) -> bool:
-    """Tell DICOM from other files by their first 132 bytes; files without preamble start in group 0002 or 0008."""
+    """Return whether the first 132 bytes are those of DICOM.
+
+    Without preamble, group 0002 or 0008 is first.
+    """
     if head[128:132] == b"DICM":
         return True
     if len(head) < 8:
@@ -140,10 +144,10 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def inflate(path: Path, limit: int) -> bytes:
-    """Return the data set of a file in the deflated transfer syntax (PS3.5 A.5), at most ``limit`` bytes."""
+    """Return the data set of a deflated file (PS3.5 A.5), at most ``limit`` bytes."""
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
     with path.open("rb") as file:
-        head = file.read(144)  # not by pydicom, which would ask for as much memory as a length in there claims
+        head = file.read(144)  # not by pydicom, which would allocate whatever a length in it claims
         if head[132:140] != b"\x02\0\0\0UL\x04\0":
             raise Refusal(
                 Code.E_DECODE, "the file meta information does not begin with its length; export the file again"
@@ -160,17 +164,18 @@ def inflate(path: Path, limit: int) -> bytes:
 
 
 def read_header(path: Path, file: BoundedFile, inflated_bytes: int) -> tuple[Header, Pixels | None, BinaryIO, int]:
-    """Return the wanted elements, where the pixels are, and the byte source that this refers to with its size.
+    """Return the selected elements, the place of the pixels, and their byte source and size.
 
     Raises:
         Skip: ``E_NOT_DICOM``, or ``E_SOPCLASS`` for a DICOMDIR.
-        Refusal: ``E_NOT_DICOM`` by a file whose name says DICOM, ``E_DECODE``, ``E_TRUNCATED``, ``E_TOO_LARGE``.
+        Refusal: ``E_NOT_DICOM`` for a file with a DICOM suffix, ``E_DECODE``, ``E_TRUNCATED``,
+            ``E_TOO_LARGE``.
     """
     head = file.read(1 << 16)
     if not looks_like_dicom(head):
         what = "not a DICOM file" if head else "the file is empty"
         if path.suffix.lower() in (".dcm", ".dicom", ".ima"):
-            raise Refusal(Code.E_NOT_DICOM, f"{what}, whatever its name says; remove or rename it")
+            raise Refusal(Code.E_NOT_DICOM, f"{what}, although its suffix says so; remove or rename it")
         raise Skip(Code.E_NOT_DICOM, what)
     if found := _walk(head, file):
         return *found, file, file.bytes
@@ -187,17 +192,18 @@ def read_header(path: Path, file: BoundedFile, inflated_bytes: int) -> tuple[Hea
 
 
 def _walk(head: bytes, file: BoundedFile) -> tuple[Header, Pixels | None] | None:
-    """Walk the elements of an ordinary little-endian file; None where pydicom's parser must do the work.
+    """Walk the elements of an ordinary little-endian file; return None if pydicom must parse it.
 
-    It takes the plain majority of files in a tenth of the time: it jumps from element to element in one buffer and
-    keeps what is wanted. Sequences that are wanted, unknown encodings and anything irregular are left to pydicom.
+    For the majority of files this takes a tenth of the time: it jumps from element to element in
+    one buffer and keeps the selected ones. Selected sequences, unknown encodings and anything
+    irregular are left to pydicom.
     """
     if head[128:132] != b"DICM":
         return None
     while True:
         try:
             return _elements_in(head)
-        except (IndexError, struct.error):  # the elements reach beyond what was read
+        except (IndexError, struct.error):  # the elements extend beyond the bytes that were read
             if len(head) >= min(file.bytes, 1 << 22):
                 return None
             head += file.read(len(head) * 7)
@@ -206,7 +212,7 @@ def _walk(head: bytes, file: BoundedFile) -> tuple[Header, Pixels | None] | None
 
 
 class _IrregularError(Exception):
-    """An encoding that the quick walk leaves to pydicom."""
+    """An encoding that the fast walk leaves to pydicom."""
 
 
 def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
@@ -226,7 +232,7 @@ def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
             return header, Pixels(start, length, tag != PIXEL_DATA)
         if tag in _WANTED:
             if tag in _SEQUENCES or length == UNDEFINED:
-                raise _IrregularError  # sequences are worth a real parser
+                raise _IrregularError  # sequences need a real parser
             header[tag] = data[start : start + length]
         position = start + length if length != UNDEFINED else _after_sequence(data, start, explicit, 0)
         if position > len(data):
@@ -234,7 +240,7 @@ def _elements_in(data: bytes) -> tuple[Header, Pixels | None]:
 
 
 def _value_at(data: bytes, position: int, explicit: bool) -> tuple[int, int]:
-    """Return where the value of the element at ``position`` starts and its length (PS3.5 7.1)."""
+    """Return the start and the length of the value of the element at ``position`` (PS3.5 7.1)."""
     if not explicit:
         return position + 8, _LENGTH.unpack_from(data, position + 4)[0]
     vr = data[position + 4 : position + 6]
@@ -246,7 +252,7 @@ def _value_at(data: bytes, position: int, explicit: bool) -> tuple[int, int]:
 
 
 def _after_sequence(data: bytes, position: int, explicit: bool, depth: int) -> int:
-    """Return where a sequence of undefined length ends (PS3.5 7.5)."""
+    """Return the end of a sequence of undefined length (PS3.5 7.5)."""
     if depth > 16:
         raise _IrregularError
     while True:
@@ -268,7 +274,7 @@ def _after_sequence(data: bytes, position: int, explicit: bool, depth: int) -> i
 
 
 def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pixels | None]:
-    """Parse any file with pydicom and return its wanted elements in little-endian form."""
+    """Parse any file with pydicom; return its selected elements in little-endian form."""
     pixels = _PixelElement()
     wanted = [tag for tag in _WANTED if tag >> 16 != 2]
     if syntax:
@@ -282,7 +288,7 @@ def _parse(source: BinaryIO, head: bytes, syntax: str = "") -> tuple[Header, Pix
 
 
 class _PixelElement:
-    """The parser's stop condition, which remembers the element it stopped at."""
+    """The stop condition of the parser, which stores the element at which it stopped."""
 
     tag, length, long = 0, 0, False
 
@@ -305,7 +311,7 @@ def _syntax(dataset: Dataset, head: bytes) -> str:
 
 
 def _elements(dataset: Dataset) -> Header:
-    """Return the wanted elements of a parsed data set or sequence item: raw little-endian bytes, or items."""
+    """Return the selected elements of a data set or item: raw little-endian bytes, or items."""
     header: Header = {}
     for tag in sorted(_WANTED & dataset.keys(), key=_SEQUENCES.__contains__):  # parsing a sequence converts others
         element, code = dataset.get_item(tag), _BINARY.get(_NAME.get(tag, ""), "")
@@ -325,7 +331,10 @@ def _elements(dataset: Dataset) -> Header:
 
 
 def text(header: Header, name: str) -> str:
-    """Return an element as text, "" where it is absent; several values stay joined by backslashes."""
+    """Return an element as text, "" if it is absent.
+
+    Several values remain separated by backslashes.
+    """
     value = header.get(_TAG[name], b"")
     if value.isascii():
         return str(value.decode("ascii").strip(" \0"))
@@ -334,7 +343,10 @@ def text(header: Header, name: str) -> str:
 
 
 def numbers(header: Header, name: str) -> tuple[float, ...]:
-    """Return the numbers of an element, () where it is absent or empty; raises Refusal ``E_DECODE``."""
+    """Return the numbers of an element, () if it is absent or empty.
+
+    Raises Refusal ``E_DECODE``.
+    """
     value = header.get(_TAG[name], b"")
     try:
         if code := _BINARY.get(name):
@@ -346,7 +358,7 @@ def numbers(header: Header, name: str) -> tuple[float, ...]:
 
 
 def first(header: Header, name: str, default: float) -> float:
-    """Return the first number of an optional element; one that cannot be read counts as absent."""
+    """Return the first number of an optional element; an unreadable one counts as absent."""
     try:
         values = numbers(header, name)
     except Refusal:
@@ -360,12 +372,12 @@ def items(header: Header, name: str) -> list[Header]:
 
 
 def has(header: Header, name: str) -> bool:
-    """Tell whether an element is there, empty or not."""
+    """Return whether an element is present, empty or not."""
     return _TAG[name] in header
 
 
 def csa_of(header: Header) -> bytes:
-    """Return Siemens' private image header (0029,1010), empty where there is none."""
+    """Return Siemens' private image header (0029,1010), empty if there is none."""
     own = header.get(_CSA_OWNER, b"").strip(b" \0") == b"SIEMENS CSA HEADER"
     return bytes(header.get(_CSA, b"")) if own else b""
 

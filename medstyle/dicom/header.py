@@ -1,4 +1,4 @@
-"""One DICOM file -> the facts that grouping and decoding need, read from its header alone (PS3.3)."""
+"""Read the facts that grouping and decoding need from the header of one DICOM file (PS3.3)."""
 
 from __future__ import annotations
 
@@ -37,18 +37,19 @@ from medstyle.dicom.elements import (
 from medstyle.dicom.mosaic import tiling
 from medstyle.errors import Code, Refusal
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a header may claim before anything is decoded.
+    """The largest claims of a header that are accepted before anything is decoded.
 
     Attributes:
         frame_pixels: rows x columns of one frame.
         object_bytes: decoded pixel bytes of one file, and of one volume in float32.
-        ratio: decoded bytes for each compressed byte, beyond a first MiB (a decompression bomb has more).
-        inflated_bytes: a file in the deflated transfer syntax, inflated.
+        ratio: decoded bytes per compressed byte, beyond the first MiB (a decompression bomb has
+            more).
+        inflated_bytes: size of a file in the deflated transfer syntax, inflated.
         frames: frames of one file.
     """
 
@@ -64,7 +65,7 @@ T = TypeVar("T")
 
 
 class Damaged(Refusal):
-    """An image whose pixels are not all there; its series is incomplete without it."""
+    """An image with incomplete pixels, without which its series is incomplete."""
 
     def __init__(self, code: str, reason: str, series: tuple[object, ...]) -> None:
         super().__init__(code, reason)
@@ -88,7 +89,10 @@ LITTLE = NATIVE - {BIG}
 
 @dataclass(frozen=True, slots=True)
 class Instance:
-    """Facts of one file (a SOP instance). Identifiers and the path are patient data and stay out of ``repr``."""
+    """Facts of one file (a SOP instance).
+
+    Identifiers and the path are patient data, hidden in ``repr``.
+    """
 
     path: Path = field(repr=False)
     size: int  # bytes
@@ -112,15 +116,15 @@ class Instance:
     signed: bool
     transfer_syntax: str
     offset: int  # of the first byte of pixels in the file (deflated: in the inflated data set)
-    padding: tuple[int, int] | None  # stored values, from and to, that mean "nothing was measured here"
+    padding: tuple[int, int] | None  # stored values, from and to, that mean "not measured"
     lut: bool
     attributes: Mapping[str, str] = field(repr=False)
     flags: frozenset[str]
-    tiles: int = 1  # along each side of the picture: more than one in a mosaic that says how it is tiled
+    tiles: int = 1  # number of tiles along each side of the image: above one for a mosaic with a known tiling
 
     @property
     def identity(self) -> tuple[str, ...]:
-        """What no two different files may share."""
+        """The values that two different files must not share."""
         return self.study_uid, self.series_uid, self.series_number, self.sop_uid
 
     @property
@@ -131,27 +135,30 @@ class Instance:
 
     @property
     def colour(self) -> bool:
-        """True where a pixel is a colour, or an index into a palette."""
+        """Whether a pixel is a colour, or an index into a palette."""
         return self.samples > 1 or self.photometric == "PALETTE COLOR"
 
     @property
     def frame_bytes(self) -> int:
-        """Bytes of one uncompressed frame (PS3.5 section 8.1.1; 4:2:2 holds two samples a pixel)."""
+        """Bytes of one uncompressed frame (PS3.5 section 8.1.1.
+
+        4:2:2 has two samples per pixel).
+        """
         samples = 2 if self.photometric == "YBR_FULL_422" else self.samples
         return -(-self.rows * self.columns * samples * self.bits_allocated // 8)
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one stored value in memory: packed ones are unpacked."""
+        """Bytes of one stored value in memory, after unpacking."""
         return -(-self.bits_allocated // 8)
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One plane: its place in space, its scaling and what tells it from others at the same place."""
+    """One plane: its position, its scaling, and what distinguishes it from others there."""
 
     instance: Instance
-    number: int  # from 0 within the file; of the tile in a mosaic
+    number: int  # from 0 within the file; in a mosaic, of the tile
     position: tuple[float, ...] | None  # mm, LPS: centre of the first pixel
     orientation: tuple[float, ...] | None  # unit vectors along a row, along a column
     spacing: tuple[float, ...] | None  # mm between rows, between columns
@@ -163,7 +170,10 @@ class Frame:
 
     @property
     def labels(self) -> tuple[float, float]:
-        """Temporal position and acquisition number, -1 where unknown: of the frame, where a file holds several."""
+        """Temporal position and acquisition number, -1 if unknown.
+
+        Of the frame, if a file has several.
+        """
         temporal, acquisition = self.time[5:7] if len(self.time) > 6 else self.time[:2]
         return temporal, acquisition
 
@@ -174,26 +184,28 @@ class Frame:
 
 
 def may_show_text(burned: str, sop_class: str, image_type: Collection[str], conversion: str) -> bool:
-    """Tell from elements in upper case whether the pixels may show patient data, as those of screens and films do.
+    """Return whether the pixels may show patient data, as those of screenshots and films do.
 
-    ``burned`` is BurnedInAnnotation, ``conversion`` ConversionType, which says how a page was made (PS3.3 C.8.6.1).
+    All elements are in upper case. ``burned`` is BurnedInAnnotation; ``conversion`` is
+    ConversionType, which describes how a page was made (PS3.3 C.8.6.1).
     """
     screen = sop_class in SECONDARY | ULTRASOUND or "SCREEN SAVE" in image_type or conversion
     return burned == "YES" or (burned != "NO" and bool(screen))
 
 
 def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
-    """Read the header of ``path`` and return one :class:`Frame` for each plane; no pixel is decoded.
+    """Read the header of ``path`` and return one :class:`Frame` per plane; no pixel is decoded.
 
     Call it within :func:`quiet`.
 
     Raises:
-        Skip: not an image to work on (``E_NOT_DICOM``, ``E_SOPCLASS``, ``E_NO_PIXELS``, ``E_LOCALIZER``).
-        Refusal: an image that cannot be used (``E_NOT_DICOM``, ``E_TRUNCATED``, ``E_TOO_LARGE``, ``E_DECODE``,
+        Skip: not an image to process (``E_NOT_DICOM``, ``E_SOPCLASS``, ``E_NO_PIXELS``,
+            ``E_LOCALIZER``).
+        Refusal: an unusable image (``E_NOT_DICOM``, ``E_TRUNCATED``, ``E_TOO_LARGE``, ``E_DECODE``,
             ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
     """
     try:
-        if not S_ISREG(path.stat().st_mode):  # a pipe would wait for ever
+        if not S_ISREG(path.stat().st_mode):  # reading a pipe could block forever
             raise Skip(Code.E_NOT_DICOM, "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
@@ -201,7 +213,7 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
         raise
     except OSError as error:
         raise Refusal(Code.E_DECODE, f"cannot be read from disk (errno {error.errno})") from None
-    except Exception as error:  # a damaged header may raise anything, and its text would quote values
+    except Exception as error:  # a damaged header may raise anything, and the message would quote values
         raise Refusal(Code.E_DECODE, f"the header is damaged ({type(error).__name__}); export the file again") from None
 
 
@@ -226,7 +238,7 @@ def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
 
 
 def _image_class(header: Header, pixels: bool) -> None:
-    """Let image storage classes pass, and say what the others are."""
+    """Accept image storage classes, and skip others with an explanation."""
     frames = text(header, "NumberOfFrames")
     if frames and not frames.isdecimal():
         raise Refusal(Code.E_DECODE, "NumberOfFrames is not a number; export the file again")
@@ -235,7 +247,7 @@ def _image_class(header: Header, pixels: bool) -> None:
         raise Refusal(Code.E_SOPCLASS, "has pixels but names no SOP class; convert it to a current DICOM image first")
     if uid not in IMAGES:
         name = UID(uid).name if uid in UID_dictionary else "no registered SOP class"
-        raise Skip(Code.E_SOPCLASS, f"not an image to work on: {name}")
+        raise Skip(Code.E_SOPCLASS, f"not an image to process: {name}")
     if not pixels:
         raise Skip(Code.E_NO_PIXELS, f"{UID(uid).name} without pixel data")
 
@@ -252,7 +264,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     allocated, signed = count("BitsAllocated"), count("PixelRepresentation", 0) == 1
     stored = count("BitsStored", allocated)
     padding = None
-    if low := numbers(header, "PixelPaddingValue"):  # US on signed data is common: read the bits, not the VR
+    if low := numbers(header, "PixelPaddingValue"):  # VR US with signed pixels is common: use the bits, not the VR
         high = numbers(header, "PixelPaddingRangeLimit") or low
         ends = [int(v[0]) - (1 << 16 if signed and v[0] >= 1 << 15 else 0) for v in (low, high)]
         padding = (min(ends), max(ends))
@@ -304,18 +316,18 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
 
 @lru_cache(4096)
 def _same(value: T) -> T:
-    """Return the first equal value: what slices have in common is kept once, so that a big study stays small."""
+    """Return the first equal value, so that values shared by many slices are stored once."""
     return value
 
 
 @lru_cache(4096)
 def _attributes(values: tuple[str, ...]) -> Mapping[str, str]:
-    """Make a read-only mapping, one for all slices that agree."""
+    """Return a read-only mapping that equal slices share."""
     return MappingProxyType({name: value for name, value in zip(ATTRIBUTES, values, strict=True) if value})
 
 
 def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: Limits) -> None:
-    """Compare what the header claims with the limits and with the bytes that are there, before any decoding."""
+    """Compare the header's claims with the limits and the actual bytes, before decoding."""
     i = instance
     if not (i.rows and i.columns and i.frames and i.samples in (1, 3)):
         raise Refusal(
@@ -349,14 +361,17 @@ def _size(instance: Instance, length: int, source: BinaryIO, size: int, limits: 
 
 
 def _packed(instance: Instance) -> bool:
-    """Tell pixels of 12 bits without a gap between them, each frame from a byte of its own (PS3.5 8.1.1)."""
+    """Return whether 12-bit pixels are packed, with each frame at a byte (PS3.5 8.1.1)."""
     i = instance
     whole = i.frames == 1 or i.rows * i.columns % 2 == 0
     return i.bits_allocated == 12 and i.samples == 1 and i.transfer_syntax in LITTLE and whole
 
 
 def _encapsulated(source: BinaryIO, offset: int, size: int) -> int:
-    """Walk the items of encapsulated pixel data (PS3.5 A.4) and return their bytes; the end must be there."""
+    """Walk the items of encapsulated pixel data (PS3.5 A.4).
+
+    Return their bytes, and require the end.
+    """
     total, position = 0, offset
     while position + 8 <= size:
         source.seek(position)
@@ -407,7 +422,7 @@ def _tiles(
     contrast: tuple[Any, ...],
     time: tuple[Any, ...],
 ) -> list[Frame]:
-    """Make a frame of each slice in a mosaic, or one of the whole picture where nothing sure places them."""
+    """Return a frame per slice of a mosaic, or one if the slices have no certain position."""
     sheet = (instance.rows, instance.columns)
     found = tiling(csa_of(header), sheet, *plane, first(header, "SpacingBetweenSlices", 0.0))
     across, positions = found or (1, (plane[0],))
@@ -489,7 +504,10 @@ def _rescale(header: Header, instance: Instance) -> tuple[float, float]:
 def _plane(
     position: Header, orientation: Header, measures: Header
 ) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, tuple[float, ...] | None]:
-    """Return position, orientation (as unit vectors) and spacing where they are present and legal."""
+    """Return position, orientation (unit vectors) and spacing.
+
+    Each is None if absent or invalid.
+    """
     ipp: tuple[float, ...] | None = numbers(position, "ImagePositionPatient")
     iop: tuple[float, ...] | None = numbers(orientation, "ImageOrientationPatient")
     spacing: tuple[float, ...] | None = numbers(measures, "PixelSpacing")

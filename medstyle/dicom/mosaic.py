@@ -1,4 +1,4 @@
-"""Siemens mosaics: the slices of a volume tiled in one picture; where they lie is in a private header (CSA, SV10)."""
+"""Locate the tiles of Siemens mosaics (slices in one image) by the private header (CSA, SV10)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 _NAMES = frozenset((b"NumberOfImagesInMosaic", b"SliceNormalVector", b"SpacingBetweenSlices"))
 _START, _TAG, _ITEM = struct.Struct("<4s4xL4x"), struct.Struct("<64s12xL4x"), struct.Struct("<4xL8x")
-_PARALLEL = 1e-3  # how far the cosine between the two normals may be from 1 or -1
-_MOST = 1024  # tiles, more than any scanner writes
+_PARALLEL = 1e-3  # largest deviation of the cosine between the two normals from 1 or -1
+_MOST = 1024  # largest number of tiles, more than any scanner writes
 
 
 class Tiling(NamedTuple):
-    """How the tiles lie on the sheet, in rows from the upper left, and in space."""
+    """The layout of the tiles in the sheet, in rows from the upper left, and their positions."""
 
     across: int  # tiles along each side of the sheet
     positions: tuple[tuple[float, ...], ...]  # mm, LPS: centre of the first pixel of each tile
@@ -31,16 +31,18 @@ def tiling(
     spacing: tuple[float, ...],
     distance: float,
 ) -> Tiling | None:
-    """Return where the tiles of a mosaic are, None where its headers do not say it without doubt.
+    """Return the places of a mosaic's tiles, or None if the headers leave a doubt.
 
-    ImagePositionPatient places the first pixel of the sheet as if the sheet, not its first tile, were centred on the
-    slice. The first tile so begins half of what the sheet is larger than a tile further along rows and columns.
+    ImagePositionPatient gives the position of the sheet's first pixel as if the sheet, not its
+    first tile, were centred on the slice. Along rows and columns, the first tile therefore begins
+    half of the difference in size between sheet and tile further on.
 
     Args:
         csa: value of (0029,1010).
-        sheet: rows and columns of the picture.
+        sheet: rows and columns of the image.
         position, orientation, spacing: of the sheet, as in :class:`medstyle.dicom.header.Frame`.
-        distance: SpacingBetweenSlices (0018,0088), mm; the private header's is taken where it is not positive.
+        distance: SpacingBetweenSlices (0018,0088) in mm; if it is not positive, the value of the
+            private header is used.
     """
     try:
         found = csa_numbers(csa)
@@ -57,17 +59,18 @@ def tiling(
     cosine = float(normal @ towards)
     if sheet[0] % across or sheet[1] % across or abs(abs(cosine) - 1) > _PARALLEL:
         return None
-    beyond = (1 - 1 / across) / 2  # of the sheet
+    beyond = (1 - 1 / across) / 2  # as a share of the sheet
     first = np.array(position) + row * spacing[1] * sheet[1] * beyond + column * spacing[0] * sheet[0] * beyond
     steps = np.arange(int(number[0]))[:, None] * math.copysign(step, cosine) * normal
     return Tiling(across, tuple(map(tuple, (first + steps).tolist())))
 
 
 def csa_numbers(csa: bytes) -> dict[str, tuple[float, ...]]:
-    """Return the numbers that place the tiles from a CSA header in its second format, which begins with ``SV10``.
+    """Return the numbers that locate the tiles from a CSA header that begins with ``SV10``.
 
-    A tag is a name, a count and as many items, each a length and a text padded to four bytes. Every tag and every item
-    uses up bytes of ``csa``, so that no count can make this long.
+    A tag consists of a name, a count and that number of items; an item is a length and a text
+    padded to four bytes. Every tag and every item consumes bytes of ``csa``, so that no count can
+    make this slow.
 
     Raises:
         ValueError, struct.error: another format, or damaged.
@@ -89,7 +92,7 @@ def csa_numbers(csa: bytes) -> dict[str, tuple[float, ...]]:
             position += length + -length % 4
             if position > len(csa):
                 raise ValueError("cut short")
-        if name in _NAMES:  # there are more items than values, the others empty
+        if name in _NAMES:  # there are more items than values; the additional ones are empty
             values = tuple(float(text) for text in texts if text)
             if not all(map(math.isfinite, values)):
                 raise ValueError("not finite")

@@ -1,4 +1,4 @@
-"""Write values that are no image, such as an uncertainty, as a DICOM Parametric Map (PS3.3 A.75) with their unit."""
+"""Write values such as an uncertainty as a DICOM Parametric Map with their unit (PS3.3 A.75)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from medstyle.dicom.uids import uid_of
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 UNITS = {"HU": codes.UCUM.HounsfieldUnit, "a.u.": codes.UCUM.ArbitraryUnit}
 
 
 def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[Dataset], series_uid: str) -> Dataset:
-    """Build one object with a frame of 32-bit floating-point values for each slice.
+    """Build one object with a frame of 32-bit floating-point values per slice.
 
     Args:
         volume: in the unit of its domain.

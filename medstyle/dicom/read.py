@@ -1,4 +1,4 @@
-"""Series -> voxels: stored values to modality values (PS3.3 C.11.1), decoded by pydicom's plug-ins."""
+"""Read the voxels of a series, from stored values to modality values (PS3.3 C.11.1)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medstyle.errors import Code, Refusal, reading
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 _MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
 
@@ -29,13 +29,14 @@ _MODALITIES = {"CT": "CT", "MR": "MR", "PT": "PET"}
 def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
     """Read a ``volume`` series as float32 in modality units (HU for CT; display values for MR).
 
-    Rescale slope and intercept or the modality LUT are applied for each slice; padding becomes the air value of
-    ``domain``; MONOCHROME1 is inverted within the stored range, except where the values are quantities (CT, PET).
-    ``allow`` holds codes that a person has looked at and overrides, such as ``E_BURNED_IN``.
+    Rescale slope and intercept or the modality LUT are applied to each slice; padding becomes the
+    air value of ``domain``; MONOCHROME1 is inverted within the stored range, except if the values
+    are quantities (CT, PET). ``allow`` contains codes to override after inspection, such as
+    ``E_BURNED_IN``.
 
     Raises:
-        Refusal: the series' own code; ``E_DOMAIN`` where HU would be read as MR or the reverse; ``E_DECODE``,
-            ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
+        Refusal: the series' own code; ``E_DOMAIN`` if HU would be read as MR or vice versa;
+            ``E_DECODE``, ``E_TRUNCATED``, ``E_NOT_FINITE`` from the pixels.
     """
     if series.kind == "4d":
         raise Refusal(series.code, series.reason)
@@ -45,8 +46,9 @@ def read_series(series: Series, domain: str, *, allow: Collection[str] = ()) -> 
 def read_image(series: Series, domain: str, *, allow: Collection[str] = ()) -> Volume:
     """Read a single plane as a volume with D = 1.
 
-    A plane with a position keeps it; the slice axis is the normal with the slice thickness. One without gets the
-    identity affine: index space, in which a millimetre means nothing (``series.affine`` is None).
+    A plane with a position keeps it; the slice axis is the normal, with the length of the slice
+    thickness. A plane without a position gets the identity affine, in which distances have no
+    meaning (``series.affine`` is None).
     """
     return _read(series, "image", domain, allow)
 
@@ -74,7 +76,7 @@ def _read(series: Series, kind: str, domain: str, allow: Collection[str]) -> Vol
 
 
 def read_stored(series: Series) -> Iterator[NDArray[Any]]:
-    """Yield the stored values of each frame as integers, masked to BitsStored and sign-extended, before any rescale."""
+    """Yield each frame's stored integers, masked to BitsStored, sign-extended, not rescaled."""
     with quiet():
         reader = _Reader()
         for frame in series.frames:
@@ -82,9 +84,10 @@ def read_stored(series: Series) -> Iterator[NDArray[Any]]:
 
 
 def read_pixels(instance: Instance) -> NDArray[Any]:
-    """Return all frames of a file as :func:`read_stored` gives them, or in RGB, ``(N, H, W)`` or ``(N, H, W, 3)``.
+    """Return all frames of a file as ``(N, H, W)`` stored values or ``(N, H, W, 3)`` RGB.
 
-    Call it within :func:`quiet`. The sheet of a mosaic is one frame.
+    Stored values are those of :func:`read_stored`. Call it within :func:`quiet`. The sheet of a
+    mosaic is one frame.
     """
     reader, whole = _Reader(), replace(instance, tiles=1)
     pixels = np.empty(0)
@@ -98,10 +101,11 @@ def read_pixels(instance: Instance) -> NDArray[Any]:
 
 
 def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDArray[np.uint8]]:
-    """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB; YBR is converted, a palette applied.
+    """Yield the frames of a colour image or video as ``(H, W, 3)`` RGB, from YBR or a palette.
 
     Raises:
-        Refusal: the series' own code unless it is ``E_COLOR``, ``E_SOPCLASS`` (a cine) or in ``allow``; ``E_DECODE``.
+        Refusal: the series' own code unless it is ``E_COLOR``, ``E_SOPCLASS`` (a cine) or in
+            ``allow``; ``E_DECODE``.
     """
     if series.kind == "refused" or series.code not in ("", Code.E_COLOR, Code.E_SOPCLASS, *allow):
         raise Refusal(series.code, series.reason)
@@ -112,13 +116,13 @@ def read_colour(series: Series, *, allow: Collection[str] = ()) -> Iterator[NDAr
 
 
 class _Reader:
-    """Decodes frames and keeps the last file, since a multi-frame file is read once for all its frames."""
+    """Decodes frames and caches the last file, which may hold the next frames as well."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.dataset = Dataset()
         self.inflated = b""
-        self.buffer = np.empty(0, np.uint8)  # reused: fresh memory for each slice costs more than reading it
+        self.buffer = np.empty(0, np.uint8)  # reused, because allocating for each slice costs more than reading it
         self.sheet: tuple[Instance, NDArray[Any]] | None = None  # a mosaic, decoded once for all its tiles
 
     def values(self, frame: Frame, air: float, out: NDArray[np.float32]) -> None:
@@ -146,7 +150,7 @@ class _Reader:
             out[:] = stored
             if frame.intercept:
                 out += np.float32(frame.intercept)
-        else:  # float64, because a slope of 6e-8 or 32 bits would lose digits
+        else:  # float64, because float32 would lose digits for a slope of 6e-8 or for 32 bits
             with np.errstate(over="ignore"):
                 out[:] = stored * np.float64(frame.slope) + frame.intercept
             if not np.isfinite(out).all():
@@ -155,7 +159,7 @@ class _Reader:
             out[padded] = air
 
     def stored(self, frame: Frame) -> NDArray[Any]:
-        """Return stored values ``(H, W)``, in memory that the next call may use again."""
+        """Return stored values ``(H, W)``, in memory that the next call may reuse."""
         instance = frame.instance
         if instance.tiles == 1:
             return self._plane(frame)
@@ -165,7 +169,7 @@ class _Reader:
         return self.sheet[1][below * rows :, right * columns :][:rows, :columns]
 
     def colour(self, frame: Frame) -> NDArray[np.uint8]:
-        """Return RGB ``(H, W, 3)``, 8 bits."""
+        """Return RGB ``(H, W, 3)`` with 8 bits."""
         pixels = self.decode(frame, raw=False)
         if frame.instance.photometric == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, self._open(frame.instance))
@@ -183,7 +187,7 @@ class _Reader:
         return _mask(self.decode(frame, raw=True), instance)
 
     def _native(self, frame: Frame) -> NDArray[Any]:
-        """Read little-endian pixels straight from where the header said they are."""
+        """Read little-endian pixels directly from the offset that the header gave."""
         i = frame.instance
         start = i.offset + frame.number * i.frame_bytes
         if self.buffer.size != i.frame_bytes:
@@ -205,7 +209,7 @@ class _Reader:
         return values.reshape(i.rows, i.columns)
 
     def decode(self, frame: Frame, raw: bool) -> NDArray[Any]:
-        """Return the pixels of ``frame`` as a decoder gives them, colours in RGB unless ``raw``."""
+        """Return the pixels of ``frame`` as decoded, with colours in RGB unless ``raw``."""
         i = frame.instance
         try:
             dataset = self._open(i)
@@ -217,7 +221,7 @@ class _Reader:
             raise Refusal(
                 Code.E_DECODE, f"no decoder for transfer syntax {i.transfer_syntax}; export as Explicit VR"
             ) from None
-        except BaseException as error:  # codecs raise anything (a Rust panic is no Exception) and may quote values
+        except BaseException as error:  # codecs raise anything (a Rust panic is not an Exception) and may quote values
             cause = f"frame {frame.number + 1} of {i.frames} cannot be decoded ({type(error).__name__})"
             raise Refusal(Code.E_DECODE, f"{cause}; export it uncompressed") from None
         return pixels
@@ -230,7 +234,7 @@ class _Reader:
 
 
 def _unpacked(data: NDArray[np.uint8], count: int) -> NDArray[np.uint16]:
-    """Return values of 12 bits, two in three bytes, each from its lowest bit on (PS3.5 8.1.1)."""
+    """Return 12-bit values, two in three bytes, lowest bits first (PS3.5 8.1.1)."""
     triples = np.zeros((-(-count // 2), 3), np.uint16)
     triples.ravel()[: data.size] = data
     one, both, other = triples.T
@@ -239,7 +243,7 @@ def _unpacked(data: NDArray[np.uint8], count: int) -> NDArray[np.uint16]:
 
 
 def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
-    """Keep BitsStored bits below HighBit and extend the sign (PS3.5 8.1.1): unused bits may hold anything."""
+    """Keep BitsStored bits up to HighBit and extend the sign (PS3.5 8.1.1)."""
     i, bits = instance, instance.value_bytes * 8
     above, unused = max(bits - i.high_bit - 1, 0), bits - i.bits_stored
     pixels = pixels.astype(f"u{i.value_bytes}", copy=not pixels.flags.writeable)
@@ -253,7 +257,7 @@ def _mask(pixels: NDArray[Any], instance: Instance) -> NDArray[Any]:
 
 
 def _plugin(decoder: Any) -> str:
-    """Prefer the plug-ins that keep 16 signed bits in JPEG 2000 over Pillow, which does not."""
+    """Prefer the plug-ins that preserve signed 16 bits in JPEG 2000 over Pillow, which does not."""
     return "pylibjpeg" if {"pillow", "pylibjpeg"} <= set(decoder.available_plugins) else ""
 
 

@@ -1,4 +1,4 @@
-"""Files -> series -> verdicts: which planes make a volume, by positions and orientations only (PS3.3 C.7.6.2)."""
+"""Group DICOM files into series, and find volumes by positions and orientations (PS3.3 C.7.6.2)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from medstyle.errors import USABLE, Code, Refusal
 from medstyle.imaging.verdict import FileVerdict
 from medstyle.jobs.progress import LINE_EVERY_S, track
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 POSITION_TOLERANCE_MM = 0.01
-SPACING_TOLERANCE = 0.01  # of the spacing
+SPACING_TOLERANCE = 0.01  # as a share of the spacing
 SHEAR_TOLERANCE_DEG = 0.1
 CONTRAST_TOLERANCE = 1e-3  # of an echo time, an inversion time or a b-value
 ORIENTATION_TOLERANCE = 1e-3  # of a unit vector's component
@@ -34,18 +34,22 @@ class Series:
     """Planes that belong together.
 
     Attributes:
-        kind: what it is. ``volume``: planes at regular positions; ``4d``: several images at each position; ``image``:
-            one plane; ``video``: frames without positions; ``refused``: no image can be made of it.
-        code: why it may not be used, or ``E_TILT_NEEDS_RESAMPLE`` for a sheared volume, which may; "" when fine.
+        kind: ``volume``: planes at regular positions; ``4d``: several images at each position;
+            ``image``: one plane; ``video``: frames without positions; ``refused``: no image can be
+            made of it.
+        code: why it may not be used, or ``E_TILT_NEEDS_RESAMPLE`` for a sheared volume, which may
+            be used; "" if there is nothing to report.
         reason: the numbers behind ``code`` and the remedy, without patient data.
-        frames: in spatial order (first = slice 0); for ``4d`` volume after volume.
+        frames: in spatial order (first = slice 0); for ``4d``, volume by volume.
         shape: ``(D, H, W)`` of one volume.
-        volumes: how many volumes share the positions; 1 but for ``4d``.
-        affine: ``(4, 4)``, (column, row, slice, 1) -> (x, y, z, 1) in mm, LPS, from positions, orientations and pixel
-            spacings only. One plane has no neighbour: there the slice axis is the normal, as long as the slice
-            thickness (1 mm if unknown). None where the geometry is unknown.
-        attributes: allow-listed elements for domain rules. They may hold free text: never print or store them.
-        flags: among ``LOSSY SYNTHETIC DERIVED MOSAIC MONOCHROME1 BURNED_IN_UNKNOWN COLOUR DUPLICATES INCOMPLETE``.
+        volumes: number of volumes that share the positions; 1 except for ``4d``.
+        affine: ``(4, 4)``, (column, row, slice, 1) -> (x, y, z, 1) in mm, LPS, only from positions,
+            orientations and pixel spacings. For a single plane, the slice axis is the normal, with
+            the length of the slice thickness (1 mm if unknown). None if the geometry is unknown.
+        attributes: allow-listed elements for domain rules. They may contain free text: never print
+            or store them.
+        flags: a subset of ``LOSSY SYNTHETIC DERIVED MOSAIC MONOCHROME1 BURNED_IN_UNKNOWN COLOUR
+            DUPLICATES INCOMPLETE``.
     """
 
     kind: Literal["volume", "4d", "image", "video", "refused"]
@@ -59,12 +63,12 @@ class Series:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files in spatial order, each once."""
+        """The files in spatial order, without repetition."""
         return tuple(dict.fromkeys(frame.instance.path for frame in self.frames))
 
     @property
     def usable(self) -> bool:
-        """True where it may be read without a person's word."""
+        """Whether it may be read without an explicit override."""
         return self.kind != "refused" and self.code in USABLE
 
     @property
@@ -74,7 +78,7 @@ class Series:
 
     @property
     def patient_id(self) -> str:
-        """PatientID (0010,0020): patient data."""
+        """PatientID (0010,0020), which is patient data."""
         return self.frames[0].instance.patient_id
 
     @property
@@ -84,17 +88,17 @@ class Series:
 
     @property
     def study_uid(self) -> str:
-        """StudyInstanceUID (0020,000D): patient data."""
+        """StudyInstanceUID (0020,000D), which is patient data."""
         return self.frames[0].instance.study_uid
 
     @property
     def series_uid(self) -> str:
-        """SeriesInstanceUID (0020,000E): patient data."""
+        """SeriesInstanceUID (0020,000E), which is patient data."""
         return self.frames[0].instance.series_uid
 
     @property
     def frame_of_reference_uid(self) -> str:
-        """FrameOfReferenceUID (0020,0052), "" where there is none: patient data."""
+        """FrameOfReferenceUID (0020,0052), "" if there is none; it is patient data."""
         return self.frames[0].instance.frame_of_reference_uid
 
     def volume(self, index: int) -> Series:
@@ -108,14 +112,14 @@ class Series:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Every file's verdict and every series found, in a stable order."""
+    """The verdict on every file and all series, in a stable order."""
 
     files: tuple[FileVerdict, ...]
     series: tuple[Series, ...]
 
 
 def find_files(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield files and everything below folders, sorted; a folder reached twice (a symlink loop) is entered once."""
+    """Yield files and everything below folders, sorted; symlink loops are entered only once."""
     seen: set[tuple[int, int]] = set()
     stack = [Path(path) for path in reversed(list(paths))]
     while stack:
@@ -128,15 +132,16 @@ def find_files(paths: Iterable[Path]) -> Iterator[Path]:
             if (status.st_dev, status.st_ino) not in seen:
                 seen.add((status.st_dev, status.st_ino))
                 stack += sorted(path.iterdir(), reverse=True)
-        except OSError:  # reported like a file that may not be read
+        except OSError:  # reported like an unreadable file
             yield path
 
 
 def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
-    """Read the header of every file below ``paths``, group the planes and judge each group; no pixel is decoded.
+    """Read the header of every file below ``paths``, group the planes and assess each group.
 
-    Bad input becomes a verdict, never an exception. The grouping key holds whatever may not vary within a volume;
-    within a group the order comes from the positions along the normal.
+    No pixel is decoded, and bad input leads to a verdict, never to an exception. The grouping key
+    contains everything that must not vary within a volume; within a group, the order is given by
+    the positions along the normal.
     """
     verdicts: dict[Path, FileVerdict | None] = {}  # in the order of the files; None until its series is judged
     every: list[Frame] = []
@@ -155,7 +160,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
                     if not filecmp.cmp(twin, path, shallow=False):
                         conflicts.add(instance.identity)
                         raise Refusal(
-                            Code.E_DUP_CONFLICT, "another file has this SOP instance UID and other bytes; keep one"
+                            Code.E_DUP_CONFLICT, "another file has the same SOP instance UID but other bytes; keep one"
                         )
                     notes[instance.series].add("DUPLICATES")
                     raise Skip(Code.E_DUPLICATE, "the same SOP instance with the same bytes was found before")
@@ -214,20 +219,26 @@ def _steps(values: Iterable[float]) -> dict[float, float]:
 
 
 def _key(frame: Frame) -> tuple[object, ...]:
-    """Return what may not differ within a volume; the orientation is compared with a tolerance, later."""
+    """Return what must not differ within a volume.
+
+    The orientation is compared later, with a tolerance.
+    """
     i = frame.instance
     return (
         *(*i.series, i.series_number, i.sop_class, i.frame_of_reference_uid),
         *(*frame.shape, i.samples, i.photometric, "MOSAIC" in i.flags),
         frame.spacing and tuple(round(v, 5) for v in frame.spacing),
         frame.contrast,
-        i.concatenation or i.sop_uid if i.frames > 1 else "",  # an enhanced object for each time point is normal
+        i.concatenation or i.sop_uid if i.frames > 1 else "",  # one enhanced object per time point is common
     )
 
 
 def _join_parts(groups: dict[tuple[object, ...], list[Frame]]) -> list[list[Frame]]:
-    """Join groups that differ only in image type and lie side by side: image types are alternatives where they show
-    the same place; otherwise they are parts of one scan, whose spacing may change from part to part."""
+    """Combine groups that differ only in image type and lie side by side.
+
+    Image types at the same positions are alternatives; otherwise they are parts of one scan, whose
+    spacing may differ from part to part.
+    """
     joined: dict[tuple[object, ...], list[Frame]] = {}
     for key, group in groups.items():
         frame = group[0]
@@ -254,16 +265,18 @@ def _judge(group: list[Frame], conflicts: set[tuple[str, ...]], limits: Limits) 
     first = group[0].instance
     placed = [f for f in group if f.position and f.orientation]
     if first.frames > 1 and first.sop_class not in TOMOGRAPHIC:
-        verdict = (Code.E_SOPCLASS, "a cine: its frames have no positions and make no volume; read_colour reads them")
+        verdict = (Code.E_SOPCLASS, "a cine: its frames have no positions and form no volume; read_colour reads them")
         yield _series("video", group, (len(group), first.rows, first.columns), None, verdict)
     elif "MOSAIC" in first.flags and first.tiles == 1:
         reason = (
-            "a mosaic (slices tiled in one picture) whose private header does not say where they lie; "
-            "export it as enhanced or one file for each slice"
+            "a mosaic (slices tiled in one picture) whose private header does not define their positions; "
+            "export it as enhanced, or as one file per slice"
         )
         yield _refused(group, Code.E_4D, reason)
     elif any(f.instance.identity in conflicts for f in group):
-        yield _refused(group, Code.E_DUP_CONFLICT, "two files share a SOP instance UID and differ; keep the right one")
+        yield _refused(
+            group, Code.E_DUP_CONFLICT, "two files share a SOP instance UID and differ; keep the correct one"
+        )
     elif placed and group[0].spacing is None:
         yield _refused(
             group, Code.E_ZERO_SPACING, "PixelSpacing is missing or not positive; export the original images"
@@ -301,7 +314,7 @@ def _by_orientation(frames: list[Frame]) -> list[list[Frame]]:
 
 
 def _stack(frames: Sequence[Frame], limits: Limits = LIMITS) -> Series:
-    """Order parallel planes along their normal and accept them as a volume if the positions are regular."""
+    """Order parallel planes along their normal; regular positions make them a volume."""
     shape = (len(frames), *frames[0].shape)
     axes = np.array(frames[0].orientation).reshape(2, 3)
     normal = np.cross(*axes)
@@ -331,7 +344,7 @@ def _stack(frames: Sequence[Frame], limits: Limits = LIMITS) -> Series:
         reason = f"slice positions leave a straight line by {off:.3f} mm (tolerance {tolerance:.3f}); split the series"
         return _refused(ordered, Code.E_GAP, reason)
     if np.prod(shape, dtype=object) * 4 > limits.object_bytes:
-        return _refused(ordered, Code.E_TOO_LARGE, f"{shape} voxels are above the limit of {limits.object_bytes} bytes")
+        return _refused(ordered, Code.E_TOO_LARGE, f"{shape} voxels exceed the limit of {limits.object_bytes} bytes")
     tilt = float(np.degrees(np.arccos(np.clip(step @ normal / np.linalg.norm(step), -1, 1))))
     code, reason = "", ""
     if tilt > SHEAR_TOLERANCE_DEG:
@@ -349,7 +362,10 @@ def _time_series(
     counts: NDArray[np.intp],
     limits: Limits,
 ) -> Series:
-    """Several images at each position: the n-th of each, by time, make volume n; unequal counts or times conflict."""
+    """Combine several images at each position: by time, the n-th of each position form volume n.
+
+    Unequal counts or times are a conflict.
+    """
     depth, volumes = len(starts), int(counts.max())
     if counts.min() != volumes:
         reason = f"between {counts.min()} and {volumes} images at each of {depth} positions; keep one at each"
@@ -411,7 +427,7 @@ def _affine(frames: Sequence[Frame], step: NDArray[np.float64]) -> NDArray[np.fl
 
 
 def _thickness(frame: Frame) -> float:
-    """Return the slice thickness in mm, 1 if unknown; SpacingBetweenSlices is no thickness and may be negative."""
+    """Return the slice thickness in mm, 1 if unknown; SpacingBetweenSlices may be negative."""
     try:
         thickness = float(frame.instance.attributes.get("SliceThickness", "1"))
     except ValueError:
@@ -433,7 +449,7 @@ def _series(
     if kind != "refused" and "BURNED_IN_UNKNOWN" in flags:
         code = Code.E_BURNED_IN
         reason = (
-            "a screen image may carry patient data in its pixels, and BurnedInAnnotation is not NO; look, then allow it"
+            "a screen image may show patient data, and BurnedInAnnotation is not NO; inspect it, then allow the code"
         )
     elif kind != "refused" and "COLOUR" in flags:
         code, reason = Code.E_COLOR, "the pixels are colours; a grey-scale image is expected"
@@ -445,7 +461,7 @@ def _refused(frames: Sequence[Frame], code: str, reason: str) -> Series:
 
 
 def _flag_uneven(series: list[Series]) -> list[Series]:
-    """Flag ``INCOMPLETE`` where volumes of one series and orientation (echoes, say) have fewer slices than others."""
+    """Flag ``INCOMPLETE`` volumes, with fewer slices than others of series and orientation."""
     deepest: Counter[tuple[object, ...]] = Counter()
 
     def key(one: Series) -> tuple[object, ...]:

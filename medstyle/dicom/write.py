@@ -1,4 +1,4 @@
-"""Derived series -> files: built from a whitelist of the source header, never a copy of it (PS3.3 A.3, A.4)."""
+"""Write derived series from an allow-list of the source header, not a copy (PS3.3 A.3, A.4)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.jobs.atomic import atomic_folder
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 _STORAGE = {"MR": "1.2.840.10008.5.1.4.1.1.4", "CT": "1.2.840.10008.5.1.4.1.1.2"}
 _KEEP = words(
@@ -51,7 +51,7 @@ _EMPTY = words(  # type 2: present, may be empty
     "StudyTime PositionReferenceIndicator SliceThickness PatientPosition"
 )
 _METHOD = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
-_PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest legal value
+_PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest valid value
     "MR": dict.fromkeys(["ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"])
     | {"ScanningSequence": "RM", "SequenceVariant": "NONE"},
     "CT": dict.fromkeys(["KVP", "AcquisitionNumber"]),
@@ -60,12 +60,13 @@ _PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("res
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model made an image.
+    """The model that made an image.
 
     Attributes:
-        name, version: for people; at most 64 characters together.
-        sha256: of the weights, 64 hexadecimal digits.
-        details: facts for machines (out-of-distribution score, configuration hash…), kept as JSON in the private block.
+        name, version: for readers; together at most 64 characters.
+        sha256: hash of the weights, 64 hexadecimal digits.
+        details: machine-readable facts (out-of-distribution score, configuration hash…), stored as
+            JSON in the private block.
     """
 
     name: str
@@ -76,15 +77,16 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class Derivation:
-    """What a derived series comes from, and how.
+    """The origin of a derived series.
 
     Attributes:
         source: the series whose patient, study and grid the new one has.
-        model: what made it.
-        source_domain: of ``source``, for the description.
-        contrasts: series that entered beside ``source``.
-        neighbourhood: how many slices of ``source`` on either side of its own entered each slice; None: all.
-        aligned: whether the contrasts were moved, so that their positions do not tell which of their slices entered.
+        model: the model that made it.
+        source_domain: domain of ``source``, for the description.
+        contrasts: series that were inputs beside ``source``.
+        neighbourhood: number of slices of ``source`` on either side that affect a slice; None: all.
+        aligned: whether the contrasts were moved, so that their positions do not tell which of
+            their slices contributed.
         kind: what the voxels are.
         now: date and time of the new series.
     """
@@ -100,22 +102,23 @@ class Derivation:
 
 
 def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list[Path]:
-    """Write ``volume`` as a series of MR or CT images derived from another, one file for each slice.
+    """Write ``volume`` as a series of MR or CT images derived from another, one file per slice.
 
-    The files go to a new folder below ``out_dir``, which appears complete or not at all. On the source's grid the
-    geometry is copied as it was written; on another grid it is computed from the affine. UIDs follow from the source,
-    the weights, the domain, the kind and the contrasts: the same call makes the same UIDs. A synthetic CT is padded
-    where the CT that it comes from was.
+    The files are written to a new folder below ``out_dir``, which appears complete or not at all.
+    On the source's grid, the geometry is copied unchanged; on another grid, it is computed from the
+    affine. UIDs are derived from the source, the weights, the domain, the kind and the contrasts,
+    so the same call gives the same UIDs. A synthetic CT that is made from a CT has padding at the
+    same pixels.
 
     Args:
         volume: of an MR or CT domain.
-        derivation: what it comes from.
-        out_dir: where the new folder goes.
+        derivation: the origin of the volume.
+        out_dir: parent of the new folder.
 
     Raises:
-        Refusal: ``E_EXISTS`` the folder is there already, ``E_SOPCLASS`` the domain has no DICOM modality,
-            ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds several volumes,
-            ``E_NOT_FINITE`` NaN or infinity among the voxels.
+        Refusal: ``E_EXISTS`` the folder already exists, ``E_SOPCLASS`` the domain has no DICOM
+            modality, ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds
+            several volumes, ``E_NOT_FINITE`` the volume has NaN or infinite voxels.
     """
     source, model, kind, contrasts = derivation.source, derivation.model, derivation.kind, derivation.contrasts
     modality = DOMAINS[volume.domain].dicom
@@ -140,7 +143,7 @@ def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list
     final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
         raise Refusal(
-            Code.E_EXISTS, f"the output folder {final.name} exists already; remove it or choose another place"
+            Code.E_EXISTS, f"the output folder {final.name} exists already; remove it or choose another folder"
         )
     with atomic_folder(final, own=True) as scratch, quiet():
         if kind == "synthetic":
@@ -178,7 +181,7 @@ def _write_slices(
 
 
 def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any], folder: Path) -> None:
-    """Write the uncertainty as a Parametric Map, a single file."""
+    """Write the uncertainty as a Parametric Map, which is a single file."""
     source, series_uid = derivation.source, str(common["SeriesInstanceUID"])
     headers: dict[str, Dataset] = {}
     grids = []
@@ -218,15 +221,15 @@ def _complete(dataset: Dataset, source: Series) -> None:
 
 
 def _on_its_grid(volume: Volume, source: Series) -> bool:
-    """Tell whether the slices of ``volume`` are where those of the source are, one for one."""
+    """Return whether each slice of ``volume`` has the position of the same slice of the source."""
     assert source.affine is not None
-    if source.frames[0].instance.tiles != 1:  # a mosaic's elements place the sheet, not its tiles
+    if source.frames[0].instance.tiles != 1:  # the elements of a mosaic locate the sheet, not its tiles
         return False
     return volume.voxels.shape == source.shape and _same_grid(volume.affine, source.affine, source.shape)
 
 
 def _placed(volume: Volume, source: Series) -> Iterator[tuple[Dataset, Dataset]]:
-    """Yield for each slice the header that it derives from, and the elements that place it."""
+    """Yield, for each slice, its source header and the elements that define its position."""
     reader, same_grid = _Headers(), _on_its_grid(volume, source)
     for k in range(len(volume.voxels)):
         header, grid = reader.read(source.frames[k if same_grid else 0])
@@ -234,7 +237,7 @@ def _placed(volume: Volume, source: Series) -> Iterator[tuple[Dataset, Dataset]]
 
 
 def _quantise(volume: Volume, modality: str) -> tuple[NDArray[np.uint16], dict[str, Any], dict[str, float | int]]:
-    """Return stored values ``(D, H, W)``, the elements that explain them and facts for the private block."""
+    """Return stored values ``(D, H, W)``, the elements that describe them, and facts to store."""
     values = volume.voxels
     if not np.isfinite(values).all():
         raise Refusal(Code.E_NOT_FINITE, "the volume holds NaN or infinite voxels; nothing was written")
@@ -242,7 +245,7 @@ def _quantise(volume: Volume, modality: str) -> tuple[NDArray[np.uint16], dict[s
     if modality == "CT":
         intercept = low
     elif 0 < (peak := float(values.max())) < 1000 and not np.array_equal(values, np.rint(values)):
-        slope = peak / 4095  # MR has no unit: spread a small range, or rounding would eat it
+        slope = peak / 4095  # MR has no unit: a small range is stretched, because rounding would destroy it
     clipped = np.clip(values, low, high)
     stored = np.rint((clipped - intercept) / slope).clip(0, 65535).astype(np.uint16)
     bits = 12 if stored.max() <= 4095 else 16
@@ -307,14 +310,17 @@ def _common(modality: str, model: ModelIdentity, now: datetime, details: str) ->
 
 @dataclass(frozen=True)
 class _Entered:
-    """Which slices of which series entered each slice of ``volume``; see :func:`write_derived`."""
+    """The slices and series that contributed to each slice of ``volume``.
+
+    See :func:`write_derived`.
+    """
 
     volume: Volume
     derivation: Derivation
     same_grid: bool
 
     def at(self, k: int) -> list[tuple[Frame, bool]]:
-        """Return them for slice ``k``, its own first; true where all pixels are at the places that they had."""
+        """Return them for slice ``k``, its own first; True if all pixels kept their positions."""
         depth = len(self.volume.voxels)
         source, reach = self.derivation.source, self.derivation.neighbourhood
         reach = depth if reach is None else reach
@@ -326,7 +332,7 @@ class _Entered:
         return [(frame, any(_same_place(frame, one) for one in own)) for frame in frames]
 
     def _near(self, other: Series, around: range) -> Sequence[Frame]:
-        """Return the slices of ``other`` between which those ``around`` a slice of the volume were interpolated."""
+        """Return the slices of ``other`` from which the slices ``around`` were interpolated."""
         if self.derivation.aligned or other.affine is None:
             return other.frames
         _, rows, columns = self.volume.voxels.shape
@@ -342,7 +348,7 @@ def _same_place(one: Frame, other: Frame) -> bool:
 
 
 def _slice(header: Dataset, grid: Dataset, frames: list[tuple[Frame, bool]], common: Mapping[str, Any]) -> Dataset:
-    """Build one slice without its pixels and its own identifiers."""
+    """Build one slice, without its pixels and its own identifiers."""
     dataset = Dataset()
     dataset.update(grid)
     for name in _KEEP:
@@ -387,11 +393,11 @@ def _add_private(dataset: Dataset, common: Mapping[str, Any]) -> None:
 
 
 def settle_laterality(dataset: Dataset) -> None:
-    """Put an empty laterality where it must be (type 2C), and take it away where it may not be empty."""
+    """Add an empty laterality if required (type 2C), remove it if it must not be empty."""
     if not dataset.get("BodyPartExamined"):
         dataset.Laterality = dataset.get("Laterality")
     elif not dataset.get("Laterality"):
-        dataset.pop("Laterality", None)  # the part is not known to be one of a pair
+        dataset.pop("Laterality", None)  # it is unknown whether the body part is one of a pair
 
 
 def _reference(frame: Frame) -> Dataset:
@@ -409,14 +415,14 @@ def _source(frame: Frame, same_place: bool) -> Dataset:
 
 
 class _Headers:
-    """Reads source headers, a multi-frame file once."""
+    """Reads source headers; a multi-frame file is read once."""
 
     def __init__(self) -> None:
         self.path: Path | None = None
         self.dataset = Dataset()
 
     def read(self, frame: Frame) -> tuple[Dataset, Dataset]:
-        """Return the header and the elements that place this frame, as they were written."""
+        """Return the header and the elements that define the position of this frame, unchanged."""
         path = frame.instance.path
         if path != self.path:
             tags = [*_KEEP, *_GRID, "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
@@ -429,17 +435,17 @@ class _Headers:
                 group = self.dataset[name].value[k]
                 planes = ("PixelMeasuresSequence", "PlaneOrientationSequence", "PlanePositionSequence")
                 holders += [group[plane].value[0] for plane in planes if group.get(plane)]
-        for holder in holders:  # the frame's own functional groups come last and win
+        for holder in holders:  # the frame's own functional groups come last and take precedence
             for name in _GRID:
                 if name in holder and not holder[name].is_empty:
                     _copy(grid, holder, name)
-        if _number(grid, "SpacingBetweenSlices", float) <= 0:  # some scanners count downwards; it is no distance
+        if _number(grid, "SpacingBetweenSlices", float) <= 0:  # some scanners count downwards, which is no distance
             grid.pop("SpacingBetweenSlices", None)
         return self.dataset, grid
 
 
 def _computed_grid(volume: Volume, k: int) -> Dataset:
-    """Return the elements that place slice ``k`` of a resampled volume."""
+    """Return the elements that define the position of slice ``k`` of a resampled volume."""
     axes = volume.direction
     column_mm, row_mm, _ = volume.spacing_mm
     normal = np.cross(axes[:, 0], axes[:, 1])
@@ -462,12 +468,12 @@ def _same_grid(one: NDArray[np.float64], other: NDArray[np.float64], shape: tupl
 
 
 def _outside(source: Series | None) -> Iterator[NDArray[np.bool_] | None]:
-    """Yield where each slice is padded, since nothing was measured there; None where it says nothing of it."""
+    """Yield where each slice is padding, that is, not measured; None if the source does not say."""
     if source is None or all(frame.instance.padding is None for frame in source.frames):
         yield from repeat(None)
         return
     for frame, stored in zip(source.frames, read_stored(source), strict=True):
-        low, high = frame.instance.padding or (1, 0)  # no value lies between these
+        low, high = frame.instance.padding or (1, 0)  # an empty range
         yield (stored >= low) & (stored <= high)
 
 
@@ -482,7 +488,7 @@ def _add_pixels(dataset: Dataset, pixels: NDArray[np.uint16]) -> None:
 
 
 def save(dataset: Dataset, path: Path) -> None:
-    """Write a new file and wait until the disk has it; its pixels are not compressed."""
+    """Write a new file with uncompressed pixels, and sync it to the disk."""
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
@@ -496,9 +502,9 @@ def save(dataset: Dataset, path: Path) -> None:
 
 
 def _copy(target: Dataset, source: Dataset, name: str) -> None:
-    """Copy one element; text is decoded by the source's character set, since the copy is written in UTF-8.
+    """Copy one element; text is decoded, because the copy is written in UTF-8.
 
-    What its representation forbids, such as words where a number belongs, is left out.
+    Values that the value representation forbids, such as text instead of a number, are left out.
     """
     with suppress(ValueError, TypeError):
         element = source[name]
@@ -512,7 +518,7 @@ def _copy(target: Dataset, source: Dataset, name: str) -> None:
 
 def _copied_code(item: Dataset) -> Dataset:
     copy = code(*(str(item.get(k, "")) for k in ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")))
-    if not copy.CodeValue or len(copy.CodeValue) > 16:  # VR SH holds 16 characters
+    if not copy.CodeValue or len(copy.CodeValue) > 16:  # VR SH has at most 16 characters
         copy.LongCodeValue = copy.CodeValue or str(item.get("LongCodeValue", ""))
         del copy.CodeValue
     return copy

@@ -1,1 +1,1 @@
-"""Named metric protocols, baselines, statistics and the report."""
+"""Evaluate translators: metric protocols, baselines, statistics, the gate and the report."""

@@ -1,4 +1,4 @@
-"""Classical methods that a trained model must beat, each usable on its own."""
+"""Provide the classical methods that a trained model must beat."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def identity(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArr
 
 
 def histogram_matching(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map values by one monotone curve per channel so that their distribution becomes that of the targets.
+    """Map values by one monotone curve per channel, so that their distribution matches the targets.
 
     Args:
         source: ``(n, C)`` values of one image.
@@ -31,7 +31,7 @@ def histogram_matching(source: NDArray[np.float32], targets: NDArray[np.float32]
 
 
 def moments(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give values the mean and standard deviation of the targets (Reinhard 2001), colours in CIELAB.
+    """Match the mean and standard deviation of the targets (Reinhard 2001), for colours in CIELAB.
 
     Args:
         source: ``(n, C)`` values of one image in [0, 1].
@@ -42,13 +42,13 @@ def moments(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArra
     colour = source.shape[1] == 3
     a, b = (rgb2lab(values) if colour else values for values in (source, targets))
     moved = (a - a.mean(0)) / np.maximum(a.std(0), 1e-6) * b.std(0) + b.mean(0)
-    with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut, as wanted
+    with warnings.catch_warnings(action="ignore"):  # colours outside the gamut of a screen are clipped, as intended
         made: NDArray[np.float32] = np.clip(lab2rgb(moved) if colour else moved, 0, 1).astype(np.float32)
     return made
 
 
 def whitening_colouring(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give values the mean and covariance of the targets (Li 2017, on pixels); with one channel as ``moments``.
+    """Match the mean and covariance of the targets (Li 2017, on pixels); one channel: ``moments``.
 
     Args:
         source: ``(n, C)`` values of one image in [0, 1].
@@ -73,7 +73,7 @@ BASELINES: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArra
 }
 
 
-ITERATIONS, LARGEST = 150, 512  # of the optimisation; it works on pictures of this many pixels a side at most
+ITERATIONS, LARGEST = 150, 512  # of the optimisation, which works on pictures with sides of at most this many pixels
 
 
 def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
@@ -82,11 +82,12 @@ def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
 
 
 def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS) -> Pixels:
-    """Optimise the picture ``(H, W, 3)`` until its texture features correlate as those of ``reference`` (Gatys 2016).
+    """Optimise a picture ``(H, W, 3)`` to match a reference's feature correlations (Gatys 2016).
 
-    The features are those of :class:`Texture`, since no trained network is at hand; edges are held in place by MIND
-    descriptors. It begins with the colours of :func:`moments`. A large picture is optimised at ``LARGEST`` pixels a
-    side, and the change is enlarged.
+    The features are those of :class:`Texture`, because no pretrained network is available; MIND
+    descriptors keep the edges in place. The optimisation starts from the colours of
+    :func:`moments`. Large pictures are optimised at ``LARGEST`` pixels a side, and the change is
+    enlarged.
     """
     import torch
     import torch.nn.functional as F
@@ -121,7 +122,7 @@ def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS
     return from_unit((whole[0].movedim(0, -1).numpy() + 1) / 2, pixels.dtype)
 
 
-# method: (picture (H, W, 3), another one (h, w, 3) whose style is taken) -> picture (H, W, 3)
+# method: (picture (H, W, 3), reference (h, w, 3) for the style) -> picture (H, W, 3)
 PICTURE_METHODS: dict[str, Callable[[Pixels, Pixels], Pixels]] = {
     **{name: partial(_of_values, name) for name in BASELINES},
     "neural_style": neural_style,

@@ -1,4 +1,4 @@
-"""How far two sets of images lie apart, by features of their slices."""
+"""Measure the distance between two sets of images by the features of their slices."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUBSETS = 100
-LARGEST = 1000  # most samples of a subset; more cost time and change little
-LEAST = 4  # samples, below which there are no two halves of two
+LARGEST = 1000  # largest number of samples of a subset; more cost time and change little
+LEAST = 4  # smallest number of samples: two halves of two samples each
 
 Features = NDArray[np.float64]
 
 
 def frechet(first: Features, second: Features) -> float:
-    """Return the Frechet distance of the Gaussians that fit two sets ``(n, F)`` and ``(m, F)`` (Dowson 1982).
+    """Return the Frechet distance of Gaussians fitted to ``(n, F)`` and ``(m, F)`` (Dowson 1982).
 
-    ``|mean - mean|^2 + tr(A + B - 2 (AB)^(1/2))`` of the covariances A and B, squared as is usual. Estimated from few
-    samples it is too large, the more so the fewer they are: compare numbers from equally many.
+    It is ``|mean - mean|^2 + tr(A + B - 2 (AB)^(1/2))`` for the covariances A and B, squared as
+    usual. The estimate is biased upwards, the more so the fewer the samples: compare only numbers
+    from equally many samples.
     """
 
     def root(features: Features) -> Features:  # R with R^T R = covariance
@@ -30,10 +31,12 @@ def frechet(first: Features, second: Features) -> float:
 
 
 def kernel_distance(first: Features, second: Features, seed: int = 0) -> tuple[float, float]:
-    """Return the kernel distance of two sets ``(n, F)`` and ``(m, F)``, KID (Binkowski 2018): mean and SD of subsets.
+    """Return the kernel distance (KID, Binkowski 2018) of two sets ``(n, F)`` and ``(m, F)``.
 
-    The unbiased squared maximum mean discrepancy under the kernel ``(x y / F + 1)^3``, over 100 pairs of subsets of
-    half of the smaller set, 1000 samples at most. Around 0, below it too, for sets of one kind.
+    The result is the mean and the standard deviation, over 100 pairs of subsets, of the unbiased
+    squared maximum mean discrepancy with the kernel ``(x y / F + 1)^3``. Each subset has half of
+    the smaller set, but at most 1000 samples. For sets of the same kind the value is around 0 and
+    may be negative.
     """
     size = min(len(first) // 2, len(second) // 2, LARGEST)
     rng = np.random.default_rng(seed)
@@ -43,9 +46,9 @@ def kernel_distance(first: Features, second: Features, seed: int = 0) -> tuple[f
 
 
 def squared_mmd(first: Features, second: Features) -> float:
-    """Return the unbiased squared maximum mean discrepancy (Gretton 2012) of sets ``(n, F)``, ``(m, F)``, n, m > 1.
+    """Return the unbiased squared maximum mean discrepancy of ``(n, F)`` and ``(m, F)``, n, m > 1.
 
-    Pairs of a sample with itself are left out of the means within a set.
+    Pairs of a sample with itself are left out of the means within a set (Gretton 2012).
     """
 
     def kernel(x: Features, y: Features) -> Features:
@@ -62,11 +65,12 @@ def squared_mmd(first: Features, second: Features) -> float:
 def set_distances(
     sets: dict[str, Features], real: Features, seen: Features, seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Return ``fd_local``, ``kid_local`` and ``kid_local_sd`` of each of ``sets`` from the ``real`` unseen targets.
+    """Return ``fd_local``, ``kid_local`` and ``kid_local_sd`` of each set to the ``real`` targets.
 
-    With them those of ``training targets``, thinned out of ``seen`` to as many as are real: how far real images of
-    other subjects lie from real ones. Features are scaled by one number, so that those of ``seen`` have a mean square
-    of 1. Nothing where there are fewer than 4 samples.
+    ``real`` are unseen targets. The result includes ``training targets``, a subset of ``seen`` of
+    the same size as ``real``: it shows the distance between real images of different subjects.
+    Features are scaled by one number, so that those of ``seen`` have a mean square of 1. With fewer
+    than 4 samples the result is empty.
     """
     if min(len(real), len(seen), *map(len, sets.values())) < LEAST:
         return {}

@@ -1,4 +1,4 @@
-"""What a model must show before it may become champion: limits, and the champion's quality on the same subjects."""
+"""Decide whether a model may become champion, by limits and by comparison with the champion."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ Comparison = Mapping[str, Mapping[str, Mapping[str, float | None]]]  # measure -
 
 @params
 class GateParams:
-    """What a champion must be able to do."""
+    """The requirements for a champion."""
 
     floors: dict[str, float] = field(default_factory=dict)
     """Measure -> worst acceptable mean over unseen subjects."""
     regression: float = 0.05
-    """Share of the champion's mean by which a headline measure is not worse, with 95 % confidence."""
+    """Largest acceptable loss in a headline measure, as a share of the champion's mean, with 95 %
+    confidence."""
     lesion_contrast: float = 0.5
-    """Least share of known lesions that keep half of their contrast."""
+    """Smallest share of known lesions that keep half of their contrast."""
     created: float = 100.0
-    """Largest mean number, in a volume, of bright structures that the truth has not."""
+    """Largest mean number, per volume, of bright structures that are absent from the truth."""
     edge_displacement_mm: float = 5.0
-    """Largest mean distance of edges from the true ones."""
+    """Largest mean distance of edges from the true edges."""
     within_2sd: float = 0.02
-    """Least share of the errors that lie within two of the model's own standard deviations."""
+    """Smallest share of errors within two of the model's own standard deviations."""
 
 
 class Check(NamedTuple):
-    """One condition, what was found and whether that is enough."""
+    """One condition, the value that was measured, and whether it is met."""
 
     what: str
     found: str
@@ -48,19 +49,21 @@ class Check(NamedTuple):
 
 
 def check_thresholds(metrics: Mapping[str, Any], limits: GateParams) -> list[Check]:
-    """Hold the metrics of `evaluate` against ``limits`` and the baselines; what was not measured is not checked.
+    """Compare the metrics of `evaluate`, as far as measured, with ``limits`` and the baselines.
 
     Raises:
-        UserError: a floor names no measure of the protocol.
+        UserError: a floor names a measure that the protocol does not have.
     """
     measures, table = metrics["measures"], metrics["tables"][metrics["reference"]]
     model = {name: values["mean"] for name, values in table["model"].items()}
     if unknown := limits.floors.keys() - measures.keys():
         names = ", ".join(measures)
-        raise ParamsError(f"register.floors: {min(unknown)!r} is no measure of {metrics['protocol']}: {names}")
+        raise ParamsError(f"register.floors: {min(unknown)!r} is not a measure of {metrics['protocol']}: {names}")
     bounds = [(name, model[name], floor, measures[name]) for name, floor in limits.floors.items()]
     if metrics["lesions"]:
-        bounds.append(("lesions that survive", metrics["lesions"]["survived"], limits.lesion_contrast, "higher"))
+        bounds.append(
+            ("lesions with preserved contrast", metrics["lesions"]["survived"], limits.lesion_contrast, "higher")
+        )
     for name, better in (("created", "lower"), ("edge_displacement_mm", "lower"), ("within_2sd", "higher")):
         if name in metrics["safety"]:
             bounds.append((name, metrics["safety"][name]["mean"], getattr(limits, name), better))
@@ -80,10 +83,11 @@ def check_thresholds(metrics: Mapping[str, Any], limits: GateParams) -> list[Che
 def check_champion(
     ours: Subjects, theirs: Subjects, metrics: Mapping[str, Any], regression: float, champion: str
 ) -> list[Check]:
-    """Test that a model is not inferior to the champion in any headline measure, on paired subjects.
+    """Test that a model is not inferior to the champion in any headline measure.
 
-    The lower end of the one-sided 95 % bootstrap interval of the mean gain over subjects must not lie below
-    ``-regression`` times the champion's mean. One subject has no interval: its gain stands for the end.
+    The test is on paired subjects. The lower bound of the one-sided 95 % bootstrap interval of the
+    mean gain over subjects must be at least ``-regression`` times the champion's mean. A single
+    subject has no interval; its gain is used instead.
     """
     if ours.keys() != theirs.keys():
         return [Check(champion, "it can be measured on other subjects only", "the same subjects", False)]
@@ -99,13 +103,14 @@ def check_champion(
 
 
 def side_by_side(methods: Mapping[str, Subjects], metrics: Mapping[str, Any]) -> Comparison:
-    """Set the method ``model`` beside every other one in the headline measures, on paired subjects.
+    """Compare the method ``model`` with every other one in the headline measures.
 
     Returns:
-        Measure -> method -> ``mean``, and for all but the model what it gains over them, above 0 where it is better:
-        the mean over subjects, ``gain``, with its 95 % bootstrap interval, ``low`` and ``high``; the number of subjects
-        on which it is ``better``; ``p`` of Wilcoxon's test, corrected over the methods (Holm 1979), None below 6
-        subjects and where there is no difference.
+        Measure -> method -> ``mean`` and, for all but the model, the gain of the model over the
+        method, above 0 where the model is better: ``gain``, the mean over subjects, with its 95 %
+        bootstrap interval, ``low`` and ``high``; the number of subjects on which the model is
+        ``better``; and ``p`` of Wilcoxon's test, corrected over the methods (Holm 1979), which is
+        None below 6 subjects and where there is no difference.
     """
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for name in metrics["headline"]:
@@ -132,7 +137,7 @@ def side_by_side(methods: Mapping[str, Subjects], metrics: Mapping[str, Any]) ->
 
 
 def read_methods(file: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """Read each method's values from a `subjects.csv` of `evaluate`, against the first reference that it lists."""
+    """Read each method's values from a `subjects.csv`, for the first reference that it lists."""
     with file.open(newline="") as lines:
         rows = list(csv.DictReader(lines))
     methods: dict[str, dict[str, dict[str, float]]] = {}

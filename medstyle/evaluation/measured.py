@@ -1,4 +1,4 @@
-"""What is asked of an evaluation, and what was measured on one subject."""
+"""Define the settings of an evaluation and the measurements of one subject."""
 
 from __future__ import annotations
 
@@ -26,25 +26,27 @@ Means = dict[str, dict[str, float]]  # measure -> mean, sd, low, high
 
 @params
 class EvaluateParams:
-    """What is measured."""
+    """The settings of an evaluation."""
 
     protocol: str = "plain"
-    """Metric definition: plain or selfrdb for paired scans, synthrad2025 for a CT target, paired_pictures; without
-    pairs unpaired_scans, or unpaired for pictures."""
+    """Definition of the metrics: plain or selfrdb for paired scans, synthrad2025 for a CT target,
+    paired_pictures for paired pictures; without pairs, unpaired_scans for scans and unpaired for
+    pictures."""
     figures: Annotated[int, Field(ge=0)] = 6
-    """Most subjects to draw."""
+    """Largest number of subjects to draw."""
     temporal_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    """Videos in `truth/`, of a model of pictures: share of the frame before, as of `medstyle translate
-    --temporal-smoothing`."""
+    """For the videos in `truth/` of a picture model: share of the previous frame, as in `medstyle
+    translate --temporal-smoothing`."""
     uncertainty: Annotated[int, Field(ge=0)] = 6
-    """Most subjects whose uncertainty is computed and compared with the error; several times the work for each."""
+    """Largest number of subjects whose uncertainty is computed and compared with the error; each
+    costs several times the work."""
     clip_frames: Annotated[int, Field(ge=1)] = 60
-    """Of each of these videos only so many frames are measured and shown."""
+    """Number of frames of each of these videos that are measured and shown."""
     segmenter: Annotated[int, Field(ge=0)] = 300
-    """Training steps of the segmenter that looks for the structures of `truth/<subject>/labels.nii.gz` in real and
-    synthetic images; 0: none."""
+    """Training steps of the segmenter that finds the structures of `truth/<subject>/labels.nii.gz`
+    in real and synthetic images; 0 switches it off."""
     seed: int = 0
-    """Of the bootstrap and of the segmenter."""
+    """Seed of the bootstrap and of the segmenter."""
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -56,8 +58,9 @@ class Subject:
     """One unseen subject.
 
     Attributes:
-        key: of the subject.
-        number: among the subjects, from 0: what is done for a few subjects only is done for the first ones.
+        key: key of the subject.
+        number: its position among the subjects, from 0; costly measurements are made for the first
+            ones only.
         images: domain -> canonical file.
     """
 
@@ -67,7 +70,7 @@ class Subject:
 
 
 class Row(NamedTuple):
-    """What one method scored on one subject beside one reference."""
+    """The scores of one method on one subject, compared with one reference."""
 
     subject: str
     reference: str
@@ -76,7 +79,7 @@ class Row(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Slices to draw: one column of pictures for each title, one row for each label."""
+    """Slices to draw: one column of images per title, one row per label."""
 
     columns: Mapping[str, Array]
     labels: Sequence[str]
@@ -84,19 +87,19 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on one subject; what does not apply is empty.
+    """The measurements of one subject; those that do not apply are empty.
 
     Attributes:
         rows: scores of the model and of the baselines.
         figure: slices of a scan.
-        sheet: a picture in all versions, for the contact sheet.
-        layers: a few slices in all versions, for the page's viewer.
-        lesions: known lesions as the output shows them.
+        sheet: all versions of a picture, for the contact sheet.
+        layers: all versions of a few slices, for the viewer of the page.
+        lesions: known lesions and their contrast in the output.
         safety: measure -> value.
         structures: label -> measure -> value, by the segmenter.
-        descriptors: kind of image -> its 21 numbers.
-        deep: method -> features of its slices by the segmenter; ``real`` among them.
-        outputs: method -> picture, for the distance of whole sets.
+        descriptors: kind of image -> its 21 descriptors.
+        deep: method -> features of its slices by the segmenter; includes ``real``.
+        outputs: method -> picture, for the distance between whole sets.
     """
 
     rows: Sequence[Row]
@@ -112,24 +115,26 @@ class Measured:
 
 
 class Measurer(Protocol):
-    """Measures one subject after the other; none depends on those before it."""
+    """Measures subjects one by one; the result does not depend on earlier subjects."""
 
     def __call__(self, subject: Subject) -> Measured:
         """Measure a subject."""
 
 
 def unit(scaled: NDArray) -> Array:
-    """Bring network units to [0, 1]."""
+    """Map network units to [0, 1]."""
     return ((np.clip(scaled, -1, 1) + 1) / 2).astype(np.float32)
 
 
 def subjects_to_measure(
     store: SliceStore, protocol: str, source: str, target: str, contrasts: Sequence[str]
 ) -> list[str]:
-    """Return the unseen subjects that ``protocol`` can measure: of several sessions of a person the first.
+    """Return the unseen subjects that ``protocol`` can measure, with one session per person.
+
+    Of several sessions, the first is used.
 
     Raises:
-        UserError: there is none, or the protocol measures in a unit that the target has not.
+        UserError: there is no such subject, or the target does not have the unit of the protocol.
     """
     definition = PROTOCOLS[protocol]
     if definition.unit == "HU" and DOMAINS[target].unit != "HU":

@@ -29,17 +29,18 @@ from medstyle.inference.translate import render_frames, rendering, translate_pic
 from medstyle.networks.texture import style_distance
 from medstyle.networks.translator import Translator
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-REFERENCES = 3  # styles in which each picture is rendered, to see how they differ
-TARGETS = 200_000  # most values of training targets that the baselines see
-WHOLE = {"domain", "latent"}  # sources of a style that stands for the whole target domain
+REFERENCES = 3  # number of styles in which each picture is rendered, to measure how much they differ
+TARGETS = 200_000  # largest number of values of training targets that the baselines use
+WHOLE = {"domain", "latent"}  # sources of style that represent the whole target domain
 
 
 class Pictures:
     """Measure a picture against the set of unseen target pictures and its own content.
 
-    Where the translator takes styles from references, also against one of them, another for each picture.
+    If the translator takes styles from references, the picture is also compared with one of them, a
+    different one for each picture.
     """
 
     def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
@@ -94,9 +95,10 @@ class Pictures:
         return Measured(rows, sheet=sheet, safety={"diversity": diversity})
 
     def style_of_all(self, measured: Sequence[Measured]) -> dict[str, float]:
-        """Return the distance of all outputs of each method together to all unseen targets; training targets' as floor.
+        """Return the style distance between all outputs of each method and all unseen targets.
 
-        A method may come near to the whole set and not to any single picture, or the other way round.
+        The training targets are included as the floor. A method may be close to the set as a whole,
+        but not to any single picture, or vice versa.
         """
         outputs: dict[str, list[Array]] = {}
         for one in measured:
@@ -113,7 +115,7 @@ class Pictures:
         return to_unit(image)
 
     def outputs(self, pixels: Pixels, targets: Array, style: Pixels | None) -> dict[str, Array]:
-        """Return what the model and the baselines make of a picture."""
+        """Return the outputs of the model and of the baselines for a picture."""
         source = to_unit(pixels)
         classical = {name: method(source.reshape(-1, 3), targets) for name, method in BASELINES.items()}
         return {
@@ -123,13 +125,13 @@ class Pictures:
 
 
 class PairedPictures:
-    """Measure a picture against the picture of the target domain that shows the same."""
+    """Measure a picture against the picture of the target domain that shows the same scene."""
 
     def __init__(self, translator: Translator, store: SliceStore, measure: Measure) -> None:
         self.pictures, self.measure = Pictures(translator, store, measure), measure
 
     def __call__(self, subject: Subject) -> Measured:
-        """Measure a picture; raises :class:`UserError` where the two differ in size."""
+        """Measure a picture; raise :class:`UserError` if the two differ in size."""
         config = self.pictures.translator.config
         source, real = (read_picture(subject.images[name]) for name in (config.source, config.target))
         if source.shape != real.shape:
@@ -149,7 +151,7 @@ class PairedPictures:
 
 
 class Clip:
-    """The start of a video, as it is and as methods render it."""
+    """The start of a video, unchanged and as rendered by each method."""
 
     def __init__(self, path: Path, pictures: Pictures, params: EvaluateParams) -> None:
         self.path, self.pictures, self.params = path, pictures, params
@@ -158,7 +160,7 @@ class Clip:
             self.style = from_unit(pictures.unseen.pictures[0], np.uint8)
 
     def source(self) -> Iterator[Frame]:
-        """Yield the frames as they are."""
+        """Yield the unchanged frames."""
         return islice(read_frames(self.path), self.params.clip_frames)
 
     def classical(self) -> Iterator[Frame]:
@@ -196,7 +198,7 @@ class Clip:
 def measure_videos(
     truth: Path, pictures: Pictures, params: EvaluateParams
 ) -> tuple[dict[str, dict[str, dict[str, float]]], dict[str, Mapping[str, str]]]:
-    """Measure the videos in ``truth``: clip -> method -> measures, and clip -> both versions to play."""
+    """Measure the videos in ``truth``: clip -> method -> measures, and clip -> versions to play."""
     metrics, clips = {}, {}
     for path in sorted(path for path in truth.glob("*") if kind_of(path) == "video"):
         metrics[path.stem], clips[path.stem] = Clip(path, pictures, params).measured()

@@ -1,4 +1,4 @@
-"""Named metric definitions: a number without its protocol says nothing."""
+"""Define the metric protocols; a number has a meaning only with its protocol."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ Image = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an output is measured.
+    """The definition of how an output is measured.
 
     Attributes:
-        version: rises whenever the numbers that it gives change.
-        paired: whether a real image of the same slice is the reference; else a set of images of the target domain.
-        unit: ``scaled``: images in [0, 1] by the fixed normalisation of training. ``HU``: CT numbers as they are.
-        measures: measure -> which way is better.
+        version: increases whenever the resulting numbers change.
+        paired: whether the reference is a real image of the same slice; otherwise it is a set of
+            images of the target domain.
+        unit: ``scaled``: images in [0, 1] by the fixed normalisation of training. ``HU``: unscaled
+            CT numbers.
+        measures: measure -> whether higher or lower is better.
         headline: measures in which a model must beat its baselines to pass the gate.
         measure: ``(output, reference, mask) -> {measure: value}``.
     """
@@ -39,13 +41,15 @@ class Protocol:
 
 
 def plain(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure one volume against its reference, both ``(D, H, W)`` in [0, 1] by a fixed normalisation, in the mask.
+    """Measure a volume against its reference, both ``(D, H, W)`` in [0, 1], within the mask.
 
-    MAE; PSNR with peak 1; SSIM (Wang 2004) slice by slice, Gaussian window 11/1.5, K 0.01/0.03, averaged in the mask.
-    No gain is fitted to the output. Beside them, in the mask: NMSE, the squared error over the reference's squared
-    values; NMI, 1 to 2, 64 bins (Studholme 1999); ``edges``, the correlation of in-plane gradient magnitudes;
-    ``sharpness``, ``|ln r|`` of the gradient energy over the reference's, and ``through_plane``, ``|ln r|`` of
-    :func:`through_plane`: 0.1 means 10 % more, or less, than in the reference.
+    Both are scaled by a fixed normalisation, and no gain is fitted to the output. The measures are
+    MAE; PSNR with peak 1; SSIM (Wang 2004) slice by slice, with a Gaussian window 11/1.5 and K
+    0.01/0.03, averaged in the mask; NMSE, the squared error divided by the squared values of the
+    reference; NMI, 1 to 2, 64 bins (Studholme 1999); ``edges``, the correlation of in-plane
+    gradient magnitudes; ``sharpness``, ``|ln r|`` of the ratio of the gradient energies of output
+    and reference; and ``through_plane``, ``|ln r|`` of :func:`through_plane`. For the last two, 0.1
+    means 10 % more, or less, than in the reference.
     """
     from skimage.metrics import normalized_mutual_information
 
@@ -67,7 +71,7 @@ def plain(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str,
 
 
 def ssim_map(output: Image, reference: Image) -> Image:
-    """Return the SSIM at each voxel of ``(D, H, W)`` in [0, 1], slice by slice, as :func:`plain` averages it."""
+    """Return the slice-wise SSIM at each voxel of ``(D, H, W)`` in [0, 1], as in :func:`plain`."""
     from skimage.metrics import structural_similarity
 
     options = {"data_range": 1.0, "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
@@ -76,16 +80,17 @@ def ssim_map(output: Image, reference: Image) -> Image:
 
 
 def _steepness(image: Image) -> NDArray[np.float64]:
-    """Return the in-plane gradient magnitude of ``(D, H, W)``, central differences."""
+    """Return the in-plane gradient magnitude of ``(D, H, W)`` by central differences."""
     down, right = np.gradient(image.astype(np.float64), axis=(1, 2))
     steep: NDArray[np.float64] = np.hypot(down, right)
     return steep
 
 
 def through_plane(output: Image, reference: Image, mask: NDArray[np.bool_]) -> float:
-    """Return ``mean |y[z+1] - y[z]|`` of ``output`` over that of ``reference``, where both slices are in the mask.
+    """Return the ratio of ``mean |y[z+1] - y[z]|`` of output and reference.
 
-    Above 1, slices flicker; below 1, they are blurred into each other. 1 where there is only one slice.
+    Only voxels count where both slices are in the mask. Above 1, slices flicker; below 1, they are
+    blurred into each other. With a single slice the ratio is 1.
     """
     both = mask[1:] & mask[:-1]
     if not both.any():
@@ -95,24 +100,25 @@ def through_plane(output: Image, reference: Image, mask: NDArray[np.bool_]) -> f
 
 
 HU = (-1024.0, 3071.0)
-SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of Wang 2003
-BLOCK = 7  # voxels: side of the window of SSIM
+SCALES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # weights of the scales (Wang 2003)
+BLOCK = 7  # side of the window of SSIM in voxels
 
 
 def paired_pictures(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure one picture against its reference, both ``(3, H, W)`` in [0, 1]; ``mask`` holds the whole picture.
+    """Measure a picture against its reference, both ``(3, H, W)`` in [0, 1], as :func:`plain` does.
 
-    As :func:`plain`, channel by channel.
+    Channels are treated like slices; ``mask`` covers the whole picture.
     """
     measured = plain(output, reference, mask)
     return {name: measured[name] for name in ("psnr", "ssim", "mae", "edges", "sharpness")}
 
 
 def synthrad2025(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure a synthetic CT in HU, ``(D, H, W)``, as the SynthRAD 2025 challenge does (Thummerer 2025).
+    """Measure a synthetic CT in HU, ``(D, H, W)``, as in SynthRAD 2025 (Thummerer 2025).
 
-    MAE in the mask, unclipped; PSNR in the mask, both clipped to [-1024, 3071], peak 4095; MS-SSIM in three dimensions
-    of the clipped images, air outside the mask.
+    The measures are MAE in the mask, unclipped; PSNR in the mask, with both images clipped to
+    [-1024, 3071] and peak 4095; and three-dimensional MS-SSIM of the clipped images, with air
+    outside the mask.
     """
     out, real = (np.where(mask, image, HU[0]).astype(np.float64) for image in (output, reference))
     clipped, target = np.clip(out, *HU), np.clip(real, *HU)
@@ -127,14 +133,15 @@ def synthrad2025(output: Image, reference: Image, mask: NDArray[np.bool_]) -> di
 def ms_ssim(
     output: NDArray, reference: NDArray, mask: NDArray[np.bool_], peak: float, weights: Sequence[float] = SCALES
 ) -> float:
-    """Return the multi-scale SSIM of volumes ``(D, H, W)`` of values from 0 up, as SynthRAD 2025 defines it.
+    """Return the multi-scale SSIM of volumes ``(D, H, W)`` with values >= 0, as in SynthRAD 2025.
 
-    It differs from Wang 2003: uniform windows of 7 voxels, sample covariance, and the luminance counts at every scale.
-    Each scale is the mean in the mask; the next one is the mean of blocks of 2 voxels.
+    It differs from Wang 2003 in three ways: windows are uniform with 7 voxels, the sample
+    covariance is used, and the luminance counts at every scale. Each scale is the mean in the mask;
+    the next scale consists of the means of blocks of 2 voxels.
     """
     from scipy.ndimage import uniform_filter
 
-    spare = [(0, max(0, 97 - n)) for n in output.shape]  # five scales need that much
+    spare = [(0, max(0, 97 - n)) for n in output.shape]  # five scales need at least this size
     x, y = (np.pad(image.astype(np.float64), spare, mode="edge") for image in (output, reference))
     inside = np.pad(mask, spare, mode="edge")
     c1, c2 = (0.01 * peak) ** 2, (0.03 * peak) ** 2
@@ -159,10 +166,11 @@ def ms_ssim(
 
 
 def selfrdb(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[str, float]:
-    """Measure volumes ``(D, H, W)`` in [0, 1] as SelfRDB does (Arslan 2024): every slice is divided by its own mean.
+    """Measure volumes ``(D, H, W)`` in [0, 1] as SelfRDB does (Arslan 2024).
 
-    That forgives errors of gain, so the numbers are higher than those of ``plain``. Mean over slices that show the
-    body; air is 0; PSNR and SSIM (uniform window of 7) with the largest value of the reference slice as the range.
+    Every slice is divided by its own mean, which forgives errors of gain; the numbers are therefore
+    higher than those of ``plain``. The mean is over slices that show the body, and air is 0. PSNR
+    and SSIM (uniform window of 7) use the largest value of the reference slice as the range.
     """
     from skimage.metrics import structural_similarity
 
@@ -179,18 +187,18 @@ def selfrdb(output: Image, reference: Image, mask: NDArray[np.bool_]) -> dict[st
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Pictures ``(H, W, 3)`` in [0, 1] whose style is wanted, and what measures need of them, found once."""
+    """Pictures ``(H, W, 3)`` in [0, 1] that define a style, with cached features."""
 
     pictures: Image | Sequence[Image]
 
     @cached_property
     def colours(self) -> Image:
-        """Return pixels ``(n, 3)``, evenly chosen."""
+        """Return evenly chosen pixels ``(n, 3)``."""
         return _some(np.concatenate([picture.reshape(-1, picture.shape[-1]) for picture in self.pictures]))
 
     @cached_property
     def gradients(self) -> Image:
-        """Return gradient magnitudes of the luminance, flat, evenly chosen."""
+        """Return evenly chosen gradient magnitudes of the luminance, as a flat array."""
         from skimage.color import rgb2gray
 
         return _some(np.concatenate([_gradient(rgb2gray(picture)) for picture in self.pictures]))
@@ -213,21 +221,25 @@ def _correlations(picture: Image) -> list[Tensor]:
 
 @cache
 def _texture() -> Texture:
-    return Texture(3, seed=1)  # other filters than those that training may use
+    return Texture(3, seed=1)  # not the same filters as those that training may use
 
 
 def picture_style_distance(output: Image, targets: PictureSet) -> float:
-    """Return the distance of the texture and colour of ``(H, W, 3)`` to those of a set; see :func:`style_distance`."""
+    """Return the distance in texture and colour of ``(H, W, 3)`` to a set.
+
+    See :func:`style_distance`.
+    """
     return float(style_distance(_correlations(output), targets.correlations)[0])
 
 
 def unpaired(output: Image, source: Image, targets: PictureSet) -> dict[str, float]:
-    """Measure one picture ``(H, W, 3)`` in [0, 1] against its own content and a set of target pictures.
+    """Measure a picture ``(H, W, 3)`` in [0, 1] against its own content and a target set.
 
-    ``style_distance``: of the correlations of texture features (:class:`Texture`); it sees colour and brush strokes.
-    ``colour_distance``: mean over channels of the 1-D Wasserstein distance between pixel values of output and target
-    set. ``texture_distance``: the same between gradient magnitudes of the luminance. ``structure``: SSIM of the
-    luminance of output and source: content that was kept.
+    ``style_distance`` is the distance of the correlations of texture features (:class:`Texture`);
+    it is sensitive to colour and brush strokes. ``colour_distance`` is the 1-D Wasserstein distance
+    between the pixel values of output and target set, averaged over channels. ``texture_distance``
+    is the same for gradient magnitudes of the luminance. ``structure`` is the SSIM of the luminance
+    of output and source, for the preservation of content.
     """
     from scipy.stats import wasserstein_distance
     from skimage.color import rgb2gray
@@ -244,11 +256,12 @@ def unpaired(output: Image, source: Image, targets: PictureSet) -> dict[str, flo
 
 
 def unpaired_scans(output: Image, source: Image, targets: Image) -> dict[str, float]:
-    """Measure one scan ``(D, H, W)`` in [0, 1], 0 in air, against its source and target slices ``(N, H, W)``.
+    """Measure a scan ``(D, H, W)`` in [0, 1], 0 in air, against its source and a target set.
 
-    ``intensity_distance``: 1-D Wasserstein distance between the body values of output and target set.
-    ``texture_distance``: the same between in-plane gradient magnitudes in the body. ``edges``: correlation of gradient
-    magnitudes of output and source in the source's body: anatomy that was kept.
+    The target set is slices ``(N, H, W)``. ``intensity_distance`` is the 1-D Wasserstein distance
+    between the body values of output and target set. ``texture_distance`` is the same for in-plane
+    gradient magnitudes in the body. ``edges`` is the correlation of gradient magnitudes of output
+    and source in the source's body, for the preservation of anatomy.
     """
     from scipy.stats import wasserstein_distance
 
@@ -299,7 +312,7 @@ PROTOCOLS: dict[str, Protocol] = {
         False,
         "scaled",
         {"style_distance": "lower", "colour_distance": "lower", "texture_distance": "lower", "structure": "higher"},
-        ("texture_distance",),  # a histogram takes the colours, and with them most of the style distance
+        ("texture_distance",),  # matching a histogram matches the colours, and with them most of the style distance
         unpaired,
     ),
     "unpaired_scans": Protocol(

@@ -1,4 +1,4 @@
-"""Figures and the one-page report."""
+"""Draw the figures and write the one-page report."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from medstyle.imaging.picture import from_unit
 from medstyle.imaging.video import Frame, VideoWriter
 from medstyle.jobs.atomic import write_text
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 def figure(
     path: Path, columns: Mapping[str, Sequence[NDArray] | NDArray], rows: Sequence[str], error: str | None = None
 ) -> None:
-    """Write a grid of pictures as PNG: one column per entry, each ``n`` of ``(H, W)`` or ``(H, W, 3)`` in [0, 1].
+    """Write a grid of images ``(H, W)`` or ``(H, W, 3)`` in [0, 1] as PNG, one column per entry.
 
-    The column named ``error`` is drawn in a heat map from 0 to 0.3 with its scale; no other value is stretched.
+    Each column has one image per row. The column named ``error`` is drawn as a heat map from 0 to
+    0.3 with its scale; no other values are rescaled.
     """
     from matplotlib.figure import Figure
 
@@ -48,7 +49,7 @@ def figure(
 
 
 def distribution(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> None:
-    """Write one panel per measure with a point per subject and method, a line joining each subject's points."""
+    """Draw one panel per measure: a point per subject and method, and a line per subject."""
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(row.method for row in rows))
@@ -68,9 +69,9 @@ def distribution(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> No
 
 
 def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
-    """Return slices ``(n, H, W)`` in [0, 1] as one picture, below each other, for the page: 8 bits, WebP.
+    """Return slices ``(n, H, W)`` in [0, 1], stacked into one image for the page: 8 bits, WebP.
 
-    Slices with a side above ``most_px`` are shrunk.
+    Slices with a side above ``most_px`` are downsampled.
     """
     from PIL import Image
 
@@ -87,7 +88,7 @@ def strip(images: NDArray, most_px: int = 224) -> dict[str, Any]:
 
 
 def picture_data(picture: NDArray, most_px: int = 512) -> str:
-    """Return a picture ``(H, W, 3)`` in [0, 1] for the page: WebP, at most so many pixels a side."""
+    """Return a picture ``(H, W, 3)`` in [0, 1] as WebP with sides of at most ``most_px``."""
     from PIL import Image
 
     image = Image.fromarray(from_unit(picture, np.uint8))
@@ -104,7 +105,7 @@ def _webp(image: Any, quality: int) -> str:
 
 
 def recorded(frames: Iterable[Frame], path: Path, like: Path, most_px: int = 360) -> Iterator[Frame]:
-    """Pass frames on and write them beside, for the page: MP4 of at most so many rows, small, without sound."""
+    """Pass frames on while writing them as a small MP4 for the page, without sound."""
     from PIL import Image
 
     with VideoWriter(path, like, sound=False, crf=28) as writer:
@@ -121,7 +122,10 @@ def clip_data(path: Path) -> str:
 
 
 def curves(path: Path, table: Path) -> None:
-    """Draw the losses of ``training.csv`` over steps, one panel for each player, on a logarithmic axis if positive."""
+    """Draw the losses of ``training.csv`` over steps, one panel per player.
+
+    Positive values on a log axis.
+    """
     import csv
 
     from matplotlib.figure import Figure
@@ -152,12 +156,12 @@ def curves(path: Path, table: Path) -> None:
 
 
 def write_page(path: Path, template: str, figures: Sequence[Path], **facts: Any) -> None:
-    """Render a self-contained HTML page (no network) with the figures inside."""
+    """Render a self-contained HTML page (no network access) with the figures inside."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("medstyle", "evaluation"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # the viewer's layers stand in their own order
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": False}  # keeps the order of the viewer's layers
     pictures = {f.stem: f"data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}" for f in figures}
     write_text(path, environment.get_template(template).render(pictures=pictures, **facts))

@@ -1,4 +1,4 @@
-"""Known-answer tests of what must never happen to anatomy."""
+"""Test for changes to anatomy that must never happen, using known answers."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from medstyle.evaluation.protocols import ssim_map
 
-SURVIVED = 0.5  # share of the true contrast that must be left
-CREATED, CREATED_MM3 = 0.15, 33.5  # half of a usual lesion's contrast in [0, 1] units; a ball of 2 mm radius
+SURVIVED = 0.5  # smallest share of the true contrast with which a lesion counts as preserved
+CREATED, CREATED_MM3 = 0.15, 33.5  # half of a typical lesion's contrast in [0, 1] units; a ball of 2 mm radius
 SHARES = (0.25, 0.5, 0.75, 1.0)
 
 
 class Lesion(NamedTuple):
-    """One lesion: its size as the radius of a ball of equal volume, true and recovered contrast in [0, 1] units."""
+    """One lesion: the radius of a ball of equal volume, and its contrasts in [0, 1] units."""
 
     radius_mm: float
     true_contrast: float
@@ -25,7 +25,7 @@ class Lesion(NamedTuple):
 
     @property
     def recovery(self) -> float:
-        """Recovered over true contrast."""
+        """Ratio of recovered to true contrast."""
         return self.contrast / self.true_contrast
 
 
@@ -38,13 +38,15 @@ def lesions(
 ) -> list[Lesion]:
     """Measure every lesion's contrast to its surroundings in output and truth.
 
-    The surroundings are the voxels within three dilations that belong to no lesion. Lesions that even the truth hardly
-    shows (below ``least_contrast``) or that fill fewer than 4 voxels are left out.
+    The surroundings are the voxels within three dilations that belong to no lesion. Lesions that
+    are hardly visible in the truth itself (below ``least_contrast``) or that fill fewer than 4
+    voxels are left out.
 
     Args:
         output, truth: ``(D, H, W)`` on one grid, in [0, 1].
         ids: ``(D, H, W)``, 0 outside, one number per lesion.
         voxel_mm3: volume of a voxel.
+        least_contrast: smallest true contrast of a lesion.
     """
     from scipy import ndimage
 
@@ -69,11 +71,12 @@ def created(
     mask: NDArray[np.bool_],
     voxel_mm3: float,
 ) -> int:
-    """Count bright structures that the output has and the truth has not.
+    """Count bright structures in the output that are absent from the truth.
 
-    Connected voxels in ``mask``, away from every lesion of ``ids``, in which the output exceeds the truth by more than
-    0.15 and which fill at least a ball of 2 mm radius: what a reader could take for a lesion. Ordinary errors at folds
-    and rims count as well, so compare models by it; zero is not expected.
+    A structure consists of connected voxels in ``mask``, away from every lesion of ``ids``, in
+    which the output exceeds the truth by more than 0.15, and it fills at least a ball of 2 mm
+    radius: a reader could mistake it for a lesion. Ordinary errors at folds and rims count as well,
+    so use the number to compare models; zero is not expected.
     """
     from scipy import ndimage
 
@@ -85,10 +88,10 @@ def created(
 def edge_displacement(
     output: NDArray[np.float32], truth: NDArray[np.float32], mask: NDArray[np.bool_], pixel_mm: tuple[float, float]
 ) -> float:
-    """Return how far edges lie from the nearest true edge and the reverse, mean over both ways, in mm.
+    """Return the mean distance of edges to the nearest true edge and vice versa, in mm.
 
-    Edges (Canny 1986, Gaussian of 1.5 pixels, the steepest tenth of the body) slice by slice; ``pixel_mm`` is the
-    distance of rows and of columns. 0 where there are none.
+    Edges are detected slice by slice (Canny 1986, Gaussian of 1.5 pixels, the steepest tenth of the
+    body); ``pixel_mm`` is the distance of rows and of columns. Without edges the result is 0.
     """
     from scipy.ndimage import distance_transform_edt
     from skimage.feature import canny
@@ -106,7 +109,7 @@ def edge_displacement(
 def by_lesion(
     output: NDArray[np.float32], truth: NDArray[np.float32], ids: NDArray[np.integer], mask: NDArray[np.bool_]
 ) -> dict[str, float]:
-    """Return MAE and SSIM within the lesions and in the rest of the ``mask``: a mean over all hides what few show."""
+    """Return MAE and SSIM within lesions and elsewhere; the overall mean hides small areas."""
     similar = ssim_map(output, truth)
     parts = {"lesions": ids > 0, "elsewhere": mask & (ids == 0)}
     error = np.abs(output - truth)
@@ -120,7 +123,7 @@ def by_lesion(
 
 
 def signatures(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.float32]:
-    """Return each of ``(n, H, W)`` shrunk to ``side`` pixels, flat, centred and of length 1: ``(n, side * side)``."""
+    """Return ``(n, H, W)`` downsampled, centred and of unit length: ``(n, side * side)``."""
     import torch
 
     shrink = partial(torch.nn.functional.adaptive_avg_pool2d, output_size=side)
@@ -130,20 +133,22 @@ def signatures(stack: Iterable[NDArray[Any]], side: int = 32) -> NDArray[np.floa
 
 
 def nearest(images: NDArray[np.float32], library: NDArray[np.float32]) -> float:
-    """Return how unlike the most similar of ``library`` each of ``images`` is, both of :func:`signatures`, mean.
+    """Return the mean distance of ``images`` to the most similar image of ``library``.
 
-    One minus the correlation: 0 is a copy. A generator that gives training images back (memorisation) comes nearer to
-    them than real unseen images do.
+    Both are given by :func:`signatures`; the distance is one minus the correlation, so 0 is a copy.
+    A generator that reproduces training images (memorisation) has a smaller distance to them than
+    real unseen images have.
     """
     return float((1 - (images @ library.T).max(axis=1)).mean())
 
 
 def calibration(error: NDArray[np.float32], sigma: NDArray[np.float32]) -> dict[str, float]:
-    """Tell whether the uncertainty ``sigma (n,)`` of voxels says where their absolute ``error (n,)`` is.
+    """Measure how well the uncertainty ``sigma (n,)`` predicts the absolute ``error (n,)``.
 
-    ``risk_25`` ... ``risk_100``: mean error of that share of the voxels with the least uncertainty (the risk-coverage
-    curve of Geifman 2017). ``within_2sd``: share of the errors below two deviations, 0.95 where these are calibrated.
-    ``scale``: what the deviations would have to be multiplied by for that.
+    ``risk_25`` ... ``risk_100`` is the mean error of that share of the voxels with the lowest
+    uncertainty (the risk-coverage curve of Geifman 2017). ``within_2sd`` is the share of the errors
+    below two deviations, which is 0.95 if the deviations are calibrated. ``scale`` is the factor
+    that would calibrate them.
     """
     order = np.argsort(sigma, kind="stable")
     mean = np.cumsum(error[order], dtype=np.float64) / np.arange(1, len(error) + 1)
@@ -157,7 +162,10 @@ def calibration(error: NDArray[np.float32], sigma: NDArray[np.float32]) -> dict[
 
 
 def survival(found: list[Lesion]) -> dict[str, float]:
-    """Summarise: number, share that kept half of their contrast, mean recovery, and both for small and large ones."""
+    """Return the number of lesions, the share that kept half of their contrast, and the recovery.
+
+    The recovery is a mean. The last two are also given for small and for large lesions.
+    """
     result: dict[str, float] = {"count": float(len(found))}
     groups = {
         "": found,

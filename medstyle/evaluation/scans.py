@@ -38,11 +38,11 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Prepared, axial
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
-SHOWN = 0.1  # slices with a smaller share of body say little
-LIBRARY, SEGMENTED = 20_000, 20  # most training slices to compare with; most training subjects of the segmenter
-UNSEEN = 500  # most unseen target slices to compare distributions with
-SLICES = 40  # of each subject in the page's viewer: it should stay below a few MB
-TARGETS = 200_000  # most values of training targets that the baselines see
+SHOWN = 0.1  # slices with a smaller share of body are not measured
+LIBRARY, SEGMENTED = 20_000, 20  # largest numbers of training slices to compare with and of subjects to segment
+UNSEEN = 500  # largest number of unseen target slices for the comparison of distributions
+SLICES = 40  # slices per subject in the viewer of the page, which should stay below a few MB
+TARGETS = 200_000  # largest number of values of training targets that the baselines use
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class RealTarget:
 
 @dataclass(frozen=True)
 class Trained:
-    """The segmenter, the names of its labels, and its features of the images that it was trained on."""
+    """The segmenter, the names of its labels, and its features of its training images."""
 
     segmenter: Segmenter
     names: list[str]
@@ -64,14 +64,14 @@ class Trained:
 
 
 class PairedScans:
-    """Measure a scan against the noise-free truth, where there is one, and against the acquired target.
+    """Measure a scan against the noise-free truth, if there is one, and the acquired target.
 
     Args:
-        translator: to measure.
-        store: whose training slices the baselines and the memorisation check see.
+        translator: the translator to measure.
+        store: slice store whose training slices the baselines and the memorisation check use.
         truth: folder of noise-free images and labels by PatientID; may be absent.
-        images: of all subjects: subject -> domain -> file.
-        params: of the evaluation.
+        images: subject -> domain -> file, for all subjects.
+        params: settings of the evaluation.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class PairedScans:
     ) -> None:
         self.translator, self.store, self.params = translator, store, params
         self.protocol, self.preparation = PROTOCOLS[params.protocol], translator.config.preparation
-        # keyed as ingest keys subjects, because folder names of the truth are PatientIDs
+        # the folders of the truth are named by PatientID: hash their names in the same way as
+        # ingest
         folders = sorted(path for path in truth.iterdir() if path.is_dir()) if truth.is_dir() else []
         self.truth = {subject_key(path.name): path for path in folders}
         target = translator.config.target
@@ -97,7 +98,7 @@ class PairedScans:
         self.trained = self._train_segmenter(images) if params.segmenter else None
 
     def __call__(self, subject: Subject) -> Measured:
-        """Measure a subject; its uncertainty too, where it is among the first."""
+        """Measure a subject, and its uncertainty if it is one of the first subjects."""
         config = self.translator.config
         modality, fingerprint = DOMAINS[config.target], config.fingerprints[config.target]
         source, prepared = read_and_prepare(subject.images, self.translator)
@@ -147,7 +148,10 @@ class PairedScans:
         ]
 
     def _measure(self, image: Array, real: RealTarget, native: Array | None) -> dict[str, float]:
-        """Measure in the protocol's unit; ``native`` is ``image`` in the domain's own, where it was never scaled."""
+        """Measure in the unit of the protocol.
+
+        ``native`` is ``image`` in the unit of the domain.
+        """
         if self.protocol.unit == "scaled":
             return self.protocol.measure(image, real.image, real.body)
         if native is None:
@@ -167,7 +171,7 @@ class PairedScans:
         return Figure(columns, [f"slice {z}" for z in where])
 
     def _references(self, subject: Subject, grid: Volume) -> dict[str, RealTarget]:
-        """Return the noise-free target, where there is one, and the acquired one, on the grid of the source."""
+        """Return the noise-free target, if there is one, and the acquired one, on one grid."""
         target = self.translator.config.target
         volumes = {}
         folder = self.truth.get(subject.key)
@@ -183,7 +187,7 @@ class PairedScans:
         return RealTarget(volume, unit(DOMAINS[volume.domain].normalise(volume.voxels, fingerprint)), body)
 
     def _labels(self, subject: str, name: str, grid: Volume) -> Any:
-        """Return ``name`` of the truth, ``(D, H, W)`` of int, or None where there is none."""
+        """Return the labels ``name`` of the truth, ``(D, H, W)`` of int; None if there are none."""
         path = self.truth.get(subject, Path()) / f"{name}.nii.gz"
         if subject not in self.truth or not path.is_file():
             return None
@@ -207,13 +211,13 @@ class PairedScans:
         return self.store.array(domain, "test")[rows].astype(np.float32)
 
     def _memorisation(self, output: Array, real: Array) -> dict[str, float]:
-        """Return how near the output and the real unseen target come to a training target."""
+        """Return the distances of output and real unseen target to the training targets."""
         images = {"output_to_training": output, "unseen_to_training": real}
         shown = {name: stack[(stack > 0).mean(axis=(1, 2)) > SHOWN] for name, stack in images.items()}
         return {name: nearest(signatures(stack), self.library) for name, stack in shown.items() if len(stack)}
 
     def _train_segmenter(self, images: Mapping[str, Mapping[str, Path]]) -> Trained | None:
-        """Train on real targets of training subjects whose truth holds labels; None where there are none."""
+        """Train on real targets of training subjects with labels; return None if there are none."""
         target = self.translator.config.target
         reals, labels = [], []
         for subject in self.store.subjects("train")[:SEGMENTED]:
@@ -313,7 +317,7 @@ def on_source_grid(prepared: Prepared) -> tuple[Array, NDArray[np.bool_]]:
 
 
 def classical(source: Array, body: NDArray[np.bool_], targets: Array) -> dict[str, Array]:
-    """Return what each baseline makes of the body of a scan in [0, 1]; outside is air."""
+    """Return each baseline's output for the body of a scan in [0, 1]; the rest is air."""
     outputs = {}
     for name, method in BASELINES.items():
         outputs[name] = np.zeros_like(source)
@@ -322,13 +326,16 @@ def classical(source: Array, body: NDArray[np.bool_], targets: Array) -> dict[st
 
 
 def slice_features(segmenter: Segmenter, image: Array, body: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Describe the slices that show the body by the segmenter's features; noise in the air does not count."""
+    """Return the segmenter's features of the slices that show the body.
+
+    Noise in the air is ignored.
+    """
     share = body.mean(axis=(1, 2))
     return segmenter.features(np.where(body, image, 0)[share > SHOWN * share.max()])
 
 
 def frame(volume: Volume, translator: Translator, store: SliceStore) -> Array:
-    """Bring a volume in [0, 1] to the slices of the store, ``(D, H, W)``."""
+    """Resample a volume in [0, 1] to the slices of the store, ``(D, H, W)``."""
     grid, _ = axial(volume, translator.config.preparation)
     crop = ResizeWithPadOrCrop((*store.index.size, grid.shape[-1]), mode="constant")
     framed = np.asarray(crop(grid.as_tensor().permute(0, 2, 1, 3)))[0]
@@ -336,14 +343,14 @@ def frame(volume: Volume, translator: Translator, store: SliceStore) -> Array:
 
 
 def viewer_box(body: NDArray[np.bool_]) -> tuple[Any, ...]:
-    """Return an index that cuts to the body, with at most ``SLICES`` slices, evenly spaced."""
+    """Return an index that crops to the body, with at most ``SLICES`` evenly spaced slices."""
     z, y, x = (np.flatnonzero(body.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3))
     depths = np.unique(np.linspace(z[0], z[-1], min(SLICES, z[-1] - z[0] + 1)).round().astype(int))
     return depths, slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1)
 
 
 def slices_to_show(body: NDArray[np.bool_]) -> list[int]:
-    """Choose three slices at 35, 55 and 75 % of the body's extent, fewer where there are not as many."""
+    """Choose slices at 35, 55 and 75 % of the body's extent; fewer if there are not enough."""
     depths = np.flatnonzero(body.any(axis=(1, 2)))
     places = (int(depths[min(len(depths) - 1, int(share * len(depths)))]) for share in (0.35, 0.55, 0.75))
     return list(dict.fromkeys(places))

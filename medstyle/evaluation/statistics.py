@@ -1,4 +1,4 @@
-"""Statistics with the subject as the unit, never the slice."""
+"""Compute statistics whose unit is the subject, never the slice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def summary(values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """Return mean, standard deviation and the 95 % percentile-bootstrap interval of the mean over subjects."""
+    """Return mean, standard deviation and the 95 % percentile-bootstrap interval of the mean."""
     array = np.asarray(values, np.float64)
     if len(array) < 2:
         return {"mean": float(array.mean()), "sd": 0.0, "low": float(array.mean()), "high": float(array.mean())}
@@ -18,7 +18,7 @@ def summary(values: Sequence[float], seed: int = 0) -> dict[str, float]:
 
 
 def lower_bound(values: Sequence[float], seed: int = 0) -> float:
-    """Return the lower end of the one-sided 95 % percentile-bootstrap interval of the mean over subjects."""
+    """Return the lower bound of the one-sided 95 % percentile-bootstrap interval of the mean."""
     return float(np.percentile(_bootstrap_means(np.asarray(values, np.float64), seed), 5))
 
 
@@ -27,7 +27,7 @@ def _bootstrap_means(array: NDArray[np.float64], seed: int) -> NDArray[np.float6
 
 
 def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> dict[str, float | None]:
-    """Set two methods side by side on the same subjects: means, mean difference with interval, Wilcoxon's p."""
+    """Compare two methods on the same subjects: means, mean difference, interval, Wilcoxon's p."""
     a, b = np.asarray(first, np.float64), np.asarray(second, np.float64)
     apart = summary((b - a).tolist(), seed)
     difference = {"difference": apart["mean"], "low": apart["low"], "high": apart["high"]}
@@ -35,7 +35,7 @@ def compare(first: Sequence[float], second: Sequence[float], seed: int = 0) -> d
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Adjust p values of one family so that the chance of any false alarm stays below the level (Holm 1979)."""
+    """Adjust the p values of one family to control the family-wise error rate (Holm 1979)."""
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(sorted(p_values, key=lambda name: p_values[name])):
         highest = min(1.0, max(highest, (len(p_values) - rank) * p_values[name]))
@@ -46,7 +46,8 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 def effect(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Return the matched-pairs rank-biserial correlation (Kerby 2014), from -1 to 1.
 
-    The rank sum of subjects on which ours is larger minus that of the others, over all: 1 means larger on every one.
+    It is the rank sum of the subjects on which ``ours`` is larger minus that of the others, divided
+    by the total: 1 means that it is larger on every subject.
     """
     from scipy.stats import rankdata
 
@@ -59,7 +60,7 @@ def effect(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
-    """Return the two-sided p of the Wilcoxon signed-rank test over subjects, or None below 6 pairs."""
+    """Return the two-sided p of the Wilcoxon signed-rank test, or None below 6 pairs."""
     from scipy.stats import wilcoxon
 
     if len(ours) < 6 or np.allclose(ours, theirs):
@@ -68,10 +69,11 @@ def paired_test(ours: Sequence[float], theirs: Sequence[float]) -> float | None:
 
 
 def told_apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:
-    """Return how often a classifier tells the images of two kinds apart, subjects that it has not seen: 0.5 to 1.
+    """Return the accuracy of a classifier between two kinds of images: 0.5 to 1.
 
-    Logistic regression on standardised features, every subject left out once: the accuracy of a site classifier, or a
-    two-sample test (Lopez-Paz 2017). It may fall below 0.5 where there is nothing to tell.
+    The classifier is a logistic regression on standardised features, with every subject left out
+    once: the accuracy of a site classifier, or a two-sample test (Lopez-Paz 2017). It may fall
+    below 0.5 if the two kinds do not differ.
 
     Args:
         first, second: ``(subjects, features)``; a row of both is the same subject.
@@ -89,9 +91,9 @@ def told_apart(first: NDArray[np.float64], second: NDArray[np.float64]) -> float
 
 
 def differences_kept(before: NDArray[np.float64], after: NDArray[np.float64]) -> float:
-    """Return Spearman's correlation of the distances between subjects ``(subjects, features)`` before and after.
+    """Return Spearman's correlation of the distances between subjects before and after translation.
 
-    1: who was unlike whom still is.
+    Both are ``(subjects, features)``. 1 means that the order of the distances is unchanged.
     """
     from scipy.spatial.distance import pdist
     from scipy.stats import spearmanr

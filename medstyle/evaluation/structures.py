@@ -1,4 +1,4 @@
-"""Does a segmenter that was trained on real images find the same structures in synthetic ones?"""
+"""Measure whether a segmenter of real images finds the same structures in synthetic images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Segmenter:
-    """A trained U-Net and the frame ``(H, W)`` that it sees; takes slices ``(D, H, W)`` in [0, 1] of any size."""
+    """A trained U-Net and its input size ``(H, W)``.
+
+    Takes slices ``(D, H, W)`` in [0, 1] of any size.
+    """
 
     network: torch.nn.Module
     size: tuple[int, int]
@@ -30,7 +33,7 @@ class Segmenter:
 
     @torch.inference_mode()
     def features(self, image: Image) -> NDArray[np.float64]:
-        """Describe each slice by the mean over places of the network's deepest feature maps, ``(D, F)``."""
+        """Return each slice's deepest feature maps, averaged over locations, ``(D, F)``."""
 
         def deepest(x: torch.Tensor) -> torch.Tensor:
             level: Any = self.network.model
@@ -42,7 +45,7 @@ class Segmenter:
 
 
 def _framed(array: NDArray, size: tuple[int, ...]) -> torch.Tensor:
-    """Cut or fill slices ``(D, H, W)`` with 0 around their middle, ``(D, 1, *size)``."""
+    """Crop or zero-pad slices ``(D, H, W)`` about their centre, ``(D, 1, *size)``."""
     from monai.transforms import ResizeWithPadOrCrop
 
     frame = ResizeWithPadOrCrop((len(array), *size), mode="constant")
@@ -52,14 +55,14 @@ def _framed(array: NDArray, size: tuple[int, ...]) -> torch.Tensor:
 def train_segmenter(
     images: Sequence[Image], labels: Sequence[Labels], classes: int, steps: int, seed: int = 0
 ) -> Segmenter:
-    """Train a small U-Net (Ronneberger 2015) on slices by Dice and cross entropy.
+    """Train a small U-Net (Ronneberger 2015) on slices with Dice and cross-entropy losses.
 
     Args:
-        images: ``(D, H, W)`` in [0, 1], one for each subject; sizes may differ.
-        labels: alike, values below ``classes``; 0 is background.
+        images: ``(D, H, W)`` in [0, 1], one per subject; sizes may differ.
+        labels: of the same shapes, with values below ``classes``; 0 is background.
         classes: number of labels.
-        steps: of 8 slices each.
-        seed: of weights and draws; the generator of torch's random numbers is left as it was.
+        steps: number of steps of 8 slices each.
+        seed: seed of weights and draws; the state of torch's random generator is restored.
     """
     from monai.losses.dice import DiceCELoss
     from monai.networks.nets.unet import UNet
@@ -84,7 +87,7 @@ def train_segmenter(
 
 
 def overlap(found: Labels, truth: Labels, classes: int) -> dict[int, tuple[float, float]]:
-    """Return for each structure of ``truth`` the Dice coefficient and the error of its volume over its volume."""
+    """Return the Dice coefficient and the relative volume error of each structure of ``truth``."""
     result = {}
     for label in range(1, classes):
         a, b = found == label, truth == label

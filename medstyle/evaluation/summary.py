@@ -1,4 +1,4 @@
-"""What the measures of single subjects say together: ``metrics.json``."""
+"""Summarise the measurements of all subjects in ``metrics.json``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from medstyle.evaluation.statistics import compare, differences_kept, effect, ho
 def summarise(
     measured: Sequence[Measured], params: EvaluateParams, weights_sha256: str, training: NDArray[np.float64] | None
 ) -> dict[str, Any]:
-    """Return the document of ``metrics.json``, without what only pictures, videos and manifests tell.
+    """Return ``metrics.json``, except what comes from pictures, videos and manifests.
 
     Args:
-        measured: one for each unseen subject.
-        params: of the evaluation.
-        weights_sha256: names the model.
-        training: the segmenter's features of what it was trained on; None where there is no segmenter.
+        measured: one entry per unseen subject.
+        params: settings of the evaluation.
+        weights_sha256: identifies the model.
+        training: the segmenter's features of its training images; None without a segmenter.
     """
     rows = [row for one in measured for row in one.rows]
     names = dict.fromkeys(name for one in measured for name in one.structures)
@@ -45,7 +45,7 @@ def summarise(
 
 
 def means(rows: Sequence[Mapping[str, float]], seed: int) -> Means:
-    """Return mean, standard deviation and interval of each measure over the subjects that have it."""
+    """Return mean, standard deviation and interval of each measure over its subjects."""
     names = sorted({name for one in rows for name in one})
     return {name: summary([one[name] for one in rows if name in one], seed) for name in names}
 
@@ -53,7 +53,7 @@ def means(rows: Sequence[Mapping[str, float]], seed: int) -> Means:
 def _headline(
     rows: Sequence[Row], lesions: list[Lesion], params: EvaluateParams, weights_sha256: str
 ) -> dict[str, Any]:
-    """Return the tables of all methods, and how the model does beside the baselines."""
+    """Return the tables of all methods, and the comparison of the model with the baselines."""
     protocol = PROTOCOLS[params.protocol]
     methods = list(dict.fromkeys(row.method for row in rows))
     references = list(dict.fromkeys(row.reference for row in rows))
@@ -97,7 +97,7 @@ def _headline(
 
 
 def _distances(measured: Sequence[Measured], training: NDArray[np.float64] | None, seed: int) -> dict[str, Any]:
-    """Return how far outputs and baselines lie from the unseen real targets, slices as samples."""
+    """Return the distances of outputs and baselines to the unseen real targets, by slices."""
     if training is None:
         return {}
     sets = {name: np.concatenate([one.deep[name] for one in measured]) for name in measured[0].deep}
@@ -108,8 +108,8 @@ def _distances(measured: Sequence[Measured], training: NDArray[np.float64] | Non
 
 
 def _sites(descriptors: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str, float]:
-    """Return how well sources and outputs can be told from targets, and whether subjects keep their differences."""
-    if len(descriptors) < 4:  # a classifier that is tested on one subject must learn from some
+    """Return classifier accuracies against targets, and how far subjects' differences are kept."""
+    if len(descriptors) < 4:  # a classifier that is tested on one subject needs others to learn from
         return {}
     source, output, target = (np.stack([one[name] for one in descriptors]) for name in ("source", "output", "target"))
     return {
@@ -122,7 +122,7 @@ def _sites(descriptors: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str
 def subgroups(
     rows: Sequence[Row], items: Sequence[ManifestItem], source: str, params: EvaluateParams
 ) -> dict[str, dict[str, Any]]:
-    """Return the model's headline measures by what the manifest says of the scanner, where that differs."""
+    """Return the model's headline measures by scanner attributes, for attributes that differ."""
     headline = PROTOCOLS[params.protocol].headline
     scanner = {item.subject: item.scanner for item in items if item.domain == source}
     ours = [row for row in rows if row.method == "model" and row.reference == rows[0].reference]
@@ -141,13 +141,13 @@ def subgroups(
 
 
 def compare_models(first: Subjects, second: Subjects, protocol: str) -> dict[str, dict[str, float | None]]:
-    """Set two models side by side that were measured on the same subjects: measure -> means, difference, interval, p.
+    """Compare two models on the same subjects: measure -> means, difference, interval and p.
 
     Raises:
         UserError: the subjects differ.
     """
     if first.keys() != second.keys():
-        raise DataError("the two models can be measured on different subjects only: do they need other contrasts?")
+        raise DataError("the two models can only be measured on different subjects: do they need other contrasts?")
     return {
         name: compare([row[name] for row in first.values()], [second[key][name] for key in first])
         for name in PROTOCOLS[protocol].measures

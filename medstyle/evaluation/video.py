@@ -1,4 +1,4 @@
-"""Does a styled video hang together: warping error, flicker, and what was paid for it."""
+"""Measure the temporal consistency of a styled video: warping error, flicker and their price."""
 
 from __future__ import annotations
 
@@ -14,30 +14,32 @@ from medstyle.imaging.picture import to_unit
 from medstyle.imaging.video import Frame
 from medstyle.inference.temporal import agreement, flow_library, moved
 
-SHORT, LONG = 1, 16  # frames between the two that are compared
-LOOKED_AT = 10  # every so many frames the style is measured
-BLOCK = 16  # pixels: flicker is that of the mean of blocks
+SHORT, LONG = 1, 16  # distances in frames at which frames are compared
+LOOKED_AT = 10  # interval in frames at which the style is measured
+BLOCK = 16  # side in pixels of the blocks whose mean lightness is tested for flicker
 
 MEASURES = {
     "warping_short": "lower", "warping_long": "lower", "flicker": "lower", "style_distance": "lower",
     "structure": "higher", "like_per_frame": "higher",
 }  # fmt: skip
 
-Video = Callable[[], Iterator[Frame]]  # opens a video; all that are compared have the same frames
+Video = Callable[[], Iterator[Frame]]  # opens a video; all compared videos have the same frames
 Picture = NDArray[Any]
 
 
 def measure_clip(source: Video, methods: Mapping[str, Video], per_frame: str, targets: PictureSet) -> dict[str, Any]:
-    """Measure styled versions of one clip, frame by frame in constant memory: method -> measure -> value.
+    """Measure styled versions of one clip: method -> measure -> value, in constant memory.
 
-    ``warping_short`` and ``warping_long``: 1000 times the mean squared difference, in [0, 1] units, of a frame and the
-    one 1 or 16 frames before, moved along the flow of the *source* (Lai 2018), where that is neither covered nor at an
-    edge of motion; pairs across a cut do not count. ``flicker``: 1000 times the standard deviation of the mean
-    lightness of blocks of 16 pixels at more than a quarter of the frame rate. ``style_distance``: of every tenth frame
-    to ``targets``. ``structure``: SSIM of the lightness of output and source. ``like_per_frame``: SSIM to the output of
-    the method ``per_frame``: smoothing alone would lower the other numbers.
+    ``warping_short`` and ``warping_long`` are 1000 times the mean squared difference, in [0, 1]
+    units, of a frame and the one 1 or 16 frames before, warped along the optical flow of the
+    *source* (Lai 2018). Occluded pixels, edges of motion, and pairs across a cut do not count.
+    ``flicker`` is 1000 times the standard deviation of the mean lightness of blocks of 16 pixels
+    above a quarter of the frame rate. ``style_distance`` is the distance of every tenth frame to
+    ``targets``. ``structure`` is the SSIM of the lightness of output and source. ``like_per_frame``
+    is the SSIM to the output of the method ``per_frame``; it shows the price of smoothing, which
+    alone would lower the other numbers.
 
-    The flow is Farneback's, another than the one that steadies the output.
+    The flow is Farneback's, which differs from the one that smooths the output.
     """
     running = {"identity": source(), **{name: video() for name, video in methods.items()}}
     sums: dict[str, dict[str, list[float]]] = {name: {m: [] for m in MEASURES} for name in running}
@@ -51,7 +53,7 @@ def measure_clip(source: Video, methods: Mapping[str, Video], per_frame: str, ta
                 continue
             before, old = past[-gap]
             back, inside = _flow(grey, before)
-            if inside.mean() < 0.3:  # a cut lies between
+            if inside.mean() < 0.3:  # there is a cut in between
                 continue
             for method, image in outputs.items():
                 apart = np.square(moved(old[method], back) - image).mean(-1)
@@ -70,7 +72,10 @@ def measure_clip(source: Video, methods: Mapping[str, Video], per_frame: str, ta
 
 
 def flicker(lights: NDArray) -> float:
-    """Return 1000 times the standard deviation of ``(T, ...)`` at frequencies above a quarter of the frame rate."""
+    """Return 1000 times the standard deviation of ``(T, ...)`` at high frequencies.
+
+    These are the frequencies above a quarter of the frame rate.
+    """
     spectrum = np.fft.rfft(lights - lights.mean(0), axis=0)
     fast = np.fft.rfftfreq(len(lights)) > 0.25
     power = 2 * np.square(np.abs(spectrum[fast])).sum(0) / len(lights) ** 2
@@ -83,7 +88,7 @@ def _grey(pixels: Picture) -> NDArray[np.uint8]:
 
 
 def _flow(now: NDArray[np.uint8], before: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Return where each pixel of ``now`` was ``before``, and where that can be told (Ruder 2016)."""
+    """Return the displacement from ``now`` to ``before``, and where it is reliable (Ruder 2016)."""
     cv2 = flow_library()
     options = (None, 0.5, 5, 21, 5, 7, 1.5, 0)
     back, forth = (cv2.calcOpticalFlowFarneback(a, b, *options) for a, b in ((now, before), (before, now)))

@@ -1,1 +1,1 @@
-"""What a scan is and how it gets in and out of the program."""
+"""Represent scans, pictures and videos, and read and write their files."""

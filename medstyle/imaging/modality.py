@@ -1,4 +1,4 @@
-"""A domain's unit, value range and normalisation, both ways."""
+"""Define the unit, the value range and the invertible normalisation of each domain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Which values of one image lie where on the network's scale: a rising map, linear between its knots and beyond.
+    """The map from the values of one image to network units.
+
+    It rises, and is linear between its knots and beyond.
 
     Attributes:
-        values: the knots in the domain's unit, rising.
+        values: the knots in the unit of the domain, rising.
         scaled: the same knots in network units, rising.
     """
 
@@ -23,18 +25,18 @@ class Fingerprint:
     scaled: tuple[float, ...] = (-1.0, 1.0)
 
     def forward(self, values: NDArray) -> NDArray[np.float32]:
-        """Map from the domain's unit to network units, unlimited."""
+        """Map from the unit of the domain to network units, without clipping."""
         return _through(values, self.values, self.scaled)
 
     def backward(self, scaled: NDArray) -> NDArray[np.float32]:
-        """Map from network units to the domain's unit, unlimited; the exact inverse."""
+        """Map from network units to the unit of the domain, without clipping; the exact inverse."""
         return _through(scaled, self.scaled, self.values)
 
 
 def _through(x: NDArray, knots: tuple[float, ...], heights: tuple[float, ...]) -> NDArray[np.float32]:
     a, b = np.array(knots), np.array(heights)
     slopes = np.diff(b) / np.diff(a)
-    piece = np.searchsorted(a[1:-1], x, side="right")  # 0 wherever there are two knots
+    piece = np.searchsorted(a[1:-1], x, side="right")  # always 0 if there are two knots
     x32, a32, b32, slopes32 = (np.asarray(one, np.float32) for one in (x, a, b, slopes))
     y: NDArray[np.float32] = (x32 - a32[piece]) * slopes32[piece] + b32[piece]
     return y
@@ -55,28 +57,31 @@ def _zscore(body: NDArray, landmarks: tuple[float, ...]) -> Fingerprint:
 
 def _nyul(body: NDArray, landmarks: tuple[float, ...]) -> Fingerprint:
     values = np.percentile(body, QUANTILES)
-    # values that many voxels share may be several deciles at once, but an inverse needs a rising map
+    # several deciles may have the same value if many voxels share it, but an inverse needs a rising
+    # map
     values += np.linspace(0, 1e-4 * max(values[-1] - values[0], 1e-2), len(values))
     own = 2 * (values - values[0]) / (values[-1] - values[0]) - 1
     return Fingerprint(tuple(values.tolist()), landmarks or tuple(own.tolist()))
 
 
-# how the intensities of MR, which have no unit, are made comparable, by the voxels of the body
+# how MR intensities, which have no absolute unit, are made comparable, using the voxels of the body
 NORMALISATIONS: dict[str, Callable[[NDArray, tuple[float, ...]], Fingerprint]] = {
-    "percentile": _percentile,  # the 0.5th and 99.5th are -1 and +1
-    "zscore": _zscore,  # four standard deviations below and above the mean are -1 and +1
-    "nyul": _nyul,  # deciles go to those of the training subjects (Nyul and Udupa 1999, Nyul 2000)
+    "percentile": _percentile,  # the 0.5th and 99.5th percentiles become -1 and +1
+    "zscore": _zscore,  # four standard deviations below and above the mean become -1 and +1
+    "nyul": _nyul,  # deciles are mapped to those of the training subjects (Nyul and Udupa 1999, Nyul 2000)
 }
 
 
 @dataclass(frozen=True)
 class Modality:
-    """How the values of a domain are measured and brought to [-1, 1].
+    """The values of a domain, and their normalisation to [-1, 1].
 
     Attributes:
-        unit: unit of stored values: ``HU``, ``a.u.`` (MR has no absolute unit) or ``8-bit`` (of which 16 bits are
-            fractions). Only ``a.u.`` is scaled by the image; the others have a meaning.
-        range: smallest and largest legal value; the network's -1 and +1 where the unit is absolute.
+        unit: unit of stored values: ``HU``, ``a.u.`` (MR has no absolute unit) or ``8-bit`` (16
+            bits are fractions of it). Only ``a.u.`` is scaled per image; values in the other units
+            have an absolute meaning.
+        range: smallest and largest valid value; it maps to -1 and +1 in network units if the unit
+            is absolute.
         air: value outside the body.
         channels: 1, or 3 for colour (RGB).
         dicom: DICOM Modality (0008,0060), or None for pictures.
@@ -97,7 +102,7 @@ class Modality:
 
     @property
     def absolute(self) -> bool:
-        """Whether values mean the same in every image."""
+        """Whether a value has the same meaning in every image."""
         return self.unit != "a.u."
 
     def fingerprint(
@@ -107,13 +112,14 @@ class Modality:
         normalisation: str = "percentile",
         landmarks: tuple[float, ...] = (),
     ) -> Fingerprint:
-        """Find how this image comes to network units.
+        """Return how this image is mapped to network units.
 
         Args:
-            values: any shape, in the domain's unit.
-            foreground: same shape; only these voxels are looked at.
+            values: any shape, in the unit of the domain.
+            foreground: same shape; only these voxels are used.
             normalisation: a key of ``NORMALISATIONS``, for domains without an absolute unit.
-            landmarks: for ``nyul``, where the deciles go; none leaves them where they are.
+            landmarks: for ``nyul``, the standard positions of the deciles; without them, the
+                deciles are not moved.
         """
         if self.absolute:
             return Fingerprint(self.range)
@@ -121,11 +127,14 @@ class Modality:
         return NORMALISATIONS[normalisation](inside, landmarks)
 
     def normalise(self, values: NDArray, fingerprint: Fingerprint) -> NDArray[np.float32]:
-        """Map to network units; what is darker than -1 becomes -1 (air noise), bright outliers stay above 1 up to 3."""
+        """Map to network units.
+
+        Values below -1 (air noise) become -1, bright outliers stay, up to 3.
+        """
         return np.clip(fingerprint.forward(values), -1, 3)
 
     def denormalise(self, scaled: NDArray, fingerprint: Fingerprint) -> NDArray[np.float32]:
-        """Map network units back to the domain's unit, clipped to its legal range."""
+        """Map network units back to the unit of the domain, clipped to its valid range."""
         return np.clip(fingerprint.backward(scaled), *self.range)
 
 
@@ -134,7 +143,10 @@ def _mr(label: str) -> Modality:
 
 
 class _Domains(dict[str, Modality]):
-    """Domains by name; ``mr_t1@site`` is the look of one site or scanner: a domain of its own, like ``mr_t1``."""
+    """Domains by name.
+
+    ``mr_t1@site`` is a domain like ``mr_t1`` for the images of one site or scanner.
+    """
 
     def __missing__(self, name: str) -> Modality:
         base, _, site = name.partition("@")

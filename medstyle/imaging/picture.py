@@ -1,4 +1,4 @@
-"""Pictures: PNG, JPEG, WebP, TIFF and their like, RGB of 8 or 16 bits (Pillow; it has 8 bits alone for colours)."""
+"""Read and write pictures of 8 or 16 bits as RGB: PNG, JPEG, WebP, TIFF and similar formats."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medstyle.jobs.atomic import atomic
 if TYPE_CHECKING:
     from PIL import ImageFile
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Pixels = NDArray[np.uint8 | np.uint16]  # (H, W, 3) sRGB, or (H, W, 4) with opacity; white is the type's largest value
 
@@ -25,7 +25,7 @@ MAX_PIXELS = 1 << 26  # read from the header before anything is decoded: a small
 TEXT_BYTES = 1 << 26  # of a PNG's text chunks, unpacked
 SYNTHETIC_MARK = "AI SYNTHETIC"  # begins every note; by it `inventory` knows again what a model made
 SYNTHETIC_NOTE = f"{SYNTHETIC_MARK} - made by medstyle"
-BITS, DESCRIPTION, ORIENTATION, EXTRA = 258, 270, 274, 338  # tags of TIFF, and of EXIF
+BITS, DESCRIPTION, ORIENTATION, EXTRA = 258, 270, 274, 338  # tags of TIFF and EXIF
 UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # by orientation
     2: np.fliplr,
     3: lambda a: np.rot90(a, 2),
@@ -38,18 +38,20 @@ UPRIGHT: dict[int, Callable[[NDArray], NDArray]] = {  # by orientation
 
 
 def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = False) -> Pixels:
-    """Read a picture upright as ``(H, W, 3)`` sRGB: uint16 where the file has 16 bits, else uint8.
+    """Read a picture upright as ``(H, W, 3)`` sRGB: uint16 if the file has 16 bits, else uint8.
 
-    Colours come to sRGB by the file's own ICC profile. Of several frames the first is read; EXIF is dropped.
+    Colours are converted to sRGB by the file's own ICC profile. Only the first frame is read; EXIF
+    is dropped.
 
     Args:
         source: the file.
-        name: what error messages call it; default: the file's name.
-        alpha: keep opacity as a fourth channel where the file has it, instead of laying the picture over white.
+        name: name of the file in error messages; default: its own.
+        alpha: return opacity as a fourth channel if the file has it, instead of laying the picture
+            over white.
 
     Raises:
-        Refusal: ``E_DECODE`` not a picture or cut short, ``E_TOO_LARGE`` more than :data:`MAX_PIXELS`, ``E_BITS``
-            neither 8 nor 16 bits.
+        Refusal: ``E_DECODE`` not a picture or cut short, ``E_TOO_LARGE`` more than
+            :data:`MAX_PIXELS`, ``E_BITS`` neither 8 nor 16 bits.
     """
     from PIL import Image
 
@@ -69,7 +71,7 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
         raise
     except Image.DecompressionBombError:
         raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
-    except Exception:  # decoders raise many kinds; their texts quote the file
+    except Exception:  # decoders raise many types of errors, whose messages quote the file
         raise Refusal(Code.E_DECODE, f"{label}: not a readable picture; it may be cut short") from None
     return np.ascontiguousarray(pixels if alpha else over_white(pixels))
 
@@ -85,7 +87,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
 
 
 def over_white(pixels: Pixels) -> Pixels:
-    """Lay ``(H, W, 4)`` over white; ``(H, W, 3)`` stays as it is."""
+    """Lay ``(H, W, 4)`` over white; ``(H, W, 3)`` is returned unchanged."""
     if pixels.shape[2] == 3:
         return pixels
     white = np.float32(np.iinfo(pixels.dtype).max)
@@ -99,7 +101,7 @@ def to_unit(pixels: Pixels) -> NDArray[np.float32]:
 
 
 def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
-    """Round values in [0, 1] to ``dtype``, uint8 or uint16; what lies beyond is cut."""
+    """Round values in [0, 1] to ``dtype``, uint8 or uint16; values outside are clipped."""
     white: int = np.iinfo(np.dtype(dtype)).max
     return np.rint(np.clip(values, 0, 1) * white).astype(dtype)
 
@@ -109,12 +111,12 @@ def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
     from PIL import ImageCms, ImageOps
 
     kind, mode, associated = opened.format, opened.mode, False
-    deep = kind == "PNG" and ";16" in str(opened.tile)  # of the decoder; a PNG's EXIF may follow what it decodes
+    deep = kind == "PNG" and ";16" in str(opened.tile)  # read before decoding, which a PNG's EXIF may follow
     if kind == "TIFF":
         tags = opened.tag_v2  # type: ignore[attr-defined]
         deep, associated = 16 in tags.get(BITS, ()) and mode != "CMYK", tags.get(EXTRA, ())[:1] == (1,)
     turn = UPRIGHT.get(opened.getexif().get(ORIENTATION, 1), np.asarray)
-    image = ImageOps.exif_transpose(opened)  # 16 bits too: no other decoder is as strict
+    image = ImageOps.exif_transpose(opened)  # also for 16 bits, because no other decoder is as strict
     if deep:
         return _deep_layers(turn(_decoded(path, str(kind))), associated)
     if image.mode == "LAB":  # which has a band A and no opacity
@@ -149,7 +151,7 @@ def _decoded(path: Path, kind: str) -> NDArray[np.uint16]:
 
 
 def _deep_layers(values: Pixels, associated: bool) -> tuple[Pixels, Pixels]:
-    """Divide ``(H, W, n)`` into colours and opacity, which may be ``associated``: multiplied into the colours."""
+    """Split ``(H, W, n)`` into colours and opacity, which may be premultiplied (``associated``)."""
     bands = 3 if values.shape[2] > 2 else 1
     colours, opacity = values[..., :bands], values[..., bands : bands + 1]
     if associated:
@@ -158,7 +160,7 @@ def _deep_layers(values: Pixels, associated: bool) -> tuple[Pixels, Pixels]:
 
 
 def _srgb(colours: Pixels, profile: bytes | None) -> Pixels:
-    """Bring grey, RGB or CMYK to sRGB; a profile that is damaged or not for such colours is passed over."""
+    """Convert grey, RGB or CMYK to sRGB; a damaged or unsuitable profile is ignored."""
     bands = colours.shape[2]
     if profile:
         import imagecodecs
@@ -185,10 +187,12 @@ def _srgb(colours: Pixels, profile: bytes | None) -> Pixels:
 
 
 def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
-    """Write ``(H, W, 3)``, ``(H, W, 4)`` or grey ``(H, W)`` pixels by the suffix of ``path``, all or nothing.
+    """Write pixels atomically, by the suffix of ``path``.
 
-    PNG and TIFF keep 16 bits; others round them to 8. PNG, TIFF and WebP keep opacity; others lay it over white.
-    ``note`` marks the file: a PNG text chunk, or the image description of the other formats' EXIF.
+    The pixels are ``(H, W, 3)``, ``(H, W, 4)`` or grey ``(H, W)``. PNG and TIFF keep 16 bits; other
+    formats round them to 8. PNG, TIFF and WebP keep opacity; other formats lay the picture over
+    white. ``note`` marks the file: as a PNG text chunk, or as the image description in the EXIF of
+    other formats.
     """
     from PIL import Image, PngImagePlugin
 
@@ -223,7 +227,7 @@ def _write_deep(path: Path, pixels: Pixels, note: str) -> None:
 
     if path.suffix.lower() == ".png":
         data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
-        head = 33  # bytes of the signature and of the header, after which text may stand
+        head = 33  # bytes of the signature and the header, after which text is allowed
         with path.open("wb") as file:
             file.write(data[:head])
             if note:

@@ -1,4 +1,4 @@
-"""What became of one file: used, skipped or refused, and why."""
+"""Define the verdict on one file: used, skipped or refused, and why."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @dataclass(frozen=True)
 class FileVerdict:
-    """What became of one file.
+    """The verdict on one file.
 
     Attributes:
-        path: as it was found; it may hold patient data.
-        verdict: ``used``, ``skipped`` (nothing that could be used) or ``refused`` (something is wrong with it).
-        code: a :class:`~medstyle.errors.Code`, "" where nothing is to be said.
+        path: as it was found; it may contain patient data.
+        verdict: ``used``, ``skipped`` (nothing in it is usable) or ``refused`` (something is wrong
+            with it).
+        code: a :class:`~medstyle.errors.Code`, "" if there is nothing to report.
         reason: the numbers behind the code and the remedy, without patient data.
     """
 

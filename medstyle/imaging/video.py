@@ -1,4 +1,4 @@
-"""Video in and out, frame by frame in constant memory (PyAV): times, rotation, colours and sound are kept."""
+"""Read and write video frame by frame; times, rotation, colours and audio are preserved."""
 
 from __future__ import annotations
 
@@ -14,31 +14,36 @@ from medstyle.errors import Code, MissingPackage, OutputError, Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
 from medstyle.jobs.atomic import part_of as scratch_of
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-# of the output, by its suffix, with settings near the visible limit; frames in order, so that parts can be joined
+# codec by the suffix of the output, with nearly lossless settings; frames in order, so that parts
+# can be concatenated
 CODECS = {
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium", "bf": "0"})),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0"}),
 }
 TICKS = Fraction(1, 90_000)  # s: fine enough for any frame rate, as in MPEG
 RANGES = {1: "MPEG", 2: "JPEG"}  # AVColorRange
-MATRICES = {1: "ITU709", 5: "ITU624", 6: "SMPTE170M", 9: "BT2020"}  # AVColorSpace -> what the scaler calls it
-HD = 720  # lines from which an unmarked video is BT.709, below BT.601, as players take it
+MATRICES = {1: "ITU709", 5: "ITU624", 6: "SMPTE170M", 9: "BT2020"}  # AVColorSpace -> name for the scaler
+HD = 720  # an unmarked video with at least this many lines is BT.709, otherwise BT.601, as in players
 
 
 class Frame(NamedTuple):
-    """``pixels``: upright ``(H, W, 3)`` RGB uint8; ``time``: s from the start of the stream."""
+    """``pixels``: upright ``(H, W, 3)`` RGB uint8.
+
+    ``time``: seconds from the start of the stream.
+    """
 
     pixels: Pixels
     time: Fraction
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
-    """Decode the first video stream, one frame after the other.
+    """Decode the first video stream frame by frame.
 
     Raises:
-        Refusal: ``E_DECODE`` no video, or damaged; ``E_TOO_LARGE`` more than ``MAX_PIXELS`` in a frame.
+        Refusal: ``E_DECODE`` no video, or damaged; ``E_TOO_LARGE`` a frame has more than
+            ``MAX_PIXELS``.
     """
     av = _av()
     try:
@@ -51,7 +56,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
             for frame in container.decode(stream):
                 start = frame.pts if start is None else start
                 yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
-    except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time
+    except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time stamp
         raise Refusal(Code.E_DECODE, "video: not readable; it may be cut short") from None
 
 
@@ -67,18 +72,21 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
 
 
 class VideoWriter:
-    """Write frames at their times, beside the sound of another file; the file appears when all is in it.
+    """Write frames at their times, with the audio of another file.
+
+    The file appears when it is complete.
 
     Args:
-        path: new file; the suffix chooses container and codec (:data:`CODECS`).
-        like: the source: its frame rate and its first audio stream are taken over, bit for bit.
-        note: goes into the container's comment.
-        sound: whether to take over the sound.
-        crf: quality, smaller is better; default: near the visible limit.
-        part_of: the whole, of which this is a part that :meth:`append` will add: it chooses the codec.
+        path: new file; its suffix selects container and codec (:data:`CODECS`).
+        like: source of the frame rate and of the first audio stream, which is copied bit for bit.
+        note: text for the comment of the container.
+        sound: whether to copy the audio.
+        crf: quality, smaller is better; default: nearly lossless to the eye.
+        part_of: for a part that :meth:`append` will add to another file: that file, which selects
+            the codec.
 
     Raises:
-        UserError: unknown suffix, or a container that cannot hold the sound.
+        UserError: the suffix is unknown, or the container cannot hold the audio.
     """
 
     def __init__(
@@ -112,7 +120,7 @@ class VideoWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Finish the file; after an error there is none."""
+        """Complete the file; after an error it does not exist."""
         try:
             if kind is None and self.stream is not None:
                 if self.encodes:
@@ -127,7 +135,7 @@ class VideoWriter:
             self.scratch.unlink(missing_ok=True)
 
     def write(self, frame: Frame) -> None:
-        """Append a frame; all have one size, times rise."""
+        """Append a frame; all frames have the same size, and their times must rise."""
         from av import VideoFrame
 
         if self.stream is None:
@@ -141,7 +149,7 @@ class VideoWriter:
         self.out.mux(self.stream.encode(picture))
 
     def append(self, part: Path) -> None:
-        """Append a video that was written as a part of this one: its packets as they are."""
+        """Append a video that was written as a part of this one, without encoding it again."""
         av = _av()
         with av.open(str(part)) as container:
             own = container.streams.video[0]
@@ -161,19 +169,19 @@ class VideoWriter:
         context = stream.codec_context
         context.time_base = TICKS
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
-        context.color_range = 1  # as television has it: 16 to 235
+        context.color_range = 1  # limited range, as in television: 16 to 235
         self.stream = stream
         self._start_sound()
 
     def _start_sound(self) -> None:
-        """Prepare to copy the sound; the video's stream must be there, the container's header not yet written."""
+        """Prepare to copy the audio, after adding the video stream, before writing the header."""
         if self.with_sound and self.source.streams.audio:
             own = self.source.streams.audio[0]
             try:
                 copy = self.out.add_stream_from_template(own)
             except ValueError:
                 name = own.codec_context.name
-                raise OutputError(f"{self.path.name}: this container holds no {name} sound; write .mkv") from None
+                raise OutputError(f"{self.path.name}: this container cannot hold {name} audio; write .mkv") from None
 
             def packets() -> Iterator[Any]:
                 for packet in self.source.demux(own):
@@ -184,7 +192,7 @@ class VideoWriter:
             self.sound = packets()
 
     def _mux_sound(self, until: Fraction | None) -> None:
-        """Pass on the sound up to a time, so that the container can write without keeping much."""
+        """Copy the audio up to a time, so that writing needs little buffering."""
         while True:
             packet = self.waiting or next(self.sound, None)
             self.waiting = None

@@ -1,4 +1,4 @@
-"""Volume = voxels + geometry + domain, and the volume files that SimpleITK reads and writes."""
+"""Define volumes (voxels, geometry, domain), and read and write volume files through SimpleITK."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from medstyle.jobs.atomic import part_of, settle
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 BLOCK = 1 << 20  # bytes, whole numbers of every kind
@@ -38,8 +38,8 @@ class Volume:
 
     Attributes:
         voxels: ``(D, H, W)`` float32, in the unit of the domain (HU for CT).
-        affine: ``(4, 4)`` float64, takes ``(column, row, slice, 1)`` to ``(x, y, z, 1)`` in mm, LPS (the patient axes
-            of DICOM and ITK). It may be sheared (gantry tilt).
+        affine: ``(4, 4)`` float64, maps ``(column, row, slice, 1)`` to ``(x, y, z, 1)`` in mm, LPS
+            (the patient axes of DICOM and ITK). It may be sheared (gantry tilt).
         domain: key of :data:`medstyle.imaging.modality.DOMAINS`.
     """
 
@@ -54,20 +54,20 @@ class Volume:
             )
 
     def with_voxels(self, voxels: NDArray[np.float32], domain: str | None = None) -> Volume:
-        """Return new voxels on this volume's grid; the shape must be the same."""
+        """Return new voxels of the same shape on this volume's grid."""
         if voxels.shape != self.voxels.shape:
             raise ValueError(f"voxels {voxels.shape} do not fit the grid {self.voxels.shape}")
         return Volume(voxels.astype(np.float32, copy=False), self.affine, domain or self.domain)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distance between voxel centres along (column, row, slice) axes, mm."""
+        """Distance between voxel centres along the (column, row, slice) axes in mm."""
         x, y, z = np.linalg.norm(self.affine[:3, :3], axis=0)
         return float(x), float(y), float(z)
 
     @property
     def origin_mm(self) -> tuple[float, float, float]:
-        """Centre of the first voxel, mm, LPS."""
+        """Centre of the first voxel in mm, LPS."""
         x, y, z = self.affine[:3, 3]
         return float(x), float(y), float(z)
 
@@ -79,7 +79,7 @@ class Volume:
 
     @property
     def is_sheared(self) -> bool:
-        """True where the axes are not orthogonal, so that ITK and NIfTI's qform cannot hold the grid."""
+        """Whether the axes are not orthogonal, which ITK and NIfTI's qform cannot represent."""
         gram = self.direction.T @ self.direction
         return bool(np.abs(gram - np.eye(3)).max() > SHEAR_TOLERANCE)
 
@@ -95,7 +95,7 @@ class Volume:
             raise Refusal(
                 Code.E_TILT_NEEDS_RESAMPLE, "the slice axis is tilted against the image plane; resample it first"
             )
-        u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation: header rounding must not stop ITK
+        u, _, vt = np.linalg.svd(self.direction)  # the nearest rotation, because ITK rejects rounding errors of headers
         image = sitk.GetImageFromArray(self.voxels if voxels is None else voxels)
         image.SetSpacing(self.spacing_mm)
         image.SetOrigin(self.origin_mm)
@@ -109,12 +109,12 @@ def read_volume(path: Path | str, domain: str, name: str | None = None) -> Volum
     Args:
         path: the file.
         domain: see :class:`Volume`.
-        name: what error messages call it; default: the file's name.
+        name: name of the file in error messages; default: its own.
 
     Raises:
-        Refusal: ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel, ``E_TRUNCATED`` cut short,
-            ``E_DECODE`` unreadable, ``E_NOT_FINITE`` NaN or infinity among the voxels, and those of
-            :func:`medstyle.imaging.volume_header.read_volume_header`.
+        Refusal: ``E_4D`` not three-dimensional, ``E_COLOR`` more than one channel, ``E_TRUNCATED``
+            cut short, ``E_DECODE`` unreadable, ``E_NOT_FINITE`` NaN or infinite voxels, and those
+            of :func:`medstyle.imaging.volume_header.read_volume_header`.
     """
     path = Path(path)
     try:
@@ -197,13 +197,15 @@ def _unpacked(packed: Packed) -> Iterator[bytes]:
 
 
 def write_volume(path: Path | str, volume: Volume, description: str = "") -> None:
-    """Write the voxels to ``path`` by its suffix, all or nothing; ``description`` goes to NIfTI's ``descrip``.
+    """Write the voxels to ``path`` atomically, in the format of its suffix.
 
-    NRRD and MetaImage (``.mhd`` too is one file) hold it as the field ``ITK_FileNotes``. Whole numbers that fit are
-    written with 16 bits, others as float32: what is read back is the same.
+    ``description`` is stored in NIfTI's ``descrip``; in NRRD and MetaImage (also ``.mhd`` is a
+    single file) it is the field ``ITK_FileNotes``. Integers that fit are written with 16 bits,
+    other values as float32, so that reading returns the same values.
 
     Raises:
-        Refusal: ``E_TILT_NEEDS_RESAMPLE`` if sheared; ``E_DECODE`` if the path is no UTF-8.
+        Refusal: ``E_TILT_NEEDS_RESAMPLE`` the volume is sheared; ``E_DECODE`` the path is not valid
+            UTF-8.
     """
     import imagecodecs
     import SimpleITK as sitk
@@ -233,9 +235,9 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
 
 
 def _as_int16(voxels: NDArray[np.float32]) -> NDArray[np.int16] | None:
-    """Return the same values with 16 bits, None where they do not fit."""
+    """Return the same values with 16 bits, None if they do not fit."""
     limits = np.iinfo(np.int16)
-    if not (limits.min <= voxels.min() and voxels.max() <= limits.max):  # NaN neither
+    if not (limits.min <= voxels.min() and voxels.max() <= limits.max):  # also true for NaN
         return None
     stored = voxels.astype(np.int16)
     return stored if all(map(np.array_equal, stored, voxels)) else None

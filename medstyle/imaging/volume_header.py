@@ -1,4 +1,4 @@
-"""What the header of a NIfTI, NRRD or MetaImage file says of its grid: where it is silent, SimpleITK makes it up."""
+"""Read the grid from the header of a volume file; SimpleITK would assume what is missing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from medstyle.imaging.formats import VOLUMES
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 SHEAR_TOLERANCE = 1e-3  # largest dot product of two unit axes that still counts as orthogonal (0.06 degrees)
 ORIENTATION_TOLERANCE_MM = 0.5
-_READS = {  # ITK would go by the content, and read what was not checked
+_READS = {  # by default, ITK would choose by content and read a format that was not checked
     ".nii": "NiftiImageIO",
     ".nii.gz": "NiftiImageIO",
     ".nrrd": "NrrdImageIO",
@@ -40,15 +40,16 @@ _META_KEYS = (
     ("TransformMatrix", "Rotation", "Orientation"),
     ("Offset", "Position", "Origin"),
 )
-# a line that no reader takes for two, or for another: nothing but printable ASCII before the value, no NUL or CR in it
+# a line that all readers understand alike: only printable ASCII before the value, and no NUL or CR
+# in it
 _META_LINE = re.compile(r"[ \t]*([ -9;<>-~]*?)[ \t]*[=:]([^\0\r]*)")
-# the spaces that ITK turns into LPS
+# the spaces that ITK converts to LPS
 _NRRD_SPACE = re.compile(r"(right-anterior|left-anterior|left-posterior)-superior(-time)?|(ra|la|lp)st?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class NiftiHeader:
-    """The first 348 bytes of a NIfTI-1 file, and their byte order as :mod:`struct` names it."""
+    """The first 348 bytes of a NIfTI-1 file, and their byte order as in :mod:`struct`."""
 
     data: bytes = field(repr=False)
     order: str
@@ -59,7 +60,7 @@ class NiftiHeader:
 
     @property
     def offset(self) -> int:
-        """Byte of the first voxel."""
+        """Offset of the first voxel in bytes."""
         return int(self.get("f", 108)[0])
 
 
@@ -77,7 +78,7 @@ class Packed(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class VolumeHeader:
-    """The grid of a volume file, all of which its header says.
+    """The grid of a volume file, which its header defines completely.
 
     Attributes:
         size: extent along (column, row, slice, ...); three or more numbers.
@@ -112,15 +113,15 @@ class VolumeHeader:
 
     @property
     def volumes(self) -> int:
-        """How many volumes share the grid."""
+        """Number of volumes that share the grid."""
         return int(np.prod(self.size[3:], dtype=object))
 
 
 def itk_name(path: Path) -> str:
-    """Return ``path`` as ITK takes it.
+    """Return ``path`` as a string for ITK.
 
     Raises:
-        Refusal: ``E_DECODE`` where it is no UTF-8, which would abort the process.
+        Refusal: ``E_DECODE`` the path is not valid UTF-8, which would abort the process.
     """
     name = str(path)
     try:
@@ -132,11 +133,12 @@ def itk_name(path: Path) -> str:
 
 
 def read_volume_header(path: Path) -> VolumeHeader:
-    """Read the header of a volume file through SimpleITK, which is also what will read the voxels.
+    """Read the header of a volume file through SimpleITK, which will also read the voxels.
 
     Raises:
-        Refusal: ``E_DECODE`` unreadable, or of no suffix that is known; ``E_DETACHED`` voxels in files that are not
-            the header's own; ``E_NO_GEOMETRY``, ``E_ZERO_SPACING``, ``E_MIXED_ORIENTATION``, ``E_TILT_NEEDS_RESAMPLE``.
+        Refusal: ``E_DECODE`` unreadable, or of an unknown suffix; ``E_DETACHED`` the voxels are in
+            files that do not belong to the header; ``E_NO_GEOMETRY``, ``E_ZERO_SPACING``,
+            ``E_MIXED_ORIENTATION``, ``E_TILT_NEEDS_RESAMPLE``.
     """
     import SimpleITK as sitk
 
@@ -160,7 +162,7 @@ def read_volume_header(path: Path) -> VolumeHeader:
         raise _unreadable() from None
     n = reader.GetDimension()
     if n < 3:
-        raise Refusal(Code.E_NO_GEOMETRY, f"has {n} axes, so its planes have no place in the patient; write three")
+        raise Refusal(Code.E_NO_GEOMETRY, f"has {n} axes, so its planes have no position in the patient; write three")
     spacing = np.array(reader.GetSpacing())[:3]
     if not (spacing > 0).all():
         raise _no_spacing()
@@ -174,7 +176,9 @@ def read_volume_header(path: Path) -> VolumeHeader:
     corners = np.stack([*np.indices((2, 2, 2)).reshape(3, -1) * np.array(header.size[:3])[:, None], np.ones(8)])
     apart = max((float(np.abs((form - affine) @ corners).max()) for form in forms), default=0.0)
     if not apart <= ORIENTATION_TOLERANCE_MM:
-        reason = f"qform, sform and pixdim of the header place a corner up to {apart:.2f} mm apart; keep what is right"
+        reason = (
+            f"qform, sform and pixdim of the header place a corner up to {apart:.2f} mm apart; keep the correct one"
+        )
         raise Refusal(Code.E_MIXED_ORIENTATION, reason)
     return header
 
@@ -184,20 +188,20 @@ def _no_spacing() -> Refusal:
 
 
 def _check_axes(affine: NDArray[np.float64]) -> None:
-    """Refuse axes without a length, and those that ITK would straighten, or not read at all."""
+    """Refuse axes without length, and axes that ITK would make orthogonal or not read at all."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not np.isfinite(affine).all():
-        raise Refusal(Code.E_NO_GEOMETRY, "the position or the axes are no numbers; write the file again with them")
+        raise Refusal(Code.E_NO_GEOMETRY, "the position or the axes are not finite; write the file again with them")
     if not (lengths > 0).all():
         raise _no_spacing()
     axes = affine[:3, :3] / lengths
     if np.abs(axes.T @ axes - np.eye(3)).max() > SHEAR_TOLERANCE:
-        reason = "the axes are not orthogonal, which ITK cannot hold; resample it to a straight grid first"
+        reason = "the axes are not orthogonal, which ITK cannot represent; resample it to an orthogonal grid first"
         raise Refusal(Code.E_TILT_NEEDS_RESAMPLE, reason)
 
 
 def _start(path: Path, count: int) -> bytes:
-    """Return the first ``count`` bytes of a file, unpacked; fewer where there are fewer."""
+    """Return the first ``count`` bytes of a file, decompressed; fewer if the file is shorter."""
     try:
         with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as file:
             return file.read(count)
@@ -214,18 +218,20 @@ def _nifti(path: Path) -> NiftiHeader:
         raise Refusal(Code.E_DECODE, "not a NIfTI-1 file, or damaged or cut short; write it again as NIfTI-1")
     header = NiftiHeader(data, order)
     if not 0 <= header.get("f", 108)[0] < 1 << 31:
-        raise Refusal(Code.E_DECODE, "the header places the voxels nowhere (vox_offset); write it again as NIfTI-1")
+        raise Refusal(
+            Code.E_DECODE, "the header has an invalid offset of the voxels (vox_offset); write it again as NIfTI-1"
+        )
     return header
 
 
 def _nifti_forms(header: NiftiHeader) -> list[NDArray[np.float64]]:
-    """Return the affine matrices, LPS and mm, that a NIfTI-1 header holds: qform, sform or both."""
+    """Return the affine matrices, LPS and mm, in a NIfTI-1 header: qform, sform or both."""
     qform_code, sform_code = header.get("h", 252, 2)
     if qform_code <= 0 and sform_code <= 0:
-        reason = "qform_code and sform_code are 0: nothing says where its voxels lie; set the right one"
+        reason = "qform_code and sform_code are 0, so the position of its voxels is unknown; set the correct one"
         raise Refusal(Code.E_NO_GEOMETRY, reason)
     handedness, *spacing = header.get("f", 76, 4)
-    if not (np.isfinite(spacing).all() and min(spacing) > 0):  # ITK takes 1 mm then, whatever the sform says
+    if not (np.isfinite(spacing).all() and min(spacing) > 0):  # ITK would use 1 mm, whatever the sform says
         raise _no_spacing()
     forms = []
     if qform_code > 0:
@@ -286,7 +292,7 @@ def _check_text(path: Path) -> Packed:
 
 
 def _meta_fields(text: str) -> dict[str, str]:
-    """Return the fields of a MetaImage header, which ends with the name of the data."""
+    """Return the fields of a MetaImage header, which ends with the name of the data file."""
     fields: dict[str, str] = {}
     for line in text.split("\n"):
         match = _META_LINE.fullmatch(line)
@@ -303,7 +309,10 @@ def _unreadable() -> Refusal:
 
 
 def _nrrd_fields(text: str) -> dict[str, str]:
-    """Return the fields of an NRRD header, by lower-case names without spaces; it ends with an empty line."""
+    """Return the fields of an NRRD header, by lower-case names without spaces.
+
+    The header ends with an empty line.
+    """
     fields: dict[str, str] = {}
     head, *voxels = text.split("\n\n", maxsplit=1)
     if not head.startswith("NRRD") or re.search("[\0\r]", head):
@@ -321,13 +330,16 @@ def _check_nrrd(said: Mapping[str, str]) -> None:
     vectors = said.get("spacedirections", "").count("(")
     if not _NRRD_SPACE.fullmatch(said.get("space", "")) or vectors < 3 or "spaceorigin" not in said:
         why = "the header lacks space (RAS, LAS or LPS), space directions or space origin"
-        raise Refusal(Code.E_NO_GEOMETRY, f"{why}: nothing says where its voxels lie; write it again with them")
+        raise Refusal(Code.E_NO_GEOMETRY, f"{why}, so the position of its voxels is unknown; write it again with them")
     if set(re.findall(r'"([^"]*)"', said.get("spaceunits", ""))) - {"", "mm"}:
         raise Refusal(Code.E_NO_GEOMETRY, "its space units are not mm; write it again in mm")
 
 
 def _check_own(path: Path, data: str) -> None:
-    """Refuse voxels outside the header's folder, or in a list of files: a header must not open what it likes."""
+    """Refuse voxels outside the header's folder, or in a list of files.
+
+    Otherwise a header could open any file.
+    """
     if data in ("LOCAL", "Local", "local"):
         return
     place = Path(data)

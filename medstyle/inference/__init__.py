@@ -1,1 +1,1 @@
-"""From a source image to a synthetic one on the same grid."""
+"""Translate source images to synthetic images on the same grid."""

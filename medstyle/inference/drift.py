@@ -1,4 +1,4 @@
-"""Do the images that come in still look like those that were trained on?"""
+"""Test whether incoming images still resemble the training images."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ import numpy as np
 
 from medstyle.networks.translator import Translator
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 class Drift(NamedTuple):
-    """Attributes: ``images`` looked at, how many lie ``beyond`` the training images' 99th percentile of the
-    out-of-distribution score, how many are ``expected`` to, and the ``p`` of as many or more if nothing has changed.
+    """The result of a drift test.
+
+    Attributes:
+        images: number of images that were tested.
+        beyond: how many exceed the 99th percentile of the training images' out-of-distribution
+            score.
+        expected: how many are expected to.
+        p: probability of ``beyond`` or more if nothing has changed.
     """
 
     images: int
@@ -27,26 +33,28 @@ class Drift(NamedTuple):
 
 
 def drift(scores: Sequence[float], limit: float, trained_on: int) -> Drift:
-    """Test whether more ``scores`` exceed ``limit`` than chance allows (exact, one-sided, whatever the distribution).
+    """Test whether more ``scores`` exceed ``limit`` than chance allows (exact and one-sided).
 
-    If nothing has changed, old and new images are one sample: how many of its highest scores are new is
-    hypergeometric. An alarm at ``p < a`` is then false with probability ``a`` at most, on each call.
+    The test holds for any distribution of the scores. If nothing has changed, old and new images
+    are one sample, and the number of its highest scores that are new is hypergeometric. An alarm at
+    ``p < a`` is then false with a probability of at most ``a``, at each call.
 
     Args:
-        scores: out-of-distribution scores of recent images, one for each patient if possible.
-        limit: 99th percentile of the score among ``trained_on`` training images.
+        scores: out-of-distribution scores of recent images, if possible one per patient.
+        limit: 99th percentile of the score among the training images.
+        trained_on: number of training images.
     """
     from scipy.stats import hypergeom
 
     new, old = len(scores), max(trained_on, 1)
     beyond = int((np.asarray(scores) > limit).sum())
-    rank = old - int(0.99 * (old - 1))  # the limit lies at or above the training score of this rank from the top
+    rank = old - int(0.99 * (old - 1))  # the limit is at or above the training score of this rank from the top
     p = float(hypergeom.sf(beyond - 1, old + new, new, beyond + rank - 1)) if beyond else 1.0
     return Drift(new, beyond, new * rank / (old + 1), p)
 
 
 def recent(folder: Path, translator: Translator, days: float) -> Drift:
-    """Look at what ``translator`` made of the inbox ``folder`` (see ``inference.inbox``) in the last ``days``."""
+    """Test what ``translator`` made of an inbox in the last ``days`` (``inference.inbox``)."""
     since, scores = time.time() - 86400 * days, []
     for facts in sorted(folder.glob("derived/*/translation.json")):
         if facts.stat().st_mtime >= since:

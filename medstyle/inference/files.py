@@ -1,4 +1,4 @@
-"""Translate files: what comes out is the same kind of file, marked as synthetic."""
+"""Translate files; the output has the same kind of file as the input, marked as synthetic."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from medstyle.networks.translator import Translator
 if TYPE_CHECKING:
     from medstyle.dicom.scan import Series
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-Row = dict[str, Any]  # as JSON
+Row = dict[str, Any]  # serialisable as JSON
 CLINICAL_NOTE = f"{SYNTHETIC_MARK} - NOT FOR DIAGNOSTIC USE"
 
 
 def domain_in(item: Item, path: str, translator: Translator) -> str | None:
-    """Tell the domain of ``item`` at ``path`` by the translator's rules, else by a file name that is a domain's."""
+    """Return the domain of ``item`` by the translator's rules or by its file name."""
     named = item.path.name.split(".")[0] if item.source != "dicom" else ""
     return domain_of({**item.attributes, "path": path}, translator.config.rules) or (
         named if named in DOMAINS else None
@@ -52,19 +52,21 @@ def domain_in(item: Item, path: str, translator: Translator) -> str | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of a translation of files.
+    """The options of a translation of files.
 
     Attributes:
-        target: domain; default: the one that the translator was trained for.
-        source_domain: default: the one that it was trained from. Its images are told by the translator's rules or by
-            their file names. Where none are, all images are taken for it if it was named, and else a single file.
-        reference: image of ``target`` whose style is taken: a file, or a folder with one such image; or several with
-            their weights.
-        seed: draws a style.
+        target: target domain; default: the one that the translator was trained for.
+        source_domain: source domain; default: the one that the translator was trained from. Its
+            images are recognised by the translator's rules or by their file names. If none are
+            recognised, all images are assigned to a domain that was named here; otherwise a single
+            file is assigned to the default.
+        reference: image of ``target`` that defines the style: a file, a folder with one such image,
+            or several of these with weights.
+        seed: seed of a random style.
         uncertainty: also write a map of how much the output changes where it should not.
-        options: how much of the style a picture or video gets.
-        force: translate even what is unlike the training images.
-        allow: codes of images that the caller has looked at and overrides, such as ``E_BURNED_IN``.
+        options: how the style is applied to pictures and videos.
+        force: translate even images that do not resemble the training images.
+        allow: codes to override after inspection of the images, such as ``E_BURNED_IN``.
     """
 
     target: str | None = None
@@ -79,7 +81,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Job:
-    """One image to translate: where it is, where its translation goes, and from what into what."""
+    """One image to translate: its file, its output file, its domains and its style."""
 
     item: Item
     out: Path
@@ -93,11 +95,12 @@ class Job:
 def translate_path(
     source: Path, out: Path, translator: Translator, request: Request = Request()
 ) -> list[dict[str, Any]]:
-    """Translate every image of the source domain below ``source``; returns a row of facts for each.
+    """Translate every image of the source domain below ``source``; return a row of facts for each.
 
-    DICOM series become series in folders below ``out``. One volume file, picture or video becomes the file ``out`` (or
-    a file of the same name in the folder ``out``). Nothing is overwritten. A translator of several contrasts finds the
-    others in the same DICOM study, or in the same folder.
+    DICOM series are written as series in folders below ``out``. One volume file, picture or video
+    is written to the file ``out`` (or to a file of the same name in the folder ``out``). Nothing is
+    overwritten. For a translator of several contrasts, the others must be in the same DICOM study
+    or in the same folder.
 
     Args:
         source: file or folder.
@@ -106,14 +109,18 @@ def translate_path(
         request: see :class:`Request`.
 
     Raises:
-        UserError: nothing below ``source`` fits the translator, a contrast is missing, or an output exists.
+        UserError: no image below ``source`` fits the translator, a contrast is missing, or an
+            output exists.
         Refusal: ``E_OUT_OF_DISTRIBUTION`` unless the request forces it.
     """
     return [translate_job(job, translator) for job in plan(source, out, translator, request)]
 
 
 def plan(source: Path, out: Path, translator: Translator, request: Request) -> list[Job]:
-    """Find the images to translate and everything that each needs; raises what :func:`translate_path` does."""
+    """Find the images to translate and their inputs.
+
+    Raises the errors of :func:`translate_path`.
+    """
     config = translator.config
     for name in filter(None, (request.target, request.source_domain)):
         translator.index(name)
@@ -122,7 +129,7 @@ def plan(source: Path, out: Path, translator: Translator, request: Request) -> l
     root = source if source.is_dir() else source.parent
     around = _usable(root, request.allow) if config.contrasts and source.is_file() else items
     domains = {o.key: domain_in(o, o.path.relative_to(root).as_posix(), translator) for o in (*items, *around)}
-    if request.source_domain is not None and wanted not in {domains[o.key] for o in items}:  # the caller knows better
+    if request.source_domain is not None and wanted not in {domains[o.key] for o in items}:  # an explicit override
         domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
     elif len(items) == 1 and items[0].source != "dicom":
         domains[items[0].key] = domains[items[0].key] or wanted
@@ -146,14 +153,14 @@ def plan(source: Path, out: Path, translator: Translator, request: Request) -> l
 
 
 def _why_none(source: Path, root: Path, translator: Translator, wanted: str, count: int) -> str:
-    for item in inventory([source]).volumes:  # there may be one that cannot be used
+    for item in inventory([source]).volumes:  # look for an image that cannot be used
         if domain_in(item, item.path.relative_to(root).as_posix(), translator) == wanted:
             return f"{_name(item)}: {item.code}: {item.reason}"
-    return f"none of its {count} images matches the model's rules for {wanted}; name it with --from"
+    return f"none of its {count} images matches the model's rules for {wanted}; set the domain with --from"
 
 
 def translate_job(job: Job, translator: Translator) -> Row:
-    """Translate one image and write it; returns its row of facts."""
+    """Translate one image and write it; return its row of facts."""
     if job.item.source == "video":
         return _film(job, translator)
     result = _translate(job, translator)
@@ -184,8 +191,8 @@ def _film(job: Job, translator: Translator) -> Row:
 def _unlike(item: Item, score: float) -> Refusal:
     return Refusal(
         Code.E_OUT_OF_DISTRIBUTION,
-        f"{_name(item)} is unlike the training images (deviates by {score:.1f} SD); "
-        "check its domain, or insist with --force",
+        f"{_name(item)} does not resemble the training images (deviates by {score:.1f} SD); "
+        "check its domain, or override with --force",
     )
 
 
@@ -205,31 +212,36 @@ def _row(
 
 
 def read_reference(path: Path, translator: Translator, target: str | None) -> Image:
-    """Read the image of ``target`` that is or lies below ``path``; :class:`UserError` if there is not exactly one."""
+    """Read the one image of ``target`` at or below ``path``; raise :class:`UserError` otherwise."""
     domain, items = target or translator.config.target, _usable(path)
     root = path if path.is_dir() else path.parent
     if len(items) > 1:
         items = [i for i in items if domain_in(i, i.path.relative_to(root).as_posix(), translator) == domain]
     if len(items) != 1:
-        raise DataError(f"{path}: a style needs one image of {domain}; {len(items)} found")
+        raise DataError(f"{path}: a style needs exactly one image of {domain}; found {len(items)}")
     [item] = items
     return read_picture(item.path, "picture") if item.source == "picture" else item.load(domain)
 
 
 def read_mask(path: Path) -> NDArray[np.float32]:
-    """Read a picture as the mask of :class:`RenderOptions`: white gets the whole style, black none."""
+    """Read a picture as the mask of :class:`RenderOptions`: white is full style, black none."""
     return to_unit(read_picture(path)).mean(axis=2)
 
 
 def _usable(path: Path, allow: Collection[str] = ()) -> list[Item]:
-    """List what can be read below ``path``; raises :class:`UserError` saying why if nothing can."""
+    """List the usable images below ``path``.
+
+    Raise :class:`UserError` with the cause if there are none.
+    """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder")
     found = inventory([path])
     usable = [item for item in found.volumes if item.usable or (item.kind != "refused" and item.code in allow)]
     if not usable:
-        causes = sorted({f"{one.code}: {one.reason}" for one in found.volumes or found.files}) or ["it holds no file"]
-        raise DataError(f"{path}: nothing that can be used: {causes[0]}")
+        causes = sorted({f"{one.code}: {one.reason}" for one in found.volumes or found.files}) or [
+            "it contains no file"
+        ]
+        raise DataError(f"{path}: no usable image: {causes[0]}")
     return usable
 
 
@@ -243,13 +255,16 @@ def _beside(item: Item, domain: str, items: Sequence[Item], domains: Mapping[str
     if len(found) != 1:
         where = "DICOM study" if item.series is not None else "folder"
         raise DataError(
-            f"{_name(item)}: this translator needs one image of {domain} in the same {where}; {len(found)} found"
+            f"{_name(item)}: this translator needs one image of {domain} in the same {where}; found {len(found)}"
         )
     return found[0]
 
 
 def _name(item: Item) -> str:
-    """Name an item in a message: its file may be named after the patient; `medstyle inspect` shows which it is."""
+    """Name an item in a message without its file name, which may be the patient's name.
+
+    `medstyle inspect` shows which file it is.
+    """
     return f"image {item.key}"
 
 
@@ -259,14 +274,14 @@ def _translate(job: Job, translator: Translator) -> Translation:
         raise DataError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
     if item.source == "picture":
         if request.uncertainty:
-            raise DataError("an uncertainty map is in the unit of a scan; pictures have none")
+            raise DataError("an uncertainty map has the unit of a scan; pictures have no unit")
         pixels = read_picture(item.path, "picture", alpha=True)
         codes = style_of(translator, job.target, job.style, request.seed)
         return render_picture(pixels, Rendering(translator, job.target, job.domain, codes, request.options))
     if not request.options.whole:
-        why = "strength, colours, mask, sharpness and size are for pictures; half a scan means nothing"
+        why = "strength, colours, mask, sharpness and size apply to pictures only; a partly styled scan has no meaning"
         raise DataError(f"{_name(item)}: {why}")
-    if item.series is not None and item.affine is None:  # it could not be written: say so before the work
+    if item.series is not None and item.affine is None:  # it could not be written: fail before the work
         raise Refusal(
             Code.E_NO_GEOMETRY, f"{_name(item)} has no position in the patient, which a derived series must have"
         )
@@ -279,7 +294,7 @@ def _translate(job: Job, translator: Translator) -> Translation:
 
 
 def _write(job: Job, result: Translation, translator: Translator) -> Path:
-    """Write image and uncertainty beside each other; returns the file, or the folder of a DICOM series."""
+    """Write image and uncertainty map; return the file, or the folder of a DICOM series."""
     image, uncertainty = result.image, result.uncertainty
     if not isinstance(image, Volume):
         write_picture(job.out, image, SYNTHETIC_NOTE)
@@ -316,14 +331,14 @@ def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, t
 
 
 def _neighbourhood(volume: Volume, translator: Translator) -> int | None:
-    """Return how many slices of the source on either side of its own enter an output slice; None: all."""
+    """Return the number of source slices on either side that affect an output slice; None: all."""
     architecture = translator.config.architecture
-    axial = np.abs(volume.direction[2]).argmax() == 2  # the network's slices always are
+    axial = np.abs(volume.direction[2]).argmax() == 2  # the slices of the network are always axial
     return architecture.neighbours // 2 if axial and architecture.dimensions == 2 else None
 
 
 def _place(item: Item, source: Path, out: Path) -> Path:
-    """Choose the output file; raises :class:`UserError` if it exists or its suffix cannot hold the image."""
+    """Choose the output file; raise :class:`UserError` if it exists or has an unsuitable suffix."""
     if item.series is not None:
         return out
     if source.is_dir() or out.is_dir():
@@ -335,7 +350,7 @@ def _place(item: Item, source: Path, out: Path) -> Path:
         assert item.source != "dicom"
         suffixes = FORMATS[item.source].writes
         if not place.name.lower().endswith(suffixes):
-            raise DataError(f"{place}: a {item.source} is written as one of {', '.join(suffixes)}")
+            raise DataError(f"{place}: a {item.source} must be written as one of {', '.join(suffixes)}")
     if place.exists():
         raise OutputError(f"{out}: the output for {_name(item)} exists already; remove it or choose another name")
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Long videos: frame by frame in constant memory, in parts, so that a run that was killed goes on where it stopped."""
+"""Translate long videos frame by frame in constant memory; an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from medstyle.inference.translate import Rendering, Translation, render_frames
 from medstyle.jobs.checkpoint import load_state, run_key, save_state
 from medstyle.jobs.progress import track
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-PART = 250  # frames between states that a killed run goes on from
+PART = 250  # frames between the states from which an interrupted run resumes
 
 
 class Film:
@@ -28,14 +28,14 @@ class Film:
 
     Args:
         source, out: files.
-        how: the frames are rendered.
-        note: goes into the container's comment.
+        how: how the frames are rendered.
+        note: text for the comment of the container.
 
     Attributes:
         frames: number of frames that are done.
         shape: ``(H, W)`` of a frame.
-        worst: verdict on the oddest frame.
-        warnings: on any frame.
+        worst: verdict on the frame with the highest score.
+        warnings: warnings about any frame.
     """
 
     def __init__(self, source: Path, out: Path, how: Rendering, note: str) -> None:
@@ -46,7 +46,10 @@ class Film:
         self.worst, self.warnings = Verdict(0.0, "ok"), set[str]()
 
     def _key(self) -> str:
-        """Name everything that decides the result; parts of another run are of no use."""
+        """Return a key of everything that determines the result.
+
+        Parts of other runs are not reused.
+        """
         about, options = self.source.stat(), self.how.options
         mask = None if options.mask is None else options.mask.tolist()
         codes = [code.tolist() for code in self.how.style]
@@ -54,7 +57,10 @@ class Film:
         return run_key(where, repr(replace(options, mask=None)), mask, codes, self.how.translator.sha256)
 
     def render(self, total: int | None) -> Iterator[Translation]:
-        """Write the video; yields each new frame's translation, of which the caller may refuse one by raising."""
+        """Write the video.
+
+        Yield the translation of each new frame, at which the caller may raise.
+        """
         for other in self.out.parent.glob(f".part-{self.out.name}.*"):
             if other != self.folder:
                 shutil.rmtree(other, ignore_errors=True)
@@ -83,7 +89,7 @@ class Film:
                 yield frame.pixels
 
         rendered = render_frames(pixels(), self.how, self.shot)
-        path = self.folder / f"{self.frames:08d}.nut"  # a container that keeps times as they are
+        path = self.folder / f"{self.frames:08d}.nut"  # a container that keeps time stamps unchanged
         with VideoWriter(path, self.source, sound=False, part_of=self.out) as writer:
             for result in rendered:
                 yield result
@@ -101,7 +107,7 @@ class Film:
         save_state(self.folder, self.frames, state)
 
     def _resume(self) -> None:
-        """Go on after the last part whose state was saved; a later part is rendered again."""
+        """Resume after the last part whose state was saved; later parts are rendered again."""
         if (state := load_state(self.folder)) is not None:
             self.frames, self.shape, self.worst = state["frames"], state["shape"], Verdict(*state["worst"])
             self.warnings = set(state["warnings"])

@@ -1,9 +1,9 @@
-"""A folder that studies are put into -> derived studies, exactly once each, whatever crashes in between.
+"""Translate the studies in a watched folder exactly once each, even if the process crashes.
 
-``FOLDER/inbox/*`` is what comes in: a folder or a file each, of scans, or of pictures and videos for a model of those.
-It leaves for ``done/<key>`` once ``derived/<key>`` is complete, or for ``quarantine/<key>`` with the reason. Keys
-follow from the bytes of the study and the model and tell nothing about the patient. ``ledger.db`` (SQLite) has one row
-for each key.
+``FOLDER/inbox/*`` are the incoming studies: each is a folder or a file, of scans, or of pictures
+and videos for a model of those. A study moves to ``done/<key>`` once ``derived/<key>`` is complete,
+or to ``quarantine/<key>`` with the reason. Keys are computed from the bytes of the study and the
+model and reveal nothing about the patient. ``ledger.db`` (SQLite) has one row per key.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from medstyle.inference.files import Request, translate_path
 from medstyle.jobs.workers import Workers, each
 from medstyle.networks.translator import Translator
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 TABLE = """CREATE TABLE IF NOT EXISTS studies
 (key TEXT PRIMARY KEY, weights TEXT, status TEXT, code TEXT, series INTEGER, warned INTEGER, finished TEXT)"""
@@ -38,14 +38,16 @@ TABLE = """CREATE TABLE IF NOT EXISTS studies
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a study; nothing here names the patient.
+    """The outcome of a study, without anything that identifies the patient.
 
     Attributes:
         key: 16 hexadecimal digits.
-        status: ``repeated`` is a study that this model has had before: it is filed and not translated again.
-        code: why it is in quarantine, "" otherwise; ``quarantine/<key>/reason.json`` has the words.
+        status: ``repeated`` is a study that this model has translated before; it is filed, but not
+            translated again.
+        code: why the study is in quarantine, "" otherwise; ``quarantine/<key>/reason.json`` has the
+            message.
         series: number of derived images or series.
-        warned: how many of them are somewhat unlike the training images.
+        warned: how many of them have an out-of-distribution warning.
     """
 
     key: str
@@ -58,25 +60,27 @@ class Outcome:
 def process(
     folder: Path, translator: Translator, *, settle_s: float = 60.0, target: str | None = None, workers: Workers = 1
 ) -> Iterator[Outcome]:
-    """Translate every study in ``folder/inbox`` that has been left alone for ``settle_s``.
+    """Translate every study in ``folder/inbox`` that has not changed for ``settle_s``.
 
-    Every step can be repeated: an output appears under its final name at once, the ledger's row follows, the source is
-    moved last. Whatever a crash leaves is finished by the next call.
+    Every step can be repeated: an output appears under its final name in one step, then its row is
+    added to the ledger, and the source is moved last. The next call completes whatever a crash has
+    left unfinished.
 
     Args:
-        folder: holds ``inbox``; the rest is made.
-        translator: what translates them.
-        settle_s: seconds for which nothing of a study may have changed.
-        target: domain; default: what the translator was trained for.
-        workers: translate that many at once, or on a cluster: see :func:`medstyle.jobs.workers.each`.
+        folder: contains ``inbox``; the other folders are created.
+        translator: the translator to use.
+        settle_s: seconds for which no file of a study may have changed.
+        target: target domain; default: the one that the translator was trained for.
+        workers: number of studies that are translated in parallel, or a cluster: see
+            :func:`medstyle.jobs.workers.each`.
 
     Raises:
-        UserError: there is no ``folder/inbox``, or another process works in ``folder``.
-        OSError: the disk is full or not writable: no fault of the study, which stays where it is.
+        UserError: ``folder/inbox`` does not exist, or another process works in ``folder``.
+        OSError: the disk is full or not writable; the study is not at fault and stays where it is.
     """
     inbox = folder / "inbox"
     if not inbox.is_dir():
-        raise DataError(f"{inbox}: no such folder; make it and put one folder for each study into it")
+        raise DataError(f"{inbox}: no such folder; create it and put one folder per study into it")
     with _alone(folder), closing(sqlite3.connect(folder / "ledger.db")) as ledger:
         ledger.execute(TABLE)
         studies = [study for study in sorted(inbox.iterdir()) if not study.name.startswith(".")]
@@ -101,7 +105,7 @@ def _entered(ledger: sqlite3.Connection, outcome: Outcome, translator: Translato
 
 
 def _known(ledger: sqlite3.Connection, key: str) -> Outcome | None:
-    """Return what became of an equal study before."""
+    """Return the outcome of an identical earlier study."""
     row = ledger.execute("SELECT status, code, series, warned FROM studies WHERE key = ?", (key,)).fetchone()
     return None if row is None else Outcome(key, "repeated" if row[0] == "derived" else row[0], *row[1:])
 
@@ -111,7 +115,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
     derived, quarantine = folder / "derived" / key, folder / "quarantine" / key
     scratch = derived.with_name(f".part-{key}")
     facts = derived / "translation.json"
-    if not derived.is_dir():  # else it was finished by a process that could not say so any more
+    if not derived.is_dir():  # else another process finished it, but stopped before it was recorded
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
         try:
@@ -121,7 +125,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
             rows = translate_path(study, scratch, translator, Request(target, source))
         except OSError:
             raise
-        except Exception as error:  # no other study may wait for this one; the text may name the patient
+        except Exception as error:  # one study must not block the others; the text may name the patient
             shutil.rmtree(scratch, ignore_errors=True)
             code = getattr(error, "code", Code.E_INPUT) if isinstance(error, UserError) else Code.E_FAULT
             quarantine.mkdir(parents=True, exist_ok=True)
@@ -137,7 +141,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
 
 
 def _key(study: Path, translator: Translator, target: str | None) -> str:
-    """Hash what is asked for: the bytes of the files in any order, the weights and the target."""
+    """Hash the request: the bytes of the files in any order, the weights and the target."""
     digests = []
     for path in find_files([study]):
         with path.open("rb") as file:
@@ -147,13 +151,13 @@ def _key(study: Path, translator: Translator, target: str | None) -> str:
 
 
 def _settled(study: Path, settle_s: float) -> bool:
-    """Tell whether nothing was added or changed for ``settle_s``: a study may be on its way still."""
+    """Return whether nothing has changed for ``settle_s``; a study may still be arriving."""
     changed = max(path.stat().st_ctime for path in (study, *find_files([study])))
     return time.time() - changed >= settle_s
 
 
 def _file(study: Path, folder: Path) -> None:
-    """Move ``study`` into ``folder``, under another name where its own is taken."""
+    """Move ``study`` into ``folder``, under another name if its own is taken."""
     folder.mkdir(parents=True, exist_ok=True)
     place, number = folder / study.name, 1
     while place.exists():

@@ -1,4 +1,4 @@
-"""The out-of-distribution gate: is this input like the training images, and is the output an image at all?"""
+"""Check whether inputs resemble the training images, and whether outputs are images at all."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 
 from medstyle.networks.translator import Translator
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-WARN, REFUSE = 1.5, 3.0  # times the 99th percentile of the score among the training images
-OUTSIDE = 0.05  # share of the body that may leave the range of the training images; they leave 1 % by definition
-FLAT = 0.01  # network units; an image without more contrast shows nothing
+WARN, REFUSE = 1.5, 3.0  # limits, as multiples of the 99th percentile of the score among the training images
+OUTSIDE = 0.05  # share of the body that may be outside the range of the training images; by definition, 1 % of them is
+FLAT = 0.01  # network units; an image with less contrast shows nothing
 
 
 class Verdict(NamedTuple):
-    """``score`` is the largest absolute robust z value among the features of the image."""
+    """A score and its verdict; ``score`` is the largest absolute robust z value of the features."""
 
     score: float
     verdict: Literal["ok", "warn", "refuse"]
 
 
 def assess(slices: Tensor, translator: Translator, domain: str | None = None) -> Verdict:
-    """Compare prepared slices ``(D, C, H, W)`` with training images of ``domain``, else of the source."""
+    """Compare slices ``(D, C, H, W)`` with the training images of ``domain`` or of the source."""
     config = translator.config
     reference = config.reference.get(domain or config.source) or config.reference[config.source]
     statistics = reference.volume if len(slices) > 1 else reference.slice
@@ -35,7 +35,7 @@ def assess(slices: Tensor, translator: Translator, domain: str | None = None) ->
 
 
 def oddities(output: Tensor, body: NDArray[np.bool_] | None = None) -> tuple[str, ...]:
-    """Say what is wrong with network output ``(D, C, H, W)`` in the ``body`` ``(D, H, W)``, whatever the input was."""
+    """Describe faults of an output ``(D, C, H, W)`` in ``body`` ``(D, H, W)``, for any input."""
     outside, count, low, high = 0, 0, np.inf, -np.inf
     for z, one in enumerate(output.numpy()):
         values = one if body is None else one[:, body[z]]
@@ -45,7 +45,7 @@ def oddities(output: Tensor, body: NDArray[np.bool_] | None = None) -> tuple[str
             low, high = min(low, float(values.min())), max(high, float(values.max()))
     found = []
     if outside > OUTSIDE * count:
-        found.append(f"{outside / count:.0%} of the output lies outside the range of the training images")
+        found.append(f"{outside / count:.0%} of the output is outside the range of the training images")
     if high - low < FLAT:
         found.append("the output is constant")
     return tuple(found)

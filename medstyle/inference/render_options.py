@@ -1,4 +1,4 @@
-"""How much of a style a picture gets, and how it is post-processed."""
+"""Apply a style to a picture: its strength, its colours, and post-processing."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from numpy.typing import NDArray
 from medstyle.errors import Code, ParamsError, Refusal
 from medstyle.imaging.picture import MAX_PIXELS, Pixels, from_unit, over_white, to_unit
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 @dataclass(frozen=True)
 class RenderOptions:
-    """How much of the style a picture gets, and what is done to it afterwards.
+    """How the style is applied to a picture, and how the result is post-processed.
 
     Attributes:
-        strength: 0 leaves the picture as it is, 1 is the whole style; between them the two are mixed.
-        keep_colour: take the lightness alone from the style (CIELAB), the colours from the picture.
-        size: shorter side, pixels, at which the picture is painted; the change is enlarged and added to the picture, so
-            that strokes become larger and details stay. None: its own size.
-        mask: ``(h, w)`` in [0, 1], stretched over the picture: how much of the style each place gets.
-        temporal_smoothing: frames of a video: share of the frame before, where it is found again; see :class:`Shot`.
-        sharpen: in [0, 1], how strongly edges are raised.
-        upscale: 1 to 4, how many times the rows and columns; interpolated, so no detail is added.
+        strength: 0 leaves the picture unchanged, 1 applies the full style; values in between blend
+            the two.
+        keep_colour: take only the lightness of the style (CIELAB); the colours are those of the
+            picture.
+        size: length in pixels of the shorter side at which the picture is rendered. The change is
+            enlarged and added to the picture, so that strokes become larger and details remain.
+            None: the picture's own size.
+        mask: ``(h, w)`` in [0, 1], stretched over the picture: strength of the style at each
+            location.
+        temporal_smoothing: for the frames of a video: share of the previous frame in regions that
+            match; see :class:`Shot`.
+        sharpen: strength of the sharpening, in [0, 1].
+        upscale: factor of the numbers of rows and columns, 1 to 4; by interpolation, so no detail
+            is added.
     """
 
     strength: float = 1.0
@@ -50,13 +56,13 @@ class RenderOptions:
 
     @property
     def whole(self) -> bool:
-        """Tell whether the output is the network's as it is."""
+        """Whether the output of the network is used unchanged."""
         return replace(self, temporal_smoothing=FULL.temporal_smoothing) == FULL and self.mask is None
 
     def apply(self, source: Pixels, rendered: NDArray[np.float32]) -> Pixels:
-        """Blend the ``rendered`` picture ``(H, W, 3)`` in [0, 1] with its source, and post-process it.
+        """Blend a ``rendered`` picture ``(H, W, 3)`` in [0, 1] with its source; post-process it.
 
-        The result has the type of ``source``, to which it is rounded once, at the end, and its opacity.
+        The result has the type and the opacity of ``source``; it is rounded only once, at the end.
         """
         original, opacity = to_unit(over_white(source)), to_unit(source[..., 3:])
         image = rendered
@@ -80,7 +86,7 @@ class RenderOptions:
 FULL = RenderOptions()
 
 
-RADIUS = 2.0  # pixels: standard deviation of the blur whose loss is given back
+RADIUS = 2.0  # standard deviation in pixels of the blur for sharpening
 
 
 def _to_lab(image: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -92,12 +98,15 @@ def _to_lab(image: NDArray[np.float32]) -> NDArray[np.float32]:
 def _from_lab(lab: NDArray[np.float32]) -> NDArray[np.float32]:
     from skimage.color import lab2rgb
 
-    with warnings.catch_warnings(action="ignore"):  # colours beyond what a screen shows are cut
+    with warnings.catch_warnings(action="ignore"):  # colours outside the gamut of a screen are clipped
         return np.asarray(lab2rgb(lab), np.float32)
 
 
 def sharpen(image: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
-    """Add ``amount`` of what a blur takes from the lightness (CIELAB) of ``(H, W, 3)`` in [0, 1]; colours stay."""
+    """Sharpen the lightness (CIELAB) of ``(H, W, 3)`` in [0, 1] by an unsharp mask.
+
+    Colours are unchanged.
+    """
     from skimage.filters import unsharp_mask
 
     lab = _to_lab(image)
@@ -106,10 +115,12 @@ def sharpen(image: NDArray[np.float32], amount: float) -> NDArray[np.float32]:
 
 
 def enlarge(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    """Return ``(H, W, C)`` with ``factor`` times the rows and columns (Lanczos); it invents no detail.
+    """Return ``(H, W, C)`` with ``factor`` times the rows and columns (Lanczos).
+
+    No detail is added.
 
     Raises:
-        Refusal: ``E_TOO_LARGE`` the result would be larger than any picture that is read.
+        Refusal: ``E_TOO_LARGE`` the result would exceed the largest picture that can be read.
     """
     from PIL import Image
 

@@ -1,7 +1,7 @@
-"""Statistics of normalisation that the windows of a large picture, or the frames of a shot, have in common.
+"""Share normalisation statistics among the windows of a large picture or the frames of a shot.
 
-A network that normalises each of them by its own mean and variance paints a dark corner as bright as the sky, and
-changes its style from tile to tile and from frame to frame.
+A network that normalises each of them by its own mean and variance renders a dark corner as bright
+as the sky, and its style changes from tile to tile and from frame to frame.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 PER_CHANNEL = (nn.InstanceNorm2d, nn.InstanceNorm3d)
 
 
 class Statistics:
-    """The mean and mean square that every normalisation of some networks has seen, by channel.
+    """The mean and mean square per channel of the inputs of every normalisation layer.
 
     Args:
-        networks: normalised by channel, as ours and MONAI's are; other normalisations are left alone.
+        networks: networks whose layers normalise per channel, as ours and MONAI's do; other
+            normalisations are unchanged.
     """
 
     def __init__(self, networks: Iterable[nn.Module]) -> None:
@@ -36,7 +37,10 @@ class Statistics:
 
     @contextmanager
     def gather(self) -> Iterator[None]:
-        """Take the mean over all images that are rendered meanwhile; each is normalised by itself."""
+        """Average over all images that are rendered in this context.
+
+        Each is normalised by itself.
+        """
         seen = [0] * len(self.layers)
 
         def note(number: int, x: Tensor) -> None:
@@ -49,12 +53,12 @@ class Statistics:
 
     @contextmanager
     def share(self, memory: float = 1.0) -> Iterator[None]:
-        """Normalise by what is held, of which each image first replaces the share ``1 - memory`` by its own."""
+        """Normalise by stored statistics, of which each image replaces a share ``1 - memory``."""
 
         def note(number: int, x: Tensor) -> None:
             if number not in self.held:
                 self.held[number] = _moments(x)
-            elif memory < 1:  # else nothing of its own counts, and need not be computed
+            elif memory < 1:  # else the image's own statistics do not count and need not be computed
                 self.held[number] = _moments(x).lerp(self.held[number], memory)
 
         with self._hooked(note, apply=True):

@@ -1,4 +1,4 @@
-"""Slices, neighbourhoods and volumes through the network, a few or one window at a time."""
+"""Run slices and volumes through the network, a few slices or one window at a time."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from medstyle.inference.windows import Render, blend
 from medstyle.networks.translator import Translator
 from medstyle.transforms.body import AIR, box_around, extent_of
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Box = tuple[slice, slice]  # rows and columns
 
 CHUNK = {
     "cpu": 1 << 16,
     "cuda": 1 << 22,
-}  # pixels at once; more than a CPU's cache holds is slower (docs/benchmarks.md)
+}  # pixels per forward pass; more than fit into the cache of a CPU are slower (docs/benchmarks.md)
 
 
 WHOLE = 1 << 20  # pixels of the largest slice or picture that is rendered in one piece
 
 
-WINDOW = 512  # pixels; larger ones in windows of the training size, but not smaller than this
+WINDOW = 512  # pixels; larger images are rendered in windows of the training size, but at least of this size
 
 
-SHARED = 0.25  # overlap of windows that share statistics: they differ near their edges alone
+SHARED = 0.25  # overlap of windows that share statistics: they differ only near their edges
 
 
 @torch.inference_mode()
@@ -48,18 +48,20 @@ def synthesise(
     out: Tensor | None = None,
     deviation: Tensor | None = None,
 ) -> Tensor:
-    """Render a stack of slices; never more than a few of them, or one window, are at work at once.
+    """Render a stack of slices, processing only a few slices or one window at a time.
 
     Args:
-        translator: 2-D: slices one by one; 2.5-D: each with its neighbours; 3-D: windows of its training size.
-        content: ``(D, M, H, W)`` in network units, a view or not; ``M`` counts the channels of source and contrasts.
-        target: default: the trained one.
-        style: of :meth:`Translator.style`; default: the target's.
-        body: ``(D, H, W)``: a slice is rendered in the box around the body that it and its neighbours show, as in
-            training; the rest of ``out`` stays as it is. Default: whole slices.
+        translator: 2-D: slices one by one; 2.5-D: each with its neighbours; 3-D: windows of its
+            training size.
+        content: ``(D, M, H, W)`` in network units, a view or not; ``M`` counts the channels of
+            source and contrasts.
+        target: default: the target that the translator was trained for.
+        style: codes from :meth:`Translator.style`; default: those of the target.
+        body: ``(D, H, W)``: a slice is rendered in the bounding box of the body in it and its
+            neighbours, as in training; the rest of ``out`` is unchanged. Default: whole slices.
         out: ``(D, C, H, W)`` to fill, a view or not; default: a new one.
-        deviation: filled with :func:`spread`, which is not computed without it. Where windows overlap it is the
-            blend of theirs.
+        deviation: filled with the deviation from :func:`spread`, which is not computed without it.
+            Where windows overlap, their deviations are blended.
     """
     architecture, training = translator.config.architecture, translator.config.size
     codes = style or translator.style(target)
@@ -94,12 +96,12 @@ def synthesise(
 def _boxes(
     translator: Translator, content: Tensor, body: NDArray[np.bool_] | None
 ) -> dict[tuple[int, int], list[tuple[int, Box]]]:
-    """Return the slices to render and the box of each, by the size of the box: those are rendered together."""
+    """Return the slices to render and their boxes, grouped by the size of the box for batching."""
     boxes: dict[tuple[int, int], list[tuple[int, Box]]] = defaultdict(list)
     for place in range(len(content)):
         around = _around(place, translator.config.architecture.neighbours, len(content))
         extent = None if body is None else extent_of(body[around])
-        if body is not None and extent is None:  # air alone
+        if body is not None and extent is None:  # nothing but air
             continue
         rows, columns = box_around(extent, content.shape[2:], translator.multiple)
         boxes[rows.stop - rows.start, columns.stop - columns.start].append((place, (rows, columns)))
@@ -107,7 +109,7 @@ def _boxes(
 
 
 def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence[int], parts: Sequence[Tensor]) -> None:
-    """Render slices in windows that share the statistics of the whole, made smaller: one style everywhere."""
+    """Render slices in windows that share the statistics of the downsampled whole image."""
     scale = (WHOLE / (x.shape[2] * x.shape[3])) ** 0.5
     if scale >= 1:
         blend(render, x, window, parts)
@@ -121,12 +123,12 @@ def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence
 
 
 def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:
-    """Return the slices that the network sees around a place, the ends repeated."""
+    """Return the slices that the network sees around a place; the end slices are repeated."""
     return np.clip(np.arange(neighbours) + place - neighbours // 2, 0, depth - 1)
 
 
 def _with_neighbours(content: Tensor, place: int, neighbours: int) -> Tensor:
-    """Return a slice of ``(D, M, H, W)`` with its neighbours as ``(M B, H, W)``: channel ``m B + b``."""
+    """Return a slice of ``(D, M, H, W)`` with neighbours, ``(M B, H, W)``: channel ``m B + b``."""
     if neighbours == 1:
         return content[place]
     return content[torch.from_numpy(_around(place, neighbours, len(content)))].transpose(0, 1).flatten(0, 1)

@@ -1,8 +1,9 @@
-"""Frames of one shot that hang together: no flicker where the input does not flicker.
+"""Smooth the frames of a video shot over time, so that the output flickers no more than the input.
 
-Two things change from frame to frame without cause: the statistics by which the network normalises, which are followed
-slowly, and what it paints on grain and compression, which is mixed with the frame before, moved along the flow of the
-input (Ruder 2016, Lai 2018).
+Two things change from frame to frame without cause: the statistics by which the network normalises,
+and what it renders from grain and compression noise. The statistics are averaged over time; the
+output is blended with the previous frame, warped along the optical flow of the input (Ruder 2016,
+Lai 2018).
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from medstyle.imaging.picture import Pixels, from_unit, to_unit
 from medstyle.inference.shared_norm import Statistics
 from medstyle.networks.translator import Translator
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Rendered = NDArray[np.float32]  # a picture (H, W, 3) in [0, 1]
 
-MEMORY = 0.9  # share of the statistics that comes from the frames before
-CUT = 0.4  # share of pixels that must be found again, else a new shot begins
-FLOW_PX = 1 << 18  # pixels on which flow is computed; larger frames are shrunk
-LIKE = 0.06  # difference of grey levels, of 1, at which a pixel is trusted by half only
+MEMORY = 0.9  # share of the statistics that comes from previous frames
+CUT = 0.4  # share of pixels that must match the previous frame; below it, a new shot begins
+FLOW_PX = 1 << 18  # pixels on which the flow is computed; larger frames are downsampled
+LIKE = 0.06  # difference of grey levels in [0, 1] at which the trust in a pixel is halved
 
 
 class Shot:
-    """The state of a shot: follows the frames of a video, one after the other, and begins anew at each cut.
+    """The state of a shot: it follows the frames of a video in order and starts anew at each cut.
 
     Args:
-        translator: whose statistics are followed.
-        amount: in [0, 1): share of a pixel that comes from the frame before, where it is found there for certain.
-            0: every frame by itself.
+        translator: translator whose statistics are averaged over time.
+        amount: share of a pixel that comes from the previous frame where the match is certain, in
+            [0, 1). 0: every frame is rendered independently.
     """
 
     def __init__(self, translator: Translator, amount: float) -> None:
@@ -47,12 +48,12 @@ class Shot:
         self.before: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None  # grey input, output
 
     def state(self) -> dict[str, Any]:
-        """Return what another shot needs to go on from here."""
+        """Return the state from which another shot can continue."""
         before = self.before and [torch.from_numpy(one) for one in self.before]
         return {"before": before, "held": self.statistics.held}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         if state["before"]:
             grey, image = (one.numpy() for one in state["before"])
             self.before = grey, image
@@ -60,7 +61,10 @@ class Shot:
 
     @contextmanager
     def frame(self, pixels: Pixels) -> Iterator[Callable[[Rendered], Rendered]]:
-        """Render the next frame ``pixels`` ``(H, W, 3)`` inside; yields what blends its output with those before."""
+        """Render the next frame ``(H, W, 3)`` in this context.
+
+        Yields a function that blends its output.
+        """
         if self.amount == 0:
             yield lambda rendered: rendered
             return
@@ -81,7 +85,10 @@ class Shot:
             yield blend
 
     def _found(self, grey: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Return the output before, moved to where the input is now, and how far to trust each pixel; None at a cut."""
+        """Return the previous output, warped to this frame, and the trust in each pixel.
+
+        None at a cut.
+        """
         if self.before is None or self.before[0].shape != grey.shape:
             return None
         cv2 = flow_library()
@@ -98,7 +105,7 @@ class Shot:
 
 
 def flow_library() -> Any:
-    """Return OpenCV; :class:`UserError` where it is not installed."""
+    """Return OpenCV; raise :class:`UserError` if it is not installed."""
     try:
         import cv2
     except ImportError:
@@ -114,7 +121,7 @@ def _grey(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def flow(now: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return where each pixel of ``now`` was ``before``, ``(H, W, 2)`` as (x, y) displacements (DIS, Kroeger 2016)."""
+    """Return displacements (x, y) from ``now`` to ``before``, ``(H, W, 2)`` (DIS, Kroeger 2016)."""
     cv2 = flow_library()
     found: NDArray[np.float32] = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(now, before, None)
     return found
@@ -132,9 +139,9 @@ def moved(image: NDArray, displacement: NDArray[np.float32]) -> NDArray[np.float
 
 
 def agreement(back: NDArray[np.float32], forth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Tell where two opposite flows ``(H, W, 2)`` agree and stay in the frame: 1 there, 0 elsewhere (Ruder 2016).
+    """Return 1 where opposite flows ``(H, W, 2)`` agree inside the frame, else 0 (Ruder 2016).
 
-    Elsewhere something was covered: ``|back + forth|^2 > 0.01 (|back|^2 + |forth|^2) + 0.5``.
+    A pixel is taken as occluded if ``|back + forth|^2 > 0.01 (|back|^2 + |forth|^2) + 0.5``.
     """
     height, width = back.shape[:2]
     there = moved(forth, back)

@@ -1,4 +1,4 @@
-"""From a source image to a synthetic one on the same grid."""
+"""Translate a scan or a picture to a synthetic one on the same grid."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ from medstyle.networks.translator import Translator
 from medstyle.transforms.align import onto_grid
 from medstyle.transforms.prepare import Prepared, frame_picture, picture_slices, prepare, unit_picture
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the body's extent: where a reference scan is looked at
+STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # relative positions, in the body, of the slices of a reference scan
 
 Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
-Reference = Image | Sequence[tuple[float, Image]]  # whose style is taken; of several, the mean by these weights
+Reference = Image | Sequence[tuple[float, Image]]  # defines the style; several are averaged with these weights
 
 
 @dataclass(frozen=True)
 class Translation:
-    """What came out: a volume on the grid of its source, or a picture as its source is: bits, opacity.
+    """The result of a translation.
 
-    ``uncertainty`` is in the unit of the target domain, uncalibrated; None unless asked for. ``warnings`` says what is
-    wrong with the output, whatever the input was.
+    Attributes:
+        image: a volume on the grid of its source, or a picture with the bits and the opacity of its
+            source.
+        ood: verdict on the source.
+        uncertainty: in the unit of the target domain, uncalibrated; None unless requested.
+        warnings: what is wrong with the output, for any input.
     """
 
     image: Image
@@ -57,20 +61,23 @@ def translate_volume(
 ) -> Translation:
     """Render ``volume`` in ``target`` (default: the domain the translator was trained for).
 
-    The output lies on exactly the grid of the source; CT is in HU, MR in the units of the median training image.
+    The output has exactly the grid of the source; CT is in HU, MR in the units of the median
+    training image.
 
     Args:
-        volume: of any domain of the translator; it was trained from ``config.source``.
+        volume: of any domain of the translator, which was trained from ``config.source``.
         translator: see :class:`Translator`.
         target: one of the translator's domains.
-        contrasts: the other scans of the subject that the translator needs, on any grid and in any order.
-        reference: a scan of ``target`` whose style is taken, or several with their weights.
-        seed: draws a style.
+        contrasts: the other scans of the subject that the translator needs, on any grid and in any
+            order.
+        reference: a scan of ``target`` that defines the style, or several with their weights.
+        seed: seed of a random style.
         uncertainty: also measure how much the output changes where it should not.
 
     Raises:
-        UserError: a domain, a contrast or a source of style is not what the translator was trained with.
-        Refusal: ``E_EMPTY`` there is no body to translate.
+        UserError: a domain, a contrast or a source of style is not among those that the translator
+            was trained with.
+        Refusal: ``E_EMPTY`` the image shows no body to translate.
     """
     style = style_of(translator, target, reference, seed)
     prepared = prepare_source(volume, translator, contrasts)
@@ -78,7 +85,7 @@ def translate_volume(
 
 
 def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[Volume] = ()) -> Prepared:
-    """Clean and grid ``volume`` and its contrasts as the translator's training images were."""
+    """Clean and resample ``volume`` and its contrasts in the same way as the training images."""
     config = translator.config
     translator.index(volume.domain)
     settings = config.preparation
@@ -103,7 +110,7 @@ def style_of(
     reference: Reference | None = None,
     seed: int | None = None,
 ) -> list[Tensor]:
-    """Return the style codes of ``target``: of a reference image of it, of a seed, else its own."""
+    """Return style codes of ``target``: from a reference, from a seed, or the default ones."""
     if reference is None:
         return translator.style(target, seed=seed)
     if seed is not None:
@@ -113,7 +120,7 @@ def style_of(
     several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
     total = sum(weight for weight, _ in several)
     if not several or total <= 0 or min(weight for weight, _ in several) < 0:
-        raise ModelError("the weights of the styles must not be negative, and not all be 0")
+        raise ModelError("the weights of the styles must not be negative, nor all be 0")
     translator.require_style("reference")
     codes = []
     for weight, image in several:
@@ -125,17 +132,17 @@ def style_of(
 
 
 def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
-    """Return ``(R, C, ...)`` images in network units, framed as the training images were."""
+    """Return ``(R, C, ...)`` images in network units, framed like the training images."""
     from monai.transforms import ResizeWithPadOrCrop
 
     config = translator.config
     settings = config.preparation
     if isinstance(reference, Volume):
         if reference.domain != domain:
-            raise ModelError(f"the reference is {reference.domain}, but its style is wanted for {domain}")
+            raise ModelError(f"the reference is {reference.domain}, but a style of {domain} is needed")
         prepared = prepare(reference, settings)
         if not prepared.foreground.any():
-            raise Refusal(Code.E_EMPTY, "the reference shows no body: every voxel has about the same value")
+            raise Refusal(Code.E_EMPTY, "the reference shows no body: all voxels have about the same value")
         if config.architecture.dimensions == 3:
             images = prepared.slices.movedim(1, 0)[None]
         else:
@@ -160,10 +167,10 @@ def translate_prepared(
     style: list[Tensor] | None = None,
     uncertainty: bool = False,
 ) -> Translation:
-    """Do as :func:`translate_volume` for a source that is prepared already, in a style of :func:`style_of`."""
+    """Translate a source that is already prepared, in a style from :func:`style_of`."""
     target = target or translator.config.target
     if not prepared.foreground.any():
-        raise Refusal(Code.E_EMPTY, "the image shows no body: every voxel has about the same value")
+        raise Refusal(Code.E_EMPTY, "the image shows no body: all voxels have about the same value")
     fingerprint = translator.config.fingerprints[target]
     verdict = assess(prepared.slices[:, :1], translator, prepared.source.domain)
     made = torch.full_like(prepared.slices[:, :1], -1)
@@ -183,7 +190,7 @@ def translate_prepared(
 
 @dataclass(frozen=True)
 class Rendering:
-    """How pictures are rendered: by which translator, from what into what, in which style of :func:`style_of`."""
+    """How to render pictures: the translator, the two domains, the style codes, the options."""
 
     translator: Translator
     target: str
@@ -201,7 +208,7 @@ def rendering(
     seed: int | None = None,
     options: RenderOptions = FULL,
 ) -> Rendering:
-    """Decide how pictures are rendered; see :func:`translate_picture`."""
+    """Build the settings for rendering pictures; see :func:`translate_picture`."""
     target, domain = target or translator.config.target, domain or translator.config.source
     translator.index(domain)
     return Rendering(translator, target, domain, style_of(translator, target, reference, seed), options)
@@ -217,10 +224,11 @@ def translate_picture(
     seed: int | None = None,
     options: RenderOptions = FULL,
 ) -> Translation:
-    """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size; see :func:`translate_volume`.
+    """Render an ``(H, W, 3)`` RGB picture of ``domain`` in ``target``, at its own size.
 
-    Default: from the domain that the translator was trained from to the one it was trained for. 16 bits stay 16. A
-    picture with opacity, ``(H, W, 4)``, is laid over white for the network and keeps its fourth channel.
+    The default domains are those that the translator was trained for. Pictures of 16 bits keep
+    their 16 bits. A picture with opacity, ``(H, W, 4)``, is laid over white for the network and
+    keeps its fourth channel. The other arguments are those of :func:`translate_volume`.
     """
     how = rendering(translator, target, domain=domain, reference=reference, seed=seed, options=options)
     return render_picture(pixels, how)
@@ -228,14 +236,15 @@ def translate_picture(
 
 def render_picture(pixels: Pixels, how: Rendering) -> Translation:
     """Render one picture."""
-    still = replace(how, options=replace(how.options, temporal_smoothing=0.0))  # there is no frame before
+    still = replace(how, options=replace(how.options, temporal_smoothing=0.0))  # there is no previous frame
     return next(render_frames([pixels], still))
 
 
 def render_frames(frames: Iterable[Pixels], how: Rendering, shot: Shot | None = None) -> Iterator[Translation]:
-    """Render pictures one after the other in one style, as :func:`translate_picture` does each.
+    """Render pictures in order in one style, each like :func:`translate_picture`.
 
-    They are the frames of a video unless ``temporal_smoothing`` is 0; ``shot`` goes on with one that was begun before.
+    They are the frames of a video unless ``temporal_smoothing`` is 0; ``shot`` continues an earlier
+    one.
     """
     translator, options = how.translator, how.options
     shot = shot or Shot(translator, options.temporal_smoothing)
@@ -249,7 +258,10 @@ def render_frames(frames: Iterable[Pixels], how: Rendering, shot: Shot | None = 
 
 
 def _painted(translator: Translator, x: Tensor, target: str, style: list[Tensor], size: int | None) -> Tensor:
-    """Render a picture ``(1, C, H, W)`` at a shorter side of ``size``, and add the change, enlarged, to the picture."""
+    """Render a picture ``(1, C, H, W)`` at a shorter side of ``size``.
+
+    Add the enlarged change to it.
+    """
     scale = (size or math.inf) / min(x.shape[2:])
     if scale >= 1:
         return synthesise(translator, x, target, style=style)

@@ -1,9 +1,10 @@
-"""Large inputs in overlapping windows, blended without seams.
+"""Render large inputs in overlapping windows that are blended without seams.
 
-MONAI's ``sliding_window_inference`` cuts its weights off at 1e-3, so that near the edges of an image, where every
-weight is smaller, windows are averaged and not blended; and it keeps a map of their sum as large as the image. Gaussian
-weights are a product over axes and windows form a grid, so here each axis is normalised by itself: no cut-off, no map,
-no last division, and the result goes straight into its place in the whole image.
+MONAI's ``sliding_window_inference`` clips its weights at 1e-3. Near the edges of an image, where
+every weight is smaller, windows are therefore averaged instead of blended; it also keeps a map of
+the sum of weights as large as the image. Gaussian weights are a product over axes and windows form
+a grid, so each axis can be normalised by itself here: without clipping, without a map and without a
+final division, and the result is written directly into the whole image.
 """
 
 from __future__ import annotations
@@ -15,19 +16,21 @@ from math import ceil
 import torch
 from torch import Tensor
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-Render = Callable[[Tensor], Sequence[Tensor]]  # a window -> images of its size
+Render = Callable[[Tensor], Sequence[Tensor]]  # maps a window to images of its size
 
-OVERLAP = 0.5  # least share of a window that its neighbour renders too
-WIDTH = 8  # standard deviations of the weight that a window is wide
+OVERLAP = 0.5  # smallest share of a window that overlaps with its neighbour
+WIDTH = 8  # width of a window in standard deviations of its weight
 
 
 def shares(length: int, size: int, overlap: float = OVERLAP) -> list[tuple[slice, Tensor]]:
-    """Spread windows of ``size`` evenly over ``length``: the place of each, and its share ``(size,)`` of the result.
+    """Distribute windows of ``size`` evenly over ``length``.
 
-    The weight is ``exp(-d^2 / (2 (size / 8)^2))`` of the distance ``d`` to the window's centre; the shares of all
-    windows sum to one at every place.
+    Return the place and the weights of each.
+
+    The weight is ``exp(-d^2 / (2 (size / 8)^2))`` for the distance ``d`` to the window's centre,
+    normalised so that the weights ``(size,)`` of all windows sum to one at every position.
     """
     size = min(size, length)
     count = 1 + ceil((length - size) / max(1, int(size * (1 - overlap))))
@@ -45,11 +48,12 @@ def blend(render: Render, x: Tensor, size: Sequence[int], outs: Sequence[Tensor]
     """Render ``x`` ``(N, C, ...)`` in windows of ``size`` and blend them in float32.
 
     Args:
-        render: window -> images of its size, one for each of ``outs``.
+        render: maps a window to images of its size, one for each of ``outs``.
         x: content; it may be a view.
-        size: of the windows, one number per spatial axis; a longer one than the axis is cut.
-        outs: ``(N, K, ...)`` images that are filled; they may be views.
-        overlap: least share of a window that its neighbour renders too.
+        size: size of the windows, one number per spatial axis; at most the length of the axis is
+            used.
+        outs: ``(N, K, ...)`` images to fill; they may be views.
+        overlap: smallest share of a window that overlaps with its neighbour.
     """
     for out in outs:
         out.zero_()

@@ -1,1 +1,1 @@
-"""How long jobs run and survive: bars, worker pools, whole files, resumable states."""
+"""Support long jobs: progress bars, worker pools, atomic files, resumable states."""

@@ -1,4 +1,4 @@
-"""Whole files and folders: what is written appears under its name when it is complete, or not at all."""
+"""Write files and folders atomically: they appear under their name when complete, or not at all."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pathlib import Path
 
 
 def part_of(path: Path, own: bool = False) -> Path:
-    """Return where ``path`` is written before it is complete: beside it, with its suffix.
+    """Return the path beside ``path`` at which it is written until it is complete, with its suffix.
 
-    ``own`` names the process, where several may write the same path at once.
+    ``own`` adds the process id, for paths that several processes may write at once.
     """
     return path.with_name(f".part-{os.getpid()}-{path.name}" if own else f".part-{path.name}")
 
 
 @contextmanager
 def atomic(path: Path, *, own: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write a file or a folder to; at the end it takes the place of ``path``.
+    """Yield a path beside ``path`` for a file or a folder; at the end it replaces ``path``.
 
-    After an error nothing is left and ``path`` is as it was. A file is on the disk before it gets its name, so that
-    a power cut leaves no empty one.
+    After an error, nothing is left and ``path`` is unchanged. A file is synced to the disk before
+    it is renamed, so that a power cut does not leave an empty one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = part_of(path, own)
-    _remove(part)  # of a process that was killed
+    _remove(part)  # left by a process that was killed
     try:
         yield part
         settle(part, path)
@@ -48,20 +48,20 @@ def settle(part: Path, path: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path, *, own: bool = False) -> Iterator[Path]:
-    """Yield a new folder that takes the place of ``path`` at the end; see :func:`atomic`."""
+    """Yield a new folder that replaces ``path`` at the end; see :func:`atomic`."""
     with atomic(path, own=own) as part:
         part.mkdir()
         yield part
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8, whole."""
+    """Write ``text`` as UTF-8, atomically."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, document: object) -> None:
-    """Write ``document`` as JSON, whole."""
+    """Write ``document`` as JSON, atomically."""
     write_text(path, json.dumps(document, indent=1) + "\n")
 
 

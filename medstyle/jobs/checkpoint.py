@@ -1,8 +1,8 @@
-"""Resumable training state: scratch files that are never an output.
+"""Save and load resumable states: scratch files that are never an output.
 
-The folder is keyed by everything that determines the run, so a changed parameter, data set or code version starts
-afresh. A file appears under its name only when it is complete; the last two are kept, and a damaged one falls back to
-the one before it.
+The name of the folder depends on everything that determines the run, so a changed parameter, data
+set or code version starts afresh. A file appears under its name only when it is complete. The last
+two files are kept, and the older one is used if the newer one is damaged.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ def run_key(*parts: object) -> str:
 
 
 def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after ``step`` steps: complete and synced before it gets its name.
+    """Write the state after ``step`` steps.
+
+    The file is complete and synced before it gets its name.
 
     Raises:
-        UserError: it cannot be written, as on a full disk; the states before it stay.
+        UserError: it cannot be written, for example on a full disk; earlier states are kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / "writing"
@@ -39,11 +41,11 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a short write into a RuntimeError
-        scratch.unlink(missing_ok=True)  # what was written takes the room that is missing
-        cause = error.strerror if isinstance(error, OSError) else "the disk takes no more"
+        scratch.unlink(missing_ok=True)  # frees the space that the incomplete file takes
+        cause = error.strerror if isinstance(error, OSError) else "the disk is full"
         raise OutputError(
-            f"{folder}: the state after step {step} cannot be written ({cause}); make room and run the same command "
-            "again: it goes on from the state before"
+            f"{folder}: the state after step {step} cannot be written ({cause}); free disk space and run the same "
+            "command again: it resumes from the previous state"
         ) from None
     scratch.replace(folder / f"step-{step:09d}.pt")
     for old in _states(folder)[KEEP:]:
@@ -51,11 +53,14 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: Path) -> dict[str, Any] | None:
-    """Return the newest readable state, or None. Only tensors and plain values are read: no code can run."""
+    """Return the newest readable state, or None.
+
+    Only tensors and plain values are read, so no code can run.
+    """
     for path in _states(folder):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception:  # a damaged archive raises many kinds
+        except Exception:  # a damaged archive raises many types of errors
             path.unlink(missing_ok=True)
             continue
         return state

@@ -1,4 +1,4 @@
-"""Show how far a long loop is: a bar on a terminal, a plain line now and then in a log."""
+"""Show the progress of a long loop: a bar on a terminal, an occasional line in a log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ LINE_EVERY_S = 10.0
 
 
 def track(items: Iterable[T], description: str, total: int | None = None, *, patience_s: float = 0.0) -> Iterator[T]:
-    """Yield ``items`` and report on stderr; ``total`` may be left out where ``items`` has a length.
+    """Yield ``items`` and report progress on stderr.
+
+    ``total`` is optional if ``items`` has a length.
 
     A loop that ends within ``patience_s`` seconds reports nothing.
     """
@@ -45,16 +47,17 @@ def track(items: Iterable[T], description: str, total: int | None = None, *, pat
             )
 
 
-RATE_OVER_S = 20.0  # the rate is that of the last so many seconds
+RATE_OVER_S = 20.0  # length of the interval over which the rate is measured, in seconds
 
 
 class StepProgress:
-    """The progress of a long run of steps: a bar on a terminal of any width, a line every ten seconds in a log.
+    """The progress of a long run of steps: a bar on a terminal, a line every ten seconds in a log.
 
     Args:
         description: beginning of each line.
-        steps: how many there will be.
-        items: what each step processes, and their name for the rate: ``(8, "images")``.
+        steps: total number of steps.
+        items: number of items that a step processes, and their name for the rate: ``(8,
+            "images")``.
     """
 
     def __init__(self, description: str, steps: int, items: tuple[int, str]) -> None:
@@ -89,11 +92,14 @@ class StepProgress:
             self.bar.stop()
 
     def resumed(self, step: int) -> None:
-        """Say that the steps before ``step`` were taken by an earlier run."""
+        """Report that an earlier run took the steps before ``step``."""
         print(f"resumed at step {step}", file=sys.stderr, flush=True)
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
-        """Report that ``step`` steps are done; ``values`` are those to name, the last ones where there are none."""
+        """Report that ``step`` steps are done, with ``values``.
+
+        If these are empty, with the last ones.
+        """
         now = time.monotonic()
         self.moments.append((now, step))
         while now - self.moments[0][0] > RATE_OVER_S and len(self.moments) > 2:

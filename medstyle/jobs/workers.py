@@ -1,4 +1,4 @@
-"""The same work on many images: threads of this process, several processes, or the machines of a Dask cluster."""
+"""Run the same work on many images: in threads, in processes, or on a Dask cluster."""
 
 from __future__ import annotations
 
@@ -11,31 +11,33 @@ from typing import TypeVar
 from medstyle.errors import MissingPackage, ServiceError
 from medstyle.jobs.progress import track
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Workers = int | str  # processes here, or the address of a Dask scheduler
+Workers = int | str  # a number of local processes, or the address of a Dask scheduler
 
 
 def each(
     function: Callable[[Item], Result], items: Sequence[Item], description: str, workers: Workers = 1, threads: int = 1
 ) -> Generator[Result]:
-    """Yield ``function(item)`` of every item, in order, and report progress.
+    """Yield ``function(item)`` for every item, in order, and report progress.
 
-    What a worker that died had in hand, or had finished but not handed in, is done again by another: ``function`` must
-    write the same files when it is repeated. It travels to other processes, so it must be importable there.
+    If a worker dies, its unfinished work and the results that it has not yet returned are computed
+    again by another one; ``function`` must therefore write the same files when it is repeated. It
+    is sent to other processes, so it must be importable there.
 
     Args:
-        function: what to do; it changes nothing but files of its own.
+        function: the work; it changes nothing but its own files.
         items: its arguments.
-        description: beginning of the lines of progress.
-        workers: 1 is this process with ``threads``; more are processes of one thread each; a text such as
-            ``tcp://host:8786`` is a Dask scheduler whose workers run in this folder of a shared disk.
-        threads: of this process, where there are no others.
+        description: beginning of the progress lines.
+        workers: 1 is this process with ``threads``; larger numbers are processes of one thread
+            each; a text such as ``tcp://host:8786`` is a Dask scheduler whose workers run in this
+            folder of a shared disk.
+        threads: number of threads of this process, without other workers.
 
     Raises:
-        UserError: there is no Dask, or no scheduler at the address.
+        UserError: Dask is not installed, or no scheduler answers at the address.
     """
     with ExitStack() as stack:
         if workers == 1:
@@ -62,7 +64,10 @@ def each(
 
 
 def _caught(function: Callable[[Item], Result], item: Item) -> tuple[Result | None, Exception | None]:
-    """Return an error instead of raising it: Dask would write it to its log with the item, which may name a patient."""
+    """Return an error instead of raising it.
+
+    Dask would log it together with the item, which may name a patient.
+    """
     try:
         return function(item), None
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The discriminator: is this patch a real image of the domain?"""
+"""Discriminate between real and generated image patches of a domain."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 
 class Discriminator(nn.Module):
-    """PatchGAN (Isola 2017) at several image scales, spectrally normalised (Miyato 2018), one output per domain.
+    """PatchGAN (Isola 2017) at several scales, spectrally normalised (Miyato 2018).
+
+    Each domain has its own output.
 
     Args:
-        in_channels: channels of the judged image (paired training: source and target side by side).
+        in_channels: channels of the input (paired training: source and target side by side).
         domains: number of domains ``K``; each has its own output channel.
         width: channels of the first layer; they double per layer.
-        layers: strided layers per scale: 3 sees 70 x 70 pixels.
-        scales: image pyramid levels: full size, 1/2, 1/4...
+        layers: strided layers per scale: 3 give a receptive field of 70 x 70 pixels.
+        scales: levels of the image pyramid: full size, 1/2, 1/4...
         spatial_dims: 2 or 3.
     """
 
@@ -40,16 +42,17 @@ class Discriminator(nn.Module):
         }  # fmt: skip
         self.scales = nn.ModuleList(PatchDiscriminator(**arguments) for _ in range(scales))
         for network in self.scales:
-            # all but the last layer: normalised as well, it would hold the logits so near zero that nothing is judged
+            # all but the last layer: with normalisation, it would keep the logits too close to zero
+            # to discriminate
             for module in [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)][:-1]:
                 spectral_norm(module)
 
     def forward(self, y: Tensor, domain: Tensor) -> list[Tensor]:
-        """Judge images.
+        """Classify the patches of images.
 
         Args:
             y: ``(N, C, ...)`` in network units.
-            domain: ``(N,)`` indices of the domain that each image claims.
+            domain: ``(N,)`` indices of the domain that each image is meant to belong to.
 
         Returns:
             One logit map ``(N, 1, h, w)`` per scale.
@@ -65,7 +68,7 @@ class Discriminator(nn.Module):
 def probability(logits: list[Tensor]) -> Tensor:
     """Return ``(N,)``: the mean over patches, then scales, of ``sigmoid(logit)``.
 
-    It is the probability that the image is real only under the log-form objectives (``minimax``, ``nonsaturating``);
-    under least squares and hinge it is a monotone score.
+    Only with the log-form objectives (``minimax``, ``nonsaturating``) is this the probability that
+    the image is real; with least squares and hinge it is a monotone score.
     """
     return torch.stack([level.sigmoid().flatten(1).mean(1) for level in logits]).mean(0)

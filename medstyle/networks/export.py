@@ -1,4 +1,4 @@
-"""A translator as one file for other runtimes: ONNX, ``torch.export`` or TorchScript."""
+"""Export a translator to one file for other runtimes: ONNX, ``torch.export`` or TorchScript."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
 
 
 class Rendering(nn.Module):
-    """Content in, image of one domain out: the mean over the members, each with its fixed style code."""
+    """Render content as an image of one domain: the mean over the members, with fixed codes."""
 
     def __init__(self, translator: Translator, domain: str | None = None) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class Rendering(nn.Module):
             self.register_buffer(f"code_{number}", code.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Render ``(N, C_in, ...)``; sizes are multiples of the generator's."""
+        """Render ``(N, C_in, ...)``, whose sizes must be multiples of the generator's."""
         total = torch.zeros((), device=x.device)
         for number, networks in enumerate(self.members):
             code = getattr(self, f"code_{number}").expand(x.shape[0], -1)
@@ -36,9 +36,10 @@ class Rendering(nn.Module):
 
 
 def export(translator: Translator, path: Path, domain: str | None = None) -> None:
-    """Write the inference path to ``path``, whose suffix names the format; batch and sizes stay free.
+    """Write the inference path to ``path``, in the format of its suffix, for any size.
 
-    Input ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network units, sizes multiples of ``translator.multiple``.
+    Any batch size works, too. The input is ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network
+    units; sizes are multiples of ``translator.multiple``.
 
     Raises:
         UserError: the suffix is unknown, or the package for ONNX is not installed.
@@ -52,7 +53,7 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
     channels = first.colours * first.neighbours * (1 + len(translator.config.contrasts))
     example = torch.zeros(2, channels, *[4 * multiple] * dims)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporters, about themselves
+        warnings.simplefilter("ignore")  # warnings of the exporters about their own code
         if path.suffix == ".ts":
             torch.jit.save(torch.jit.trace(rendering, example), path)
             return
@@ -63,7 +64,7 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
         if path.suffix == ".pt2":
             torch.export.save(program, path)
             return
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports each package that is not installed
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every package that is not installed
         try:
             torch.onnx.export(program, (), path, input_names=["content"], output_names=["image"], verbose=False)
         except ImportError as error:

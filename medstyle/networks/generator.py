@@ -1,4 +1,4 @@
-"""The generator ``G(x, s)``: content image ``x`` and style code ``s`` in, the image in that style out.
+"""Render a content image ``x`` in the style of a code ``s``: the generator ``G(x, s)``.
 
 ::
 
@@ -6,8 +6,8 @@
                              └── skips ──────────────┘ ▲
     s (N, S) ──────────────────────── modulation ──────┘
 
-The encoder never sees ``s`` and its normalisation removes the contrast of the image; the decoder puts the contrast of
-the style back through its modulation (AdaIN, Huang and Belongie 2017; FiLM, Perez 2018).
+The encoder never sees ``s``, and its normalisation removes the contrast of the image. The decoder
+applies the contrast of the style by modulation (AdaIN, Huang and Belongie 2017; FiLM, Perez 2018).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 
 def _norm(spatial_dims: int, channels: int, affine: bool) -> nn.Module:
-    # One group per channel is instance normalisation by value, on the fast channels_last path. The large eps keeps a
-    # flat crop from dividing by zero.
+    # One group per channel is instance normalisation by value, on the fast channels_last path. The
+    # large eps prevents division by zero for constant crops.
     name = ("group", {"num_groups": channels, "eps": 1e-3, "affine": affine})
     return get_norm_layer(name, spatial_dims=spatial_dims, channels=channels)
 
@@ -34,14 +34,16 @@ def _conv(dims: int, channels_in: int, channels_out: int, kernel_size: int = 3, 
 
 
 class ModulatedConv(nn.Module):
-    """Convolution, normalisation, ``(1 + gamma(s)) h + beta(s)``, SiLU; without ``style_size`` the plain block.
+    """Convolution, normalisation, ``(1 + gamma(s)) h + beta(s)``, SiLU.
 
-    The style projection starts at zero, so at first the network is a plain U-Net.
+    Unmodulated without ``style_size``.
+
+    The style projection is initialised with zeros, so the network starts as a plain U-Net.
     """
 
     def __init__(self, spatial_dims: int, channels_in: int, channels_out: int, style_size: int | None = None) -> None:
         super().__init__()
-        # a bias would be taken away by the normalisation
+        # the normalisation would remove a bias
         self.conv = _conv(spatial_dims, channels_in, channels_out, bias=False)
         self.norm = _norm(spatial_dims, channels_out, affine=style_size is None)  # the style is the affine map
         self.style = nn.Linear(style_size, 2 * channels_out) if style_size else None
@@ -67,7 +69,7 @@ class ResidualBlock(nn.Module):
         self.second = ModulatedConv(spatial_dims, channels, channels, style_size)
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """Keep the shape ``(N, C, ...)``."""
+        """Return an array of the same shape ``(N, C, ...)``."""
         return x + self.second(self.first(x, s), s)
 
 
@@ -95,10 +97,10 @@ class Generator(nn.Module):
         spatial_dims: 2 or 3.
         bottleneck_blocks: residual blocks at the coarsest level, the later half modulated.
         bounded: end in ``tanh``, for 8-bit pictures only (it would flatten bone and CSF).
-        levels_without_skip: number of finest levels whose details do not pass from the encoder to the decoder, which
-            paints its own.
-        border: what convolutions see beyond the image: ``zeros``, which is nearly air, or ``replicate``; the zeros
-            would frame a picture.
+        levels_without_skip: number of finest levels without a skip connection; there, details do
+            not pass from the encoder to the decoder, which renders its own.
+        border: padding of the convolutions: ``zeros``, which is nearly air, or ``replicate`` for
+            pictures, which zeros would frame.
     """
 
     def __init__(
@@ -132,7 +134,7 @@ class Generator(nn.Module):
         self.decoder = nn.ModuleList(
             nn.ModuleList(
                 [
-                    _conv(dims, deep, wide, kernel_size=1),  # before the upsampling, where it costs a quarter
+                    _conv(dims, deep, wide, kernel_size=1),  # before upsampling, at a quarter of the cost
                     ModulatedConv(dims, wide if level < levels_without_skip else 2 * wide, wide, style_size),
                     ModulatedConv(dims, wide, wide, style_size),
                 ]
@@ -145,7 +147,7 @@ class Generator(nn.Module):
                 layer.padding_mode = border
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """Encode content ``(N, C_in, ...)``; one feature map per level, fine to coarse."""
+        """Encode content ``(N, C_in, ...)`` to one feature map per level, fine to coarse."""
         maps: list[Tensor] = []
         h = x
         for level, block in enumerate(self.encoder):
@@ -155,7 +157,10 @@ class Generator(nn.Module):
         return maps
 
     def forward(self, x: Tensor, s: Tensor) -> Tensor:
-        """Render content ``(N, C_in, ...)`` in style ``(N, S)``; sizes must be multiples of ``multiple``."""
+        """Render content ``(N, C_in, ...)`` in style ``(N, S)``.
+
+        Sizes must be multiples of ``multiple``.
+        """
         *skips, h = self.features(x)
         for block in self.bottleneck:
             h = block(h, s)
@@ -168,11 +173,11 @@ class Generator(nn.Module):
 
 
 class StandIn(nn.Module):
-    """A network that knows no style, as generator: the style code enters as constant channels beside the content.
+    """Use a network without style input as the generator: the code enters as constant channels.
 
     Args:
         network: maps ``(N, C_in + S, ...)`` to ``(N, C_out, ...)``.
-        multiple: sizes that it accepts are multiples of this.
+        multiple: accepted sizes are multiples of this.
         bounded: as for :class:`Generator`.
     """
 
@@ -209,7 +214,7 @@ def _dynunet(dims: int, ins: int, outs: int, widths: Sequence[int], blocks: int)
 def _swin_unetr(dims: int, ins: int, outs: int, widths: Sequence[int], blocks: int) -> tuple[nn.Module, int]:
     from monai.networks.nets import SwinUNETR
 
-    size = -(-widths[0] // 12) * 12  # its attention heads divide the first width
+    size = -(-widths[0] // 12) * 12  # the first width must be divisible by the number of attention heads
     return SwinUNETR(ins, outs, feature_size=size, depths=(max(1, blocks),) * 4, spatial_dims=dims), 32
 
 
@@ -223,7 +228,10 @@ GENERATORS = ("medstyle", *STAND_INS)
 
 
 def build_generator(name: str, **arguments: Any) -> Generator | StandIn:
-    """Build the generator ``name`` of ``GENERATORS``; the arguments are those of :class:`Generator`."""
+    """Build the generator ``name`` of ``GENERATORS``.
+
+    The arguments are those of :class:`Generator`.
+    """
     if name == "medstyle":
         return Generator(**arguments)
     network, multiple = STAND_INS[name](

@@ -1,4 +1,4 @@
-"""MIND: a descriptor of anatomy that no contrast changes (Heinrich 2012)."""
+"""Compute MIND, a descriptor of anatomy that is invariant to contrast (Heinrich 2012)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 
 def mind(image: Tensor) -> Tensor:
-    """Describe the neighbourhood of every pixel by numbers that no contrast changes (MIND, Heinrich 2012).
+    """Describe the neighbourhood of every pixel independently of contrast (MIND, Heinrich 2012).
 
-    ``exp(-d_r / v)`` for the 2 x dims nearest neighbours ``r``: ``d_r`` is the squared difference of the 3 x 3 patches
-    here and there, ``v`` their mean over ``r``.
+    It is ``exp(-d_r / v)`` for the 2 x dims nearest neighbours ``r``, where ``d_r`` is the squared
+    difference of the 3 x 3 patches at the two locations and ``v`` is their mean over ``r``.
 
     Args:
         image: ``(N, C, ...)`` in network units; colours are averaged.
 
     Returns:
-        ``(N, R, ...)`` in (0, 1]; 1 where the surroundings are flat.
+        ``(N, R, ...)`` in (0, 1]; 1 in flat surroundings.
     """
     grey = image.float().mean(1, keepdim=True)
     dims = grey.ndim - 2
@@ -27,10 +27,10 @@ def mind(image: Tensor) -> Tensor:
         for shift in (-1, 1):
             distances.append((grey - torch.roll(grey, shift, axis)).square())
     d = pool(torch.cat(distances, 1), 3, stride=1, padding=1)
-    # the constant stands for noise: where there is less contrast than that, there is nothing to keep
+    # the constant represents noise: where the contrast is lower, there is nothing to preserve
     return torch.exp(-d / (d.mean(1, keepdim=True) + 1e-3))
 
 
 def anatomy_loss(output: Tensor, content: Tensor) -> Tensor:
-    """Return the mean absolute difference of the MIND descriptors: 0 where edges stayed where they were."""
+    """Return the mean absolute difference of MIND descriptors, which is 0 if no edge has moved."""
     return (mind(output) - mind(content)).abs().mean()

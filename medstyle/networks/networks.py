@@ -1,4 +1,4 @@
-"""Generator and style source as one network, and the parameters that build them."""
+"""Combine generator and style source in one network, and define the parameters that build them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,35 @@ from medstyle.params import params
 
 @params
 class Architecture:
-    """The generator and where its style comes from."""
+    """The generator and the sources of its style."""
 
     generator: str = "medstyle"
-    """medstyle, or a MONAI network in its place: unet, dynunet, swin_unetr."""
+    """`medstyle`, or a MONAI network instead: `unet`, `dynunet`, `swin_unetr`."""
     widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
     """Channels per resolution level, fine to coarse."""
     style: tuple[str, ...] = ("domain",)
-    """Sources of the style code: domain (one per domain), latent (random, diverse), reference (from an image)."""
+    """Sources of the style code: `domain` (one code per domain), `latent` (random, diverse),
+    `reference` (from an image)."""
     style_size: Annotated[int, Field(ge=1)] = 8
     """Length of the style code."""
     bottleneck_blocks: Annotated[int, Field(ge=0)] = 4
     """Residual blocks at the coarsest level."""
     levels_without_skip: Annotated[int, Field(ge=0)] = 0
-    """Number of finest levels without a skip connection: 0 keeps anatomy, 1 or 2 leave art room."""
+    """Number of finest levels without a skip connection: 0 preserves anatomy; 1 or 2 give freedom
+    for art."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
     dimensions: Literal[2, 3] = 2
-    """2 renders slices, 3 renders volumes in windows."""
+    """2: render slices; 3: render volumes in windows."""
     neighbours: Annotated[int, Field(ge=1)] = 1
-    """Neighbouring slices that a two-dimensional generator sees, itself included: 1, or 3 or 5 (2.5-D)."""
+    """Number of neighbouring slices, including the slice itself, that a two-dimensional generator
+    sees: 1, or 3 or 5 (2.5-D)."""
 
     def __post_init__(self) -> None:
         if self.generator not in GENERATORS:
             raise ParamsError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
         if self.levels_without_skip and self.generator != "medstyle":
-            raise ParamsError("network.levels_without_skip: MONAI's networks have skips of their own; set it to 0")
+            raise ParamsError("network.levels_without_skip: MONAI's networks have their own skips; set it to 0")
         if not self.style or not set(self.style) <= set(STYLES):
             raise ParamsError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
         if self.levels_without_skip >= len(self.widths):
@@ -52,19 +55,19 @@ class Architecture:
 
 
 class Networks(nn.Module):
-    """Generator and style source, trained and saved as one.
+    """Generator and style source, trained and saved together.
 
     Args:
-        architecture: of the generator and its style.
+        architecture: parameters of the generator and its style.
         domains: names; their order is the index of the style code.
-        contrasts: number ``M`` of images of a subject that enter together.
+        contrasts: number ``M`` of images of a subject that are inputs together.
     """
 
     def __init__(self, architecture: Architecture, domains: Sequence[str], contrasts: int = 1) -> None:
         super().__init__()
         channels = {DOMAINS[name].channels for name in domains}
         if len(channels) != 1:
-            raise ParamsError(f"domains {', '.join(domains)} mix grey and colour images; train them apart")
+            raise ParamsError(f"domains {', '.join(domains)} mix grey and colour images; train them separately")
         colours = max(channels)
         self.colours, self.neighbours = colours, architecture.neighbours
         self.residual, self.dimensions = architecture.residual, architecture.dimensions
@@ -84,15 +87,15 @@ class Networks(nn.Module):
         self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
 
     def forward(self, x: Tensor, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
-        """Render content ``(N, C_in, ...)`` in the style of domain indices ``(N,)``, a latent or a reference."""
+        """Render content ``(N, C_in, ...)`` in a style: domains ``(N,)``, latent or reference."""
         return self.render(x, self.style(domain, z, reference))
 
     def content(self, x: Tensor) -> Tensor:
-        """Return the image ``(N, C, ...)`` that is rendered: the source's own slice among contrasts and neighbours."""
+        """Return the image ``(N, C, ...)`` to render, without its contrasts and neighbours."""
         return x[:, self.neighbours // 2 : self.colours * self.neighbours : self.neighbours]
 
     def render(self, x: Tensor, s: Tensor) -> Tensor:
-        """Render content of any size in style ``(N, S)``: padded to the generator's multiple and cut again."""
+        """Render content of any size in style ``(N, S)``, padded to the generator's multiple."""
         short = [-size % self.generator.multiple for size in x.shape[2:]]
         inside = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
         y: Tensor = self.generator(inside, s)

@@ -1,4 +1,4 @@
-"""Sources of the style code ``s``: a domain's embedding, a latent, or a reference image."""
+"""Compute the style code ``s`` from a domain, a latent or a reference image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ LATENT = 16  # length Z of a latent
 
 
 class Style(nn.Module):
-    """One call for every source of style: a reference wins, then a latent, else the domain's embedding.
+    """All sources of style; a reference takes precedence, then a latent, then the domain.
 
     Args:
-        sources: which of ``STYLES`` exist; asking for another is a :class:`UserError`.
+        sources: the available ``STYLES``; requesting another raises :class:`UserError`.
         domains: number of domains ``K``.
         size: length ``S`` of the code.
         channels: channels of a reference image.
@@ -57,12 +57,12 @@ class Style(nn.Module):
         return codes
 
     def require(self, source: str) -> None:
-        """Raise :class:`UserError` where ``source`` is not among the sources of style."""
+        """Raise :class:`UserError` if ``source`` is not among the sources of style."""
         if source not in self.sources:
             raise ModelError(f"the model was trained with style from {' or '.join(self.sources)}, not from {source}")
 
     def default(self, domain: Tensor, reference: Tensor) -> Tensor:
-        """Return the default codes ``(N, S)``: of the domain, else of latent 0, else of ``reference``."""
+        """Return the default codes ``(N, S)``: of the domain, of latent 0, or of ``reference``."""
         latent = torch.zeros(len(domain), LATENT, device=domain.device)
         codes: Tensor = (
             self(domain)
@@ -75,12 +75,12 @@ class Style(nn.Module):
 
 
 def _pick(every: Tensor, domain: Tensor) -> Tensor:
-    """Choose ``(N, S)`` out of ``(N, K, S)``."""
+    """Select ``(N, S)`` from ``(N, K, S)``."""
     return every[torch.arange(len(domain), device=every.device), domain]
 
 
 class Mapping(nn.Module):
-    """Latent to style code: a shared trunk, then one branch per domain (StarGAN v2, Choi 2020)."""
+    """Map a latent to a style code: a trunk, then a branch per domain (StarGAN v2, Choi 2020)."""
 
     def __init__(self, domains: int, size: int, width: int = 256) -> None:
         super().__init__()
@@ -99,9 +99,10 @@ class Mapping(nn.Module):
 
 
 class StyleEncoder(nn.Module):
-    """Reference image to style code: strided convolutions, the mean over places, one linear map per domain.
+    """Map a reference image to a style code: strided convolutions, a mean, a map per domain.
 
-    The mean forgets where things are, so that a code of few numbers carries contrast and not anatomy.
+    The maps are linear. The mean discards locations, so that a code of few numbers encodes contrast
+    and not anatomy.
     """
 
     def __init__(

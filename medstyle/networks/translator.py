@@ -1,7 +1,8 @@
-"""The translator: what training produces and everything after it loads. One folder:
+"""Load, save and apply a translator: the trained networks and everything needed to use them.
 
-``weights.safetensors`` (EMA weights; an ensemble has ``weights-01.safetensors``... beside it), ``translator.json`` (how
-to build and feed the network), ``MODEL_CARD.md``. No pickle anywhere.
+A translator is a folder: ``weights.safetensors`` (EMA weights; an ensemble also has
+``weights-01.safetensors``...), ``translator.json`` (how to build and feed the network) and
+``MODEL_CARD.md``. It contains no pickle.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from medstyle.params import params, parse
 from medstyle.transforms.descriptors import Reference
 from medstyle.transforms.prepare import Preparation
 
-FORMAT = 3  # raised when a folder is written in another way; `_renewed` reads format 2
+FORMAT = 3  # incremented whenever the layout of the folder changes; `_renewed` reads format 2
 
 
 @params
@@ -33,17 +34,20 @@ class TranslatorConfig:
     """Everything but the weights.
 
     Attributes:
-        architecture: size of the networks.
+        architecture: parameters of the networks.
         domains: domain names; their order is the index of the style code.
-        source, target: the roles that were trained; a source may be any of ``domains`` where the objective allows it.
+        source, target: the domains that were trained; a source may be any of ``domains`` if the
+            objective allows it.
         preparation: how scans and pictures are prepared.
-        fingerprints: per domain, how outputs leave network units (median over training volumes).
-        rules: ingest rules that recognise an input's domain.
-        reference: per domain that may come as an input, the statistics that the out-of-distribution gate compares with.
-        facts: what the model card tells of data and training.
-        contrasts: further domains of the same subject that enter beside the source.
-        size: of the training images, ``(H, W)`` or ``(D, H, W)``: the window of large inputs.
-        alignment: how contrasts are brought onto the grid of the source: ``headers``, ``rigid`` or ``affine``.
+        fingerprints: per domain, how outputs are mapped from network units (median over training
+            volumes).
+        rules: ingest rules that recognise the domain of an input.
+        reference: per domain that may be an input, the statistics for the out-of-distribution
+            check.
+        facts: facts about data and training for the model card.
+        contrasts: further domains of the same subject that are inputs beside the source.
+        size: size of the training images, ``(H, W)`` or ``(D, H, W)``: the window for large inputs.
+        alignment: how contrasts are aligned with the source: ``headers``, ``rigid`` or ``affine``.
         mirror: whether left and right may be exchanged.
     """
 
@@ -68,7 +72,7 @@ class TranslatorConfig:
 
 
 def _renewed(config: dict[str, Any]) -> dict[str, Any]:
-    """Bring the text of format 2 to that of format 3: keys that have other names, and a reference for each domain."""
+    """Convert a configuration of format 2 to format 3: renamed keys, references by domain."""
     config = {**config, "format": FORMAT}
     config["alignment"] = config.pop("registration", "headers")
     config["architecture"]["levels_without_skip"] = config["architecture"].pop("repainted", 0)
@@ -84,23 +88,23 @@ def _renewed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the weights in a translator folder: one file, or one for each member of an ensemble."""
+    """List the weight files in a translator folder: one file per member of an ensemble."""
     return sorted(folder.glob("weights*.safetensors"), key=lambda path: (len(path.name), path.name))
 
 
 def weights_sha256(folder: Path) -> str:
-    """Return the hash that names the model: of its weights alone."""
+    """Return the hash that identifies the model; it depends on the weights only."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in weight_files(folder))).hexdigest()
 
 
 @dataclass
 class Translator:
-    """A trained generator, or an ensemble of them, with what is needed to use it: call it with network slices.
+    """A trained generator or an ensemble, with everything needed to apply it to slices.
 
     Attributes:
         config: everything but the weights.
-        members: networks of one architecture; the output is the mean of theirs.
-        sha256: hash of the weights' bytes.
+        members: networks of one architecture; the output is the mean of their outputs.
+        sha256: hash of the bytes of the weights.
     """
 
     config: TranslatorConfig
@@ -108,7 +112,7 @@ class Translator:
     sha256: str = ""
 
     def save(self, folder: Path) -> None:
-        """Write the folder; the weights' bytes depend on their values only."""
+        """Write the folder; the bytes of the weight files depend only on their values."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -119,7 +123,10 @@ class Translator:
 
     @staticmethod
     def load(folder: Path | str, device: str | torch.device = "cpu") -> Translator:
-        """Read a translator folder; raises :class:`UserError` naming what is missing or does not fit."""
+        """Read a translator folder.
+
+        Raise :class:`UserError` that names what is missing or does not fit.
+        """
         from safetensors.torch import load
 
         folder = Path(folder)
@@ -137,48 +144,50 @@ class Translator:
         if config.get("format") == 2:
             config = _renewed(config)
         if config.get("format") != FORMAT:
-            raise ModelError(f"{folder}: translator format {config.get('format')} is not readable, this is {FORMAT}")
+            raise ModelError(
+                f"{folder}: translator format {config.get('format')} cannot be read; this version reads {FORMAT}"
+            )
         parsed = parse(TranslatorConfig, config, f"{folder / 'translator.json'}")
         members = []
         for path, content in zip(files, data, strict=True):
             networks = Networks(parsed.architecture, parsed.domains, 1 + len(parsed.contrasts))
             try:
                 networks.load_state_dict(load(content))
-            except Exception:  # safetensors and torch raise many kinds for a damaged file
+            except Exception:  # safetensors and torch raise many types of errors for a damaged file
                 raise ModelError(f"{path}: damaged, or of another architecture") from None
             members.append(networks.to(device).eval().requires_grad_(False))
         return Translator(parsed, members, hashlib.sha256(b"".join(data)).hexdigest())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return next(self.members[0].parameters()).device
 
     @property
     def multiple(self) -> int:
-        """Sizes that need no padding are multiples of this."""
+        """Sizes that are multiples of this need no padding."""
         return self.members[0].generator.multiple
 
     def index(self, domain: str) -> int:
-        """Return the style index of ``domain``; raises :class:`UserError` if it was not trained."""
+        """Return the style index of ``domain``; raise :class:`UserError` if it was not trained."""
         if domain not in self.config.domains:
             raise ModelError(f"this translator knows {', '.join(self.config.domains)}, not {domain!r}")
         return self.config.domains.index(domain)
 
     def require_style(self, source: str) -> None:
-        """Raise :class:`UserError` where no style can come from ``source``: domain, latent or reference."""
+        """Raise :class:`UserError` if no style can come from ``source``, a key of ``STYLES``."""
         self.members[0].style.require(source)
 
     @torch.inference_mode()
     def style(
         self, domain: str | None = None, reference: Tensor | None = None, seed: int | None = None
     ) -> list[Tensor]:
-        """Return a style code ``(1, S)`` per member: of a reference, else of a seed, else of the domain.
+        """Return a style code ``(1, S)`` per member, from a reference, a seed or the domain.
 
         Args:
             domain: default: the trained target.
             reference: ``(R, C, ...)`` images in network units; their codes are averaged.
-            seed: draws a latent, for diverse outputs.
+            seed: seed of a random latent, for diverse outputs.
 
         Raises:
             UserError: the domain or the source of style was not trained.
@@ -192,12 +201,15 @@ class Translator:
         elif image is None and "domain" not in self.config.architecture.style:
             if "latent" not in self.config.architecture.style:
                 raise ModelError("this translator takes its style from a reference image: name one with --style")
-            z = torch.zeros(n, LATENT, device=self.device)  # as validation in training has it
+            z = torch.zeros(n, LATENT, device=self.device)  # the same as in validation during training
         return [networks.style(which, z, image).mean(0, keepdim=True) for networks in self.members]
 
     def each(self, x: Tensor, style: list[Tensor]) -> Iterator[Tensor]:
-        """Render ``x`` with one member after the other, in float32 on the device of ``x``; see :meth:`__call__`."""
-        # half precision on a GPU; a CPU computes it more slowly
+        """Render ``x`` with each member in turn, in float32 on the device of ``x``.
+
+        See :meth:`__call__`.
+        """
+        # half precision on a GPU; on a CPU it would be slower
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         inside = x.to(self.device, non_blocking=True)
         for networks, code in zip(self.members, style, strict=True):
@@ -209,9 +221,10 @@ class Translator:
         """Render content ``(N, C_in, ...)`` of any size.
 
         Args:
-            x: network units; ``C_in`` holds the contrasts (source first), each with its neighbours.
+            x: network units; ``C_in`` contains the contrasts (source first), each with its
+                neighbours.
             domain: target; default: the trained one.
-            style: of :meth:`style`; default: the domain's.
+            style: codes from :meth:`style`; default: those of the domain.
         """
         total = torch.zeros(())
         for y in self.each(x, style or self.style(domain)):
@@ -220,7 +233,9 @@ class Translator:
 
 
 def ensemble(folders: Sequence[Path], out: Path) -> Translator:
-    """Write the members of several translators (other seeds of one training) as one ensemble folder ``out``.
+    """Write the members of several translators (different seeds of one training) as one ensemble.
+
+    The folder is ``out``.
 
     Raises:
         UserError: they differ in more than their weights and facts.

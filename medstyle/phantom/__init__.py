@@ -1,1 +1,1 @@
-"""The digital brain phantom: a generator of studies whose truth is known."""
+"""Generate studies of the digital brain phantom, whose truth is known."""

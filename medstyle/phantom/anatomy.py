@@ -1,4 +1,4 @@
-"""The anatomy of the phantom: tissue fractions of one subject's head, drawn from the MNI152 atlas."""
+"""Draw the anatomy of a phantom: one subject's tissue fractions, from the MNI152 atlas."""
 
 from __future__ import annotations
 
@@ -19,34 +19,37 @@ Array = NDArray[np.float32]
 TISSUES = ("air", "csf", "gm", "wm", "fat", "muscle", "bone", "lesion")  # index = label value
 AIR, CSF, GM, WM, FAT, MUSCLE, BONE, LESION = range(len(TISSUES))
 
-COARSE_MM = 2.0  # the shells around the brain are smooth: half the atlas's resolution is enough
-NODE_MM = 5.0  # spacing of the deformation's nodes
-LOW, HIGH = np.array([-110.0, -125.0, -90.0]), np.array([110.0, 145.0, 120.0])  # box of the head, mm, LPS
+COARSE_MM = 2.0  # the shells around the brain are smooth, so half the resolution of the atlas is enough
+NODE_MM = 5.0  # spacing of the nodes of the deformation
+LOW, HIGH = np.array([-110.0, -125.0, -90.0]), np.array([110.0, 145.0, 120.0])  # bounding box of the head, mm, LPS
 
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """An axis-aligned grid: index (column, row, slice) = (x, y, z) in mm * ``per_mm`` + ``offset``."""
+    """Axis-aligned grid: index (column, row, slice) = (x, y, z) in mm * ``per_mm`` + ``offset``."""
 
     per_mm: Array
     offset: Array
 
     def points(self, shape: tuple[int, ...]) -> Array:
-        """Return the ``(3, D * H * W)`` positions of a grid of ``shape (D, H, W)``, mm."""
+        """Return the ``(3, D * H * W)`` positions of a grid of ``shape (D, H, W)`` in mm."""
         index = np.indices(shape, np.float32)[::-1].reshape(3, -1)
         return (index - self.offset[:, None]) / self.per_mm[:, None]
 
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """MNI152 (2009a, nonlinear, symmetric; Fonov 2011) and the distances that the shells around it are made of.
+    """MNI152 (2009a, nonlinear, symmetric.
+
+    Fonov 2011) and the distances that define the shells around it.
 
     Attributes:
         gm, wm: ``(D, H, W)`` uint8, probability x 255.
-        grid: of ``gm`` and ``wm``.
-        cavity: signed distance to the surface of the fluid around the brain, mm, negative inside, coarse grid.
-        hull: signed distance to the brain's convex-like hull, which skull and scalp follow.
-        ventricle: distance to the lateral ventricles, mm.
+        grid: grid of ``gm`` and ``wm``.
+        cavity: signed distance to the surface of the fluid around the brain in mm, negative inside,
+            on the coarse grid.
+        hull: signed distance to the nearly convex hull of the brain, which skull and scalp follow.
+        ventricle: distance to the lateral ventricles in mm.
         coarse: grid of the three distances.
     """
 
@@ -59,7 +62,10 @@ class Atlas:
     coarse: Grid
 
     def at(self, field: NDArray, points: NDArray) -> Array:
-        """Sample ``field`` linearly at ``(3, N)`` atlas points (LPS, mm); the border value goes on outside."""
+        """Sample ``field`` linearly at ``(3, N)`` atlas points (LPS, mm).
+
+        Border values extend outside.
+        """
         return sample(field, self.grid if field.shape == self.gm.shape else self.coarse, points)
 
 
@@ -72,7 +78,7 @@ def sample(field: NDArray, grid: Grid, points: NDArray) -> Array:
 
 
 def atlas_files() -> dict[str, Path]:
-    """Find the maps that nilearn's wheel ships, without importing nilearn, which takes seconds."""
+    """Find the maps in nilearn's wheel without importing nilearn, which takes seconds."""
     spec = importlib.util.find_spec("nilearn")
     folder = Path(spec.origin).parent / "datasets" / "data" if spec and spec.origin else Path()
     files = {k: folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz" for k in ("t1", "gm", "wm")}
@@ -83,7 +89,10 @@ def atlas_files() -> dict[str, Path]:
 
 @lru_cache(maxsize=1)
 def load_atlas() -> Atlas:
-    """Read the atlas and measure it; about three seconds, once per process."""
+    """Read the atlas and compute its distances.
+
+    This takes about three seconds, once per process.
+    """
     import SimpleITK as sitk
     from scipy.ndimage import binary_fill_holes, gaussian_filter, label
 
@@ -101,7 +110,7 @@ def load_atlas() -> Atlas:
         dilated = distance(mask) <= radius_mm
         return gaussian_filter(distance(distance(dilated) < grow_mm - radius_mm), 1.0)
 
-    pad = 20  # coarse voxels; the brain touches the atlas's lower border
+    pad = 20  # coarse voxels; the brain touches the lower border of the atlas
     brain = np.pad(t1[::2, ::2, ::2] > 0, pad)
     brain = binary_fill_holes(brain)
     cavity, hull = closed(brain, 7.0, 1.5), closed(brain, 28.0)
@@ -139,16 +148,16 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[
 
 
 def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
-    """Draw a diffeomorphism of the head: displacement ``(3, D, H, W)`` in mm (x, y, z), and its grid.
+    """Draw a diffeomorphism of the head: displacement ``(3, D, H, W)`` in mm, and its grid.
 
-    It is the exponential of a stationary velocity field by scaling and squaring (Arsigny et al., MICCAI 2006), so that
-    it cannot fold. Velocity: the shape of the head (3.5 mm over 45 mm), of the folds (2 mm over 11 mm), and the size
-    of the ventricles.
+    The components are x, y, z. It is the exponential of a stationary velocity field by scaling and
+    squaring (Arsigny et al., MICCAI 2006), so it cannot fold. The velocity varies the shape of the
+    head (3.5 mm over 45 mm), that of the folds (2 mm over 11 mm), and the size of the ventricles.
     """
     shape = tuple(np.ceil((HIGH - LOW) / NODE_MM).astype(int)[::-1] + 1)
     grid = Grid(np.full(3, 1 / NODE_MM, np.float32), (-LOW / NODE_MM).astype(np.float32))
     nodes = grid.points(shape)
-    folds = 2.0 * np.clip(-atlas.at(atlas.cavity, nodes).reshape(shape) / 15, 0.05, 1)  # skull and scalp have none
+    folds = 2.0 * np.clip(-atlas.at(atlas.cavity, nodes).reshape(shape) / 15, 0.05, 1)  # skull and scalp have no folds
     velocity = np.stack(
         [
             3.5 * smooth_noise(rng, shape, 45 / NODE_MM) + folds * smooth_noise(rng, shape, 11 / NODE_MM)
@@ -157,7 +166,7 @@ def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
     )
     mirrored = velocity[..., ::-1] * np.array([-1, 1, 1], np.float32).reshape(3, 1, 1, 1)
     velocity = 0.86 * velocity + 0.5 * mirrored  # left and right vary together
-    # Looking up nearer to the ventricles makes them larger.
+    # Sampling closer to the ventricles enlarges them.
     distance = atlas.at(atlas.ventricle, nodes).reshape(shape)
     toward: Array = np.stack(list(np.gradient(-distance, NODE_MM))[::-1])
     velocity += rng.uniform(-1.5, 5.0) * toward * np.exp(-0.5 * (distance / 12) ** 2) * np.clip(distance / 4, 0, 1)
@@ -169,7 +178,10 @@ def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
 
 
 def _ball(points: NDArray, centre: tuple[float, float, float], radii: tuple[float, float, float]) -> Array:
-    """Signed distance (approximate) to an ellipsoid in mm; ``points`` has ``|x|``, so that there are two of each."""
+    """Return the approximate signed distance to a pair of ellipsoids in mm.
+
+    ``points`` has ``|x|``.
+    """
     scaled = np.sqrt(sum(((p - c) / r) ** 2 for p, c, r in zip(points, centre, radii, strict=True)))
     return ((scaled - 1) * min(radii)).astype(np.float32)
 
@@ -183,13 +195,16 @@ def _face(points: Array) -> Array:
 
 
 def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, habitus: NDArray[np.float64]) -> Array:
-    """Find what each point is made of.
+    """Return the tissue fractions at each point.
 
     Args:
         points: ``(3, N)`` in atlas space, LPS mm.
-        noise: ``(3, N)`` smooth unit noise that varies the cortex, the sulci, and the thickness of skull and scalp.
+        atlas: the atlas.
+        noise: ``(3, N)`` smooth unit noise that varies the cortex, the sulci, and the thickness of
+            skull and scalp.
         blur_mm: width of the edges between tissues, about one voxel.
-        habitus: ``(4,)`` mean skull, scalp fat and muscle thickness in mm, and width of the fluid around the brain.
+        habitus: ``(4,)`` mean thickness of skull, scalp fat and muscle in mm, and width of the
+            fluid around the brain.
 
     Returns:
         ``(len(TISSUES), N)``, summing to one.
@@ -201,7 +216,7 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     def inside(distance: NDArray) -> Array:
         return np.clip(0.5 - distance / blur_mm, 0, 1).astype(np.float32)
 
-    # Brain: the probabilities of many brains, sharpened to those of one.
+    # Brain: the probabilities over many brains, sharpened to a single brain.
     gm, wm = atlas.at(atlas.gm, points) / 255, atlas.at(atlas.wm, points) / 255
     cavity, hull = atlas.at(atlas.cavity, points), atlas.at(atlas.hull, points)
     csf = np.clip(1 - gm - wm, 0, 1)
@@ -324,15 +339,20 @@ def _lesion_shape(
 def add_lesions(
     rng: np.random.Generator, most: int, fractions: Array, affine: NDArray[np.float64], distance: Array
 ) -> tuple[tuple[Lesion, ...], NDArray[np.uint8]]:
-    """Replace white (and bordering grey) matter by up to ``most`` lesions, in a quarter of the heads by none.
+    """Replace white (and bordering grey) matter by up to ``most`` lesions.
+
+    A quarter of the heads get none.
 
     Args:
+        rng: generator of random numbers.
+        most: largest number of lesions.
         fractions: ``(len(TISSUES), D, H, W)``, changed in place.
-        distance: ``(D, H, W)`` to the ventricles in mm, infinite where no lesion may begin. Most begin near them, as
-            those of multiple sclerosis do.
+        affine: of the grid.
+        distance: ``(D, H, W)`` to the ventricles in mm, infinite where no lesion may start. Most
+            start near them, like those of multiple sclerosis.
 
     Returns:
-        the lesions, and their numbers (from 1) in the voxels that they fill, ``(D, H, W)``.
+        The lesions, and their numbers (from 1) in the voxels that they fill, ``(D, H, W)``.
     """
     ids = np.zeros(distance.shape, np.uint8)
     white = np.argwhere(np.isfinite(distance))
@@ -346,7 +366,7 @@ def add_lesions(
     for _ in range(40 * count):
         if len(found) == count:
             break
-        radius = float(2 * 4 ** rng.random() ** 1.2)  # 2 to 8 mm, small ones more often
+        radius = float(2 * 4 ** rng.random() ** 1.2)  # 2 to 8 mm; small ones are more frequent
         voxel = white[min(int(np.searchsorted(weights, rng.random())), len(white) - 1)]
         centre = voxel[::-1] + rng.uniform(-0.5, 0.5, 3)
         axes = rng.uniform(0.75, 1.3, 3)

@@ -1,8 +1,9 @@
-"""The digital brain phantom: studies of invented heads, written as real DICOM, with the truth beside them.
+"""Generate DICOM studies of synthetic heads with known truth: the digital brain phantom.
 
-Anatomy comes from the MNI152 atlas (:mod:`medstyle.phantom.anatomy`), deformed anew for every subject. Images follow
-from the tissues' T1, T2 and proton density by the textbook signal equations, so that the contrasts of one subject are
-functions of the same tissue, as they are in a patient; then come the coil's bias field and Rician noise.
+Anatomy comes from the MNI152 atlas (:mod:`medstyle.phantom.anatomy`), deformed differently for
+every subject. Images are computed from the tissues' T1, T2 and proton density by the textbook
+signal equations, so the contrasts of one subject are functions of the same tissue, as in a patient;
+then the coil's bias field and Rician noise are added.
 """
 
 from __future__ import annotations
@@ -41,14 +42,14 @@ from medstyle.phantom.anatomy import (
 
 # T1 at 1.5 T and at 3 T in ms, T2 in ms, proton density relative to water, CT number in HU.
 # 1.5 T: BrainWeb (Kwan et al., IEEE TMI 18:1085, 1999; brainweb tissue_mr_parameters.txt).
-# Lesion: T2 and PD of BrainWeb's MS lesion. Its T1 of 752 ms looks like cortex in a T1-weighted image; chronic lesions
-# are darker than cortex there ("black holes", Truyen et al., Neurology 47:1469, 1996), so T1 is chosen between grey
-# matter and CSF.
-# CSF: T1 4.3 s at either field (Rooney et al., MRM 57:308, 2007); BrainWeb's 2569 ms would not be nulled by a clinical
-# TI. Fat T2: 90 ms, within the 41-143 ms of Pai et al., MRI 26:1215, 2008.
-# 3 T: grey and white matter of Wansapura et al., JMRI 9:531, 1999; muscle and fat scaled by the ratio of 3 T to 1.5 T
-# of Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004.
-# CT numbers: Bushberg, The Essential Physics of Medical Imaging; bone is compact bone, marrow mixes it with fat.
+# Lesion: T2 and PD of BrainWeb's MS lesion. Its T1 of 752 ms looks like cortex in a T1-weighted
+# image, where chronic lesions are darker than cortex ("black holes", Truyen et al., Neurology
+# 47:1469, 1996); T1 is therefore chosen between grey matter and CSF. CSF: T1 4.3 s at both field
+# strengths (Rooney et al., MRM 57:308, 2007); BrainWeb's 2569 ms would not be nulled by a clinical
+# TI. Fat T2: 90 ms, within the 41-143 ms of Pai et al., MRI 26:1215, 2008. 3 T: grey and white
+# matter of Wansapura et al., JMRI 9:531, 1999; muscle and fat scaled by the ratio of 3 T to 1.5 T
+# of Stanisz et al., MRM 54:507, 2005 and Gold et al., AJR 183:343, 2004. CT numbers: Bushberg, The
+# Essential Physics of Medical Imaging; bone is compact bone, and marrow mixes it with fat.
 TISSUE_VALUES = {
     "air": (1.0, 1.0, 1.0, 0.0, -1000.0),
     "csf": (4300.0, 4300.0, 2000.0, 1.00, 8.0),
@@ -59,13 +60,17 @@ TISSUE_VALUES = {
     "bone": (1.0, 1.0, 1.0, 0.0, 1150.0),
     "lesion": (1200.0, 1700.0, 237.0, 0.76, 22.0),
 }
-# Coefficients of variation of T1, T2 and PD: between subjects (all tissues together, each tissue), within a tissue.
+# Coefficients of variation of T1, T2 and PD: between subjects (common to all tissues; per tissue),
+# and within a tissue.
 SPREAD, SPREAD_EACH, TEXTURE = 0.03, 0.015, 0.02
 
 
 @dataclass(frozen=True)
 class Sequence:
-    """A pulse sequence, times in ms: inversion recovery if it has a TI, spoiled gradient echo if a flip angle."""
+    """A pulse sequence, times in ms: inversion recovery if it has a TI, else a spin echo.
+
+    With a flip angle it is a spoiled gradient echo.
+    """
 
     description: str
     tr: float
@@ -74,10 +79,12 @@ class Sequence:
     flip_deg: float | None = None
 
     def signal(self, t1: NDArray | float, t2: NDArray | float, pd: NDArray | float) -> Any:
-        """Return the magnitude signal relative to fully relaxed water (Brown et al., Magnetic Resonance Imaging, 2014).
+        """Return the magnitude signal relative to fully relaxed water (Brown et al., 2014).
 
-        Spin echo: PD (1 - E1) exp(-TE/T2) with E1 = exp(-TR/T1). Inversion recovery: PD |1 - 2 exp(-TI/T1) + E1|
-        exp(-TE/T2). Spoiled gradient echo: PD sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE/T2), T2 standing for T2*.
+        The equations are those of Magnetic Resonance Imaging (Brown et al.). Spin echo: PD (1 - E1)
+        exp(-TE/T2) with E1 = exp(-TR/T1). Inversion recovery: PD |1 - 2 exp(-TI/T1) + E1|
+        exp(-TE/T2). Spoiled gradient echo: PD sin(a) (1 - E1) / (1 - cos(a) E1) exp(-TE/T2), with
+        T2 in place of T2*.
         """
         e1 = np.exp(-self.tr / t1)
         if self.ti is not None:
@@ -130,25 +137,28 @@ class PhantomParams:
     """Parameters of the digital brain phantom."""
 
     subjects: int = 28
-    """Number of subjects, one study each."""
+    """Number of subjects, with one study each."""
     seed: int = 0
-    """Seed of everything random; subject ``i`` is the same however many subjects there are."""
+    """Seed of all random choices; subject ``i`` is the same for any number of subjects."""
     domains: tuple[str, ...] = ("mr_t1", "mr_t2")
     """Contrasts, one series each: mr_t1, mr_t2, mr_pd, mr_flair, ct."""
     matrix: int = 128
-    """Rows and columns of a slice."""
+    """Number of rows and columns of a slice."""
     slices: int = 43
-    """Slices of a series."""
+    """Number of slices in a series."""
     spacing_mm: tuple[float, float, float] = (1.8, 1.8, 3.0)
-    """Distance of columns, rows and slices in mm; a head needs 230 mm in the plane."""
+    """Distances of columns, rows and slices in mm; a head needs 230 mm in the plane."""
     noise: float = 0.03
-    """Standard deviation of each channel's noise relative to the signal of white matter; in CT, 150 HU times this."""
+    """Standard deviation of each channel's noise, relative to the signal of white matter; in CT,
+    150 HU times this."""
     bias: float = 0.3
-    """Range of the coil's multiplicative field over the image: 0.3 is 0.85 to 1.15 (BrainWeb's INU of 30 %)."""
+    """Range of the coil's multiplicative field over the image: 0.3 means 0.85 to 1.15 (BrainWeb's
+    INU of 30 %)."""
     lesions: int = 8
     """Largest number of lesions in a subject; about a quarter of the subjects have none."""
     sites: int = 1
-    """1: one scanner. 2: every other subject is scanned at 3 T with another protocol, gain and resolution."""
+    """1: a single scanner. 2: every other subject is scanned at 3 T with another protocol, gain and
+    resolution."""
 
     def __post_init__(self) -> None:
         """Raise UserError if a value is out of range."""
@@ -166,16 +176,16 @@ class PhantomParams:
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One invented head on its acquisition grid.
+    """One synthetic head on its acquisition grid.
 
     Attributes:
         index: number of the subject.
-        site: where it is scanned.
-        affine: of the grid, see :class:`Volume`.
+        site: site that scans the subject.
+        affine: affine of the grid, see :class:`Volume`.
         fractions: ``(len(TISSUES), D, H, W)``, summing to one.
         texture: ``(3, D, H, W)`` relative deviation of T1, T2 and PD.
-        scale: ``(len(TISSUES), 3)`` the subject's T1, T2 and PD relative to the table.
-        lesions: by component id minus one.
+        scale: ``(len(TISSUES), 3)``, the subject's T1, T2 and PD relative to the table.
+        lesions: lesions in the order of their component ids, which start at one.
         lesion_ids: ``(D, H, W)`` uint8.
     """
 
@@ -222,24 +232,26 @@ def _rng(*stream: int) -> np.random.Generator:
 
 
 def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Subject:
-    """Draw subject ``index``; without ``lesions`` it is the same head before it fell ill."""
+    """Draw subject ``index``; without ``lesions``, it is the same head without the disease."""
     atlas = load_atlas()
     rng = _rng(params.seed, index, 0)
     spacing = np.array(params.spacing_mm)
     shape = (params.slices, params.matrix, params.matrix)
     size = spacing * shape[::-1]
 
-    # The technician tilts the slices to the head, almost: the header carries one rotation, the image the rest.
+    # The slices are tilted to the head, but not perfectly: the header has one rotation, the image
+    # the rest.
     tilt = rotation(rng.uniform(-6, 6, 3))
     affine = np.eye(4)
     affine[:3, :3] = tilt * spacing
     affine[:3, 3] = rng.uniform(-10, 10, 3) - affine[:3, :3] @ ((np.array(shape[::-1]) - 1) / 2)
     scale = rng.uniform(0.89, 0.97) * rng.uniform(0.97, 1.03, 3)  # MNI152 is larger than most heads
     pose = rotation(rng.uniform(-3, 3, 3)) / scale[:, None]
-    top = 100 - size[2] / 2 / scale[2]  # a slab too thin for the head is put at the ventricles
+    top = 100 - size[2] / 2 / scale[2]  # a slab that is too thin for the head is centred on the ventricles
     centre = np.array([0.0, 14.0, min(top, 24.0)]) + rng.uniform(-2, 2, 3)
 
-    # Points in atlas space, several per voxel along the slice axis, whose partial volume is the largest.
+    # Points in atlas space, several per voxel along the slice axis, where partial volume is
+    # largest.
     sub = max(1, round(spacing[2] / spacing[0] * 1.5))
     counts = (shape[2], shape[1], shape[0] * sub)
     steps = [((np.arange(n) + 0.5) / n - 0.5) * length for n, length in zip(counts, size, strict=True)]
@@ -247,7 +259,7 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     grid_points = along[0][:, None, None, :] + along[1][:, None, :, None] + along[2][:, :, None, None]
     points = grid_points.reshape(3, -1) + centre[:, None].astype(np.float32)
     away = (points - np.array([[0], [14], [15]], np.float32)) / np.array([[112], [132], [120]], np.float32)
-    head = np.flatnonzero((away**2).sum(axis=0) < 1)  # the rest is air, however it is deformed
+    head = np.flatnonzero((away**2).sum(axis=0) < 1)  # the rest is air, whatever the deformation
     displacement, grid = deformation(rng, atlas)
     points = points[:, head] + np.stack([sample(d, grid, points[:, head]) for d in displacement])
 
@@ -272,7 +284,10 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
 
 
 def _coil(rng: np.random.Generator, own: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:
-    """Draw the coil's field, a cubic polynomial: mostly the subject's, partly the series'; 1 +- strength / 2."""
+    """Draw the coil's cubic field, 1 +- strength / 2, mostly common to the subject.
+
+    A smaller part of it differs between the series of a subject.
+    """
     z, y, x = (np.linspace(-1, 1, n, dtype=np.float32).reshape(s) for n, s in zip(
         shape, ((-1, 1, 1), (1, -1, 1), (1, 1, -1)), strict=True))  # fmt: skip
     terms = [x, y, z, x * y, x * z, y * z, x * x, y * y, z * z, x * x * y, y * y * x]
@@ -285,7 +300,10 @@ def _coil(rng: np.random.Generator, own: np.random.Generator, shape: tuple[int, 
 
 
 def acquire(params: PhantomParams, subject: Subject, domain: str) -> tuple[Volume, Volume]:
-    """Scan a subject: return the image as the scanner stores it, and the same free of bias and noise."""
+    """Scan a subject.
+
+    Return the image as the scanner stores it, and the image without bias and noise.
+    """
     rng = _rng(params.seed, subject.index, 2, DOMAINS.index(domain))
     truth = subject.image(domain)
     shape = truth.voxels.shape
@@ -366,7 +384,7 @@ def write_subject(out: Path, params: PhantomParams, index: int) -> str:
     truth_folder.mkdir(parents=True)
     for number, domain in enumerate(params.domains, 1):
         scanned, truth = acquire(params, subject, domain)
-        names = _rng(params.seed, index, 4).permutation(params.slices) + 1  # as from an archive, in no spatial order
+        names = _rng(params.seed, index, 4).permutation(params.slices) + 1  # not in spatial order, as from an archive
         attributes = _attributes(params, subject, number, domain)
         write_series(out / "studies" / patient / f"{number:02d}_{domain}", scanned, attributes, names.tolist())
         write_volume(truth_folder / f"{domain}.nii.gz", truth)
@@ -399,15 +417,18 @@ def write_phantom(
 ) -> None:
     """Write ``out/studies/<PatientID>/<nn_domain>/<nnnn>.dcm`` and ``out/truth/<PatientID>/``.
 
-    The truth holds, on the grid of the series: ``<domain>.nii.gz`` without noise and bias in the stored unit,
-    ``labels.nii.gz`` (index into TISSUES), ``lesions.nii.gz`` (component ids) and ``subject.json``. With two sites also
-    ``<domain>_<site>.nii.gz``, the same head on the other scanner.
+    The truth contains, on the grid of the series: ``<domain>.nii.gz`` without noise and bias in the
+    stored unit, ``labels.nii.gz`` (index into TISSUES), ``lesions.nii.gz`` (component ids) and
+    ``subject.json``. With two sites, it also contains ``<domain>_<site>.nii.gz``, the same head on
+    the other scanner.
 
     Args:
-        progress: wraps the loop over subjects, as :func:`medstyle.jobs.progress.track` does.
-        workers: processes, by default one per core; the bytes do not depend on it.
+        out: parent of both folders.
+        params: parameters of the phantom.
+        progress: wraps the loop over subjects, like :func:`medstyle.jobs.progress.track`.
+        workers: number of processes, by default one per core; the bytes do not depend on it.
     """
-    atlas_files()  # a missing atlas is told before any process starts
+    atlas_files()  # report a missing atlas before any process starts
     show = progress or (lambda items, description, total: items)
     workers = min(workers or os.cpu_count() or 1, params.subjects)
     work = partial(write_subject, out, params)
@@ -418,7 +439,7 @@ def write_phantom(
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 
-    # Spawned: a forked child of a process with running threads (ITK, torch) may deadlock.
+    # Spawned, because a forked child of a process with running threads (ITK, torch) may deadlock.
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for _ in show(pool.map(work, range(params.subjects)), "phantom", params.subjects):
             pass

@@ -1,1 +1,1 @@
-"""MLflow: runs, model versions, the gate and the served model. The only place that imports mlflow."""
+"""Use MLflow: runs, model versions, and the served model; only this package imports mlflow."""

@@ -1,4 +1,4 @@
-"""Model versions: register, gate, promote, roll back, fetch, serve."""
+"""Register, gate, promote, roll back, download and describe model versions."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ LOCK, LOCK_S = "medstyle.promotion", 30.0
 
 
 def lineage(lock: Path = Path("dvc.lock"), stage: str = "train") -> dict[str, str]:
-    """Describe where the weights come from: git commit, dirty flag, and a hash of training's ancestors in ``dvc.lock``.
+    """Return the origin of the weights: git commit, dirty flag, and a hash of the inputs.
 
-    The sub-graph, because later stages rewrite the lock; dirty without lock and metrics, because the run writes them.
+    The hash covers only the part of ``dvc.lock`` that training depends on, because later stages
+    rewrite the lock. The dirty flag ignores the lock and the metrics, because the run itself writes
+    them.
     """
     import yaml
 
@@ -47,14 +49,15 @@ def lineage(lock: Path = Path("dvc.lock"), stage: str = "train") -> dict[str, st
         facts["dvc.subgraph_sha256"] = hashlib.sha256(json.dumps(seen, sort_keys=True).encode()).hexdigest()
         facts["dvc.data/slices"] = data[0]
     except (OSError, KeyError, TypeError, IndexError, yaml.YAMLError):
-        facts["dvc.subgraph_sha256"] = "none"  # trained outside DVC
+        facts["dvc.subgraph_sha256"] = "none"  # the model was trained outside DVC
     return facts
 
 
 def evaluation(subjects: Path, lock: Path = Path("dvc.lock")) -> str | None:
-    """Hash the data, code and params that made ``subjects`` (a `subjects.csv`) of a model; None if DVC did not make it.
+    """Hash the data, code and params that made ``subjects`` (a `subjects.csv`) of a model.
 
-    Two models with the same hash were measured alike, and their values may be set side by side.
+    The result is None if DVC did not make the file. Two models with the same hash were measured in
+    the same way, so their values can be compared.
     """
     import yaml
 
@@ -71,9 +74,11 @@ def evaluation(subjects: Path, lock: Path = Path("dvc.lock")) -> str | None:
 
 
 def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tuple[str, bool]:
-    """Register a translator folder with its lineage, metrics and ``files``; returns (version, is new).
+    """Register a translator folder with its lineage, metrics and ``files``.
 
-    The same weights are the same version: registering again changes nothing.
+    Return (version, is new).
+
+    The same weights are the same version: registering them again changes nothing.
     """
     from medstyle.networks.translator import weights_sha256
 
@@ -126,7 +131,7 @@ def _of_weights(sha256: str) -> Any:
 
 
 def describe(sha256: str) -> str:
-    """Return, as Markdown, the version of these weights, its verdict, and a link to its run (to a server's page)."""
+    """Return, as Markdown, the version of these weights, its verdict, and a link to its run."""
     mlflow = connect()
     version = _of_weights(sha256)
     if version is None:
@@ -134,7 +139,7 @@ def describe(sha256: str) -> str:
     verdict = f"version {version.version}, gate {version.tags.get('gate', 'not asked')}"
     if (reasons := version.tags.get("gate.reasons", "none")) != "none":
         verdict += f" ({reasons})"
-    uri = re.sub("//[^/]*@", "//", mlflow.get_tracking_uri())  # a password may stand there
+    uri = re.sub("//[^/]*@", "//", mlflow.get_tracking_uri())  # the address may contain a password
     if not uri.startswith("http"):
         return f"{verdict} · MLflow run {version.run_id}"
     experiment = mlflow.get_run(version.run_id).info.experiment_id
@@ -147,7 +152,10 @@ def _main_table(metrics: dict[str, Any]) -> dict[str, Any]:
 
 
 def example() -> Any:
-    """Return a request's table: a drawn head of 96 x 96 voxels as NPY bytes, because no real image may travel along."""
+    """Return the table of a request with a synthetic head of 96 x 96 voxels as NPY bytes.
+
+    A real image must not be stored with the model.
+    """
     import io
 
     import numpy as np
@@ -164,7 +172,7 @@ def example() -> Any:
 
 
 def _requirements() -> list[str]:
-    """Pin what the served model imports to the versions at hand."""
+    """Pin the imports of the served model to the installed versions."""
     from importlib.metadata import version
 
     names = ("mlflow", "torch", "monai", "numpy", "scipy", "scikit-image", "PyWavelets", "SimpleITK", "pydicom",
@@ -174,7 +182,7 @@ def _requirements() -> list[str]:
 
 
 def rival(version: str) -> str | None:
-    """Return the champion's number, if there is one and it is not ``version``."""
+    """Return the champion's version, if there is one and it is not ``version``."""
     champion = _by_alias("champion")
     return None if champion is None or str(champion.version) == version else str(champion.version)
 
@@ -185,14 +193,14 @@ def version_tags(version: str) -> dict[str, str]:
 
 
 def remember_subjects(version: str, evaluated: str, subjects: Mapping[str, Mapping[str, float]]) -> None:
-    """Keep with a version's run what :func:`evaluation` ``evaluated`` found: measures of each subject."""
+    """Store, with a version's run, the values of each subject from the evaluation ``evaluated``."""
     client = connect().MlflowClient()
     run_id = client.get_model_version(NAME, version).run_id
     client.log_dict(run_id, subjects, f"subjects/{evaluated}.json")
 
 
 def known_subjects(version: str, evaluated: str) -> dict[str, dict[str, float]] | None:
-    """Return what was remembered of a version, None if the evaluation ``evaluated`` never measured it."""
+    """Return the stored values of a version, None if ``evaluated`` never measured it."""
     mlflow = connect()
     from mlflow.exceptions import MlflowException
 
@@ -204,11 +212,12 @@ def known_subjects(version: str, evaluated: str) -> dict[str, dict[str, float]] 
 
 
 def conclude(version: str, reasons: list[str], documents: Mapping[str, str], judged_beside: str | None) -> str:
-    """Record the verdict, set the alias ``candidate``, and promote a version that passed; returns a sentence.
+    """Record the verdict, set the alias ``candidate``, and promote a version that passed.
 
-    The verdict and its reasons are tags of the version, ``documents`` become files of its run (name -> text). A version
-    is promoted over no other champion than the one that it was judged beside, and once: after a rollback or a promotion
-    by hand, only a person brings it back.
+    Returns a sentence. The verdict and its reasons become tags of the version, ``documents`` (name
+    -> text) become files of its run. A version only replaces the champion with which it was
+    compared, and only once: after a rollback or a manual promotion, it needs another manual
+    promotion.
     """
     client = connect().MlflowClient()
     client.set_registered_model_alias(NAME, "candidate", version)
@@ -232,10 +241,11 @@ def conclude(version: str, reasons: list[str], documents: Mapping[str, str], jud
 
 @contextmanager
 def _alone(client: Any) -> Iterator[None]:
-    """Hold the registry's lock: a registered model, because any store, local or on a server, makes a name only once.
+    """Hold the lock of the registry.
 
-    What holds it for longer than ``LOCK_S`` is taken for dead. Aliases that are moved by other means than this module
-    do not ask for it.
+    The lock is a registered model, because any store, local or on a server, creates a name only
+    once. A holder of more than ``LOCK_S`` seconds is taken as dead. Aliases that are changed
+    outside this module are not protected by the lock.
     """
     from mlflow.exceptions import MlflowException
 
@@ -244,10 +254,10 @@ def _alone(client: Any) -> Iterator[None]:
         try:
             client.create_registered_model(LOCK)
             break
-        except MlflowException as error:  # the second, where it was given back while MLflow looked at it
+        except MlflowException as error:  # the second code occurs if the lock is released while MLflow checks it
             if error.error_code not in ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"):
                 raise
-        with suppress(MlflowException):  # it was given back in between
+        with suppress(MlflowException):  # the lock was released in the meantime
             now = client.get_registered_model(LOCK).creation_timestamp
             if now != held:
                 held, since = now, time.monotonic()
@@ -271,7 +281,10 @@ def _by_alias(alias: str) -> Any:
 
 
 def promote(version: str, because: str | None = None) -> str:
-    """Make ``version`` champion and the old champion ``previous``; a failed gate needs a reason, which is recorded."""
+    """Make ``version`` champion and the old champion ``previous``.
+
+    A failed gate needs a recorded reason.
+    """
     mlflow = connect()
     from mlflow.exceptions import MlflowException
 
@@ -284,7 +297,7 @@ def promote(version: str, because: str | None = None) -> str:
     if chosen.tags.get("gate") != "passed":
         if not because:
             why = chosen.tags.get("gate.reasons", "it was never evaluated")
-            raise ModelError(f"version {version} did not pass the gate ({why}); overrule with --because 'reason'")
+            raise ModelError(f"version {version} did not pass the gate ({why}); override with --because 'reason'")
         client.set_model_version_tag(NAME, version, "gate.overruled", because)
     with _alone(client):
         return _make_champion(client, version)
@@ -302,7 +315,7 @@ def _make_champion(client: Any, version: str) -> str:
 
 
 def rollback() -> str:
-    """Make ``previous`` champion again and the champion ``previous``."""
+    """Make ``previous`` champion again, and the champion ``previous``."""
     client = connect().MlflowClient()
     with _alone(client):
         champion, previous = _by_alias("champion"), _by_alias("previous")
@@ -340,12 +353,15 @@ def versions() -> list[dict[str, Any]]:
 
 
 def fetch(reference: str) -> Path:
-    """Return the local translator folder of ``models:/...``; raises :class:`UserError` if it is not registered."""
+    """Return the local translator folder of ``models:/...``.
+
+    Raise :class:`UserError` if it is unknown.
+    """
     return download(reference) / "artifacts" / "translator"
 
 
 def download(reference: str, out: Path | None = None) -> Path:
-    """Return the model's folder of ``models:/...``, or a copy of it in the new folder ``out``."""
+    """Return the folder of the model ``models:/...``, or a copy of it in the new folder ``out``."""
     mlflow = connect()
     from mlflow.exceptions import MlflowException
 
@@ -369,7 +385,10 @@ class Served(NamedTuple):
 
 
 def resolve(reference: str) -> Served:
-    """Return what ``models:/name@alias`` or ``models:/name/version`` means now; raises :class:`UserError`."""
+    """Return the current meaning of ``models:/name@alias`` or ``models:/name/version``.
+
+    Raises :class:`UserError`.
+    """
     client = connect().MlflowClient()
     from mlflow.exceptions import MlflowException
 
@@ -385,7 +404,7 @@ def resolve(reference: str) -> Served:
 
 
 def model_folder(reference: str) -> Path:
-    """Return the translator folder that is meant: a folder, ``models:/...``, or the number of a version."""
+    """Return the translator folder of a reference: folder, ``models:/...``, or version number."""
     if reference.isdigit() and not Path(reference).exists():
         reference = f"models:/{NAME}/{reference}"
     return fetch(reference) if reference.startswith("models:/") else Path(reference)

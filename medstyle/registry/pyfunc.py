@@ -1,7 +1,8 @@
-"""The served model, logged as models-from-code: weights are safetensors, nothing is unpickled.
+"""Define the model that MLflow serves, logged as models-from-code, with safetensors and no pickle.
 
-Each row holds one image as bytes: DICOM, NIfTI, PNG, JPEG, NPY, or a zip of a DICOM series, or of all series that the
-translator needs. The answer holds the synthetic image in the same container, base64, with its scores.
+Each row of a request has one image as bytes: DICOM, NIfTI, PNG, JPEG, NPY, or a zip of one DICOM
+series or of all series that the translator needs. The answer has the synthetic image in the same
+container, in base64, with its scores.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
 from medstyle.errors import Code, ParamsError
 
-MAX_BYTES = 1 << 30  # of a zip's content, counted while it is unpacked
+MAX_BYTES = 1 << 30  # limit for the content of a zip, counted while it is unpacked
 MAX_MEMBERS = 20_000
 CONTENT = {
     "dicom": ("application/dicom", ".dcm"),
@@ -63,7 +64,10 @@ SIGNATURE = ModelSignature(
 
 
 def container_of(data: bytes) -> str:
-    """Tell the container by its first bytes; raises :class:`Refusal` (``E_FORMAT``) for anything else."""
+    """Return the container by its first bytes.
+
+    Raises :class:`Refusal` (``E_FORMAT``) for others.
+    """
     from medstyle.errors import Refusal
 
     if data[128:132] == b"DICM" or data[:2] == b"\x08\x00":
@@ -84,7 +88,10 @@ def container_of(data: bytes) -> str:
 
 
 def unpack(data: bytes, folder: Path) -> None:
-    """Unpack a zip flat under generated names, so that no name in it can lead out of ``folder``; bounded."""
+    """Unpack a zip under generated names, so that no name in it can lead out of ``folder``.
+
+    The size is limited.
+    """
     from medstyle.errors import Refusal
 
     try:
@@ -105,7 +112,10 @@ def unpack(data: bytes, folder: Path) -> None:
 
 
 class Failure(MlflowException):  # type: ignore[misc]
-    """An answer whose text stays as it was made: MLflow's server would put the request's data in front of it."""
+    """An error whose message is kept unchanged.
+
+    MLflow's server would prepend the request's data.
+    """
 
     def __init__(self, message: str, error_code: int) -> None:
         self._message = message
@@ -113,7 +123,7 @@ class Failure(MlflowException):  # type: ignore[misc]
 
     @property
     def message(self) -> str:
-        """What the client is told."""
+        """The message to the client."""
         return self._message
 
     @message.setter
@@ -122,7 +132,10 @@ class Failure(MlflowException):  # type: ignore[misc]
 
 
 class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
-    """``predict`` answers every row; one bad image is an error of its request and harms no other."""
+    """Answers every row.
+
+    One bad image is an error of its own request and does not affect others.
+    """
 
     def load_context(self, context: Any) -> None:
         """Load the translator folder among the model's artifacts."""
@@ -131,7 +144,10 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         self.translator = Translator.load(context.artifacts["translator"])
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """Translate the column ``image``; see the module for containers and ``SIGNATURE`` for parameters."""
+        """Translate the column ``image``.
+
+        See the module for containers, ``SIGNATURE`` for parameters.
+        """
         from medstyle.errors import UserError, outline
 
         params = params or {}
@@ -195,14 +211,14 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             }
 
     def _array(self, data: bytes, options: dict[str, Any]) -> dict[str, Any]:
-        """Answer with a float32 NPY of voxel values of the input's shape, ``(H, W)`` or ``(D, H, W)``."""
+        """Return voxel values as a float32 NPY of the input shape, ``(H, W)`` or ``(D, H, W)``."""
         from medstyle.errors import Refusal
         from medstyle.imaging.volume import Volume
         from medstyle.inference.translate import translate_volume
 
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError):  # the last where its header claims too much
+        except (ValueError, EOFError, OSError, MemoryError):  # the last if its header claims too much
             raise Refusal(Code.E_DECODE, "the NPY is damaged or holds objects") from None
         if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
             raise Refusal(
@@ -237,7 +253,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    """Give a folder of mode 0700 that is removed whatever happens; errors do not name it, since it is the server's."""
+    """Yield a folder of mode 0700 that is always removed, and hide its name in error messages."""
     from medstyle.errors import UserError
 
     with tempfile.TemporaryDirectory() as name:
@@ -248,7 +264,7 @@ def _folder() -> Iterator[Path]:
 
 
 def _put(data: bytes, path: Path) -> Path:
-    """Write an image where the readers look: a folder of slices for a zip, else a file with its container's suffix."""
+    """Write an image for the readers: a zip becomes a folder of slices, others a file."""
     container = container_of(data)
     if container == "zip":
         path.mkdir()
@@ -266,7 +282,7 @@ def _npy(array: np.ndarray) -> str:
 
 
 def _encode(path: Path, container: str) -> str:
-    """Read what was written: a file, the only file of a folder, or a folder as a zip."""
+    """Encode the output: a file, the only file of a folder, or a folder as a zip."""
     if path.is_dir():
         files = sorted(path.iterdir())
         if container == "dicom":

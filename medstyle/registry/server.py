@@ -1,7 +1,8 @@
-"""`medstyle serve`: a front before the processes that answer, which follows the alias of the served model.
+"""Provide `medstyle serve`: a front end for worker processes that follows the model's alias.
 
-The processes are what ``mlflow models serve`` starts: MLflow's scoring server, here on a socket that only this user can
-open. Each is given one request at a time, so one that is overdue or breaks its process harms no other.
+The worker processes are those of ``mlflow models serve``: MLflow's scoring server, here on a socket
+that only this user can open. Each processes one request at a time, so a request that is overdue or
+kills its process does not affect others.
 """
 
 from __future__ import annotations
@@ -45,17 +46,18 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BODY = (
     'send JSON: {"dataframe_split": {"columns": ["image"], "data": [["<a file in base64>"]]}}, one row for each image'
 )
-FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # of a table in JSON, MLflow's name to pandas'
+FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # MLflow's name of a JSON table -> pandas' name
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What one request may cost.
+    """The limits for one request.
 
     Attributes:
-        body_bytes: largest body; beyond it 413.
-        capacity: requests held at once, waiting ones included; beyond it 503.
-        seconds: to receive a body (then 408), to wait for a process (503), and to translate (504).
+        body_bytes: largest body; larger ones are answered with 413.
+        capacity: largest number of waiting and running requests; others are answered with 503.
+        seconds: time limit to receive a body (408), to wait for a process (503), and to translate
+            (504).
     """
 
     body_bytes: int = 256 << 20
@@ -68,7 +70,7 @@ class RequestLimits:
 
 
 class Front:
-    """What clients talk to: it bounds, counts and records requests, and passes them to the fleet of the champion."""
+    """The front end, which limits, counts and records requests and passes them to the fleet."""
 
     def __init__(self, fleet: Fleet, reference: str, limits: RequestLimits, audit: Path | None) -> None:
         self.reference, self.limits, self.audit = reference, limits, audit
@@ -88,7 +90,7 @@ class Front:
 
     @property
     def app(self) -> Starlette:
-        """Return the endpoints."""
+        """The application with its endpoints."""
         routes = [
             Route("/ping", self.ping),
             Route("/health", self.ping),
@@ -99,20 +101,23 @@ class Front:
         return Starlette(routes=routes, exception_handlers={HTTPException: _refusal, Exception: _refusal})
 
     async def ping(self, request: Request) -> Response:
-        """Answer 200 while a process is ready."""
+        """Return 200 while a process is ready."""
         return Response("\n", 200 if any(worker.ready for worker in self.fleet.workers) else 503)
 
     async def version(self, request: Request) -> Response:
-        """Tell which version answers, its aliases, and since when it is served."""
+        """Return the version that answers, its aliases, and the time since when it is served."""
         facts = self.fleet.served._asdict()
         return JSONResponse({**facts, "since": self.since, "medstyle": version_of("medstyle")})
 
     async def metrics(self, request: Request) -> Response:
-        """Answer in Prometheus' text format."""
+        """Return metrics in Prometheus' text format."""
         return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def invocations(self, request: Request) -> Response:
-        """Translate; the answer is MLflow's, with the header ``X-Request-ID`` by which log and audit name it."""
+        """Translate.
+
+        Return MLflow's answer, with ``X-Request-ID`` as in the log and the audit file.
+        """
         start, name, status = time.perf_counter(), uuid.uuid4().hex, 500
         try:
             try:
@@ -130,7 +135,7 @@ class Front:
 
     async def _hold(self, request: Request, name: str) -> Response:
         if self.held >= self.limits.capacity:
-            raise _busy(f"{self.held} requests wait or run")
+            raise _busy(f"{self.held} requests are waiting or running")
         self.held += 1
         try:
             return await self._translate(await self._body(request), name)
@@ -173,7 +178,10 @@ class Front:
         return Response(answer.content, media_type="application/json")
 
     async def _ask(self, body: bytes) -> httpx.Response:
-        """Pass a request on; one that ended its process, perhaps without fault, gets a second."""
+        """Pass on a request.
+
+        If it ends its process, perhaps without fault, try it a second time.
+        """
         seconds = self.limits.seconds
         for _ in range(2):
             try:
@@ -190,10 +198,10 @@ class Front:
                 raise _busy(f"no process became free within {seconds:g} s") from None
             except UserError:
                 raise _busy("a process does not start") from None
-        raise HTTPException(500, "the request ended its process twice; it may need more memory than there is")
+        raise HTTPException(500, "the request ended its process twice; it may need more memory than is available")
 
     def _record(self, facts: dict[str, Any]) -> None:
-        """Append a line on one image to the audit file; hashes and verdicts, nothing that was in the image."""
+        """Append a line about one image to the audit file: hashes and verdicts only."""
         if verdict := facts.get("ood_verdict"):
             self.verdicts.labels(verdict).inc()
         if self.audit is not None:
@@ -201,7 +209,10 @@ class Front:
                 file.write(json.dumps({"time": _now(), **facts}) + "\n")
 
     async def follow(self, seconds: float) -> None:
-        """Look at the alias, and after idle processes, every so many ``seconds``; for ever, whatever goes wrong."""
+        """Check the alias and idle processes every ``seconds`` until the server stops.
+
+        Errors are logged.
+        """
         seen = self.fleet.served.version
         while True:
             await asyncio.sleep(seconds)
@@ -217,7 +228,10 @@ class Front:
                 log.error("poll failed", extra={"facts": {"reason": _reason(error)}})
 
     async def _switch(self, found: Served) -> None:
-        """Start ``found`` beside what is served, and take its place; keep what is served if that fails."""
+        """Start ``found`` beside the served version and replace it.
+
+        Keep the served one if that fails.
+        """
         try:
             fleet = await Fleet.start(found, len(self.fleet.workers))
         except Exception as error:
@@ -242,14 +256,14 @@ def _busy(why: str) -> HTTPException:
 
 
 def _refusal(request: Request, error: Exception) -> Response:
-    """Answer in the form of MLflow's errors; of one that nobody expected the log alone tells."""
+    """Return an error in the form of MLflow's; details of unexpected errors are only in the log."""
     known = error if isinstance(error, HTTPException) else HTTPException(500, "unexpected error; see the log")
     content = {"error_code": HTTPStatus(known.status_code).name, "message": known.detail}
     return JSONResponse(content, known.status_code, known.headers)
 
 
 def _cleaned(answer: httpx.Response, model: Model) -> HTTPException:
-    """Tell an error without what MLflow adds to it: a traceback, and the request's data."""
+    """Return an error without MLflow's additions: a traceback, and the data of the request."""
     if answer.status_code != 400:
         return HTTPException(500, "the model's process failed; see the log")
     message = answer.json()["message"]
@@ -258,7 +272,10 @@ def _cleaned(answer: httpx.Response, model: Model) -> HTTPException:
 
 
 def _inputs(body: bytes, model: Model) -> list[str]:
-    """Hash the images of a request, read as MLflow's server reads it; raises where that one would be less clear."""
+    """Hash the images of a request, parsed like MLflow's server does.
+
+    Errors are clearer than MLflow's.
+    """
     schema, params = model.get_input_schema(), {spec.name for spec in model.get_params_schema()}
     try:
         content = json.loads(body)
@@ -277,7 +294,7 @@ def _inputs(body: bytes, model: Model) -> list[str]:
 
 
 def _outputs(content: bytes) -> list[dict[str, Any]]:
-    """Tell of each image of an answer what an audit needs."""
+    """Return, for each image of an answer, the facts for the audit."""
     facts = ("weights_sha256", "domain", "ood_score", "ood_verdict")
     return [
         {"output_sha256": hashlib.sha256(base64.b64decode(row["image"])).hexdigest(), **{k: row[k] for k in facts}}
@@ -286,7 +303,10 @@ def _outputs(content: bytes) -> list[dict[str, Any]]:
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object for each record; of an error its kind and place, since its text may quote a request."""
+    """One JSON object per record.
+
+    Errors have type and place only, as their text may quote a request.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a line."""
@@ -300,7 +320,9 @@ class JsonLines(logging.Formatter):
 def serve(
     reference: str, host: str, port: int, workers: int, limits: RequestLimits, poll_s: float, audit: Path | None
 ) -> None:
-    """Serve ``models:/name@alias``, or a version for good, until SIGTERM or SIGINT; requests that run are finished.
+    """Serve ``models:/name@alias``, or a fixed version, until SIGTERM or SIGINT.
+
+    Running requests complete.
 
     Raises:
         UserError: the model, the address or the audit file cannot be used.
@@ -314,7 +336,7 @@ def serve(
     handler.setFormatter(JsonLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(logging.INFO)
-    with suppress(asyncio.CancelledError):  # asked to end before it began
+    with suppress(asyncio.CancelledError):  # stopped before it had started
         asyncio.run(_serve(reference, host, port, workers, limits, poll_s, audit))
 
 
@@ -328,7 +350,7 @@ async def _serve(
     except SystemExit:
         raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
     starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
-    for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn listens to them
+    for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn handles them
         asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
     front = Front(await starting, reference, limits, audit)
     config.app = front.app

@@ -1,4 +1,4 @@
-"""MLflow runs of training: live curves and sample pictures."""
+"""Record MLflow runs of training: live curves and sample images."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ import numpy as np
 from medstyle.errors import ServiceError
 
 EXPERIMENT = "medstyle"
-SEND_EVERY = 20  # points per request: one request per point costs 10 to 40 ms
+SEND_EVERY = 20  # points per request, because a request per point would cost 10 to 40 ms
 
 
 def connect() -> Any:
-    """Return the mlflow module, pointed at ``MLFLOW_TRACKING_URI`` or at ``./mlflow.db``.
+    """Return the mlflow module, connected to ``MLFLOW_TRACKING_URI`` or to ``./mlflow.db``.
 
-    Without a server, artifacts go to ``./mlruns``; telemetry stays off.
+    Without a server, artifacts are stored in ``./mlruns``; telemetry is disabled.
 
     Raises:
-        UserError: the server wants another user name or password.
+        UserError: the server requires another user name or password.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -55,7 +55,7 @@ def connect() -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Turn nested params into dotted names."""
+    """Flatten nested params to dotted names."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -64,7 +64,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextmanager
 def search_run(name: str) -> Iterator[None]:
-    """Open the run of a search, the same for the same ``name``, under which its trainings are nested."""
+    """Open the run of a search, under which its trainings are nested.
+
+    The same ``name`` reopens it.
+    """
     mlflow = connect()
     tag = "medstyle.search"
     found = mlflow.search_runs(filter_string=f"tags.`{tag}` = '{name}'", output_format="list", max_results=1)
@@ -75,10 +78,10 @@ def search_run(name: str) -> Iterator[None]:
 
 @contextmanager
 def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Open a run and give the ``log(step, values)`` that training calls; numbers are curves, arrays are pictures.
+    """Open a run and yield the ``log(step, values)`` that training calls: curves or images.
 
-    On the way out the run gets the tag ``medstyle.weights_sha256`` of the folder ``translator``, by which `register`
-    finds it.
+    Numbers become curves, arrays become images. At the end, the run gets the tag
+    ``medstyle.weights_sha256`` of the folder ``translator``, by which `register` finds it.
     """
     mlflow = connect()
     from mlflow.entities import Metric
@@ -93,8 +96,8 @@ def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mappi
         def attempt(action: Callable[[], object]) -> None:
             try:
                 action()
-            except Exception as error:  # a tracking server that fails in the night must not cost the training
-                print(f"medstyle: tracking failed ({type(error).__name__}); training goes on", file=sys.stderr)
+            except Exception as error:  # a failing tracking server must not stop the training
+                print(f"medstyle: tracking failed ({type(error).__name__}); training continues", file=sys.stderr)
 
         def send() -> None:
             attempt(lambda: client.log_batch(run.info.run_id, metrics=list(waiting)))

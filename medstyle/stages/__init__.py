@@ -1,1 +1,1 @@
-"""The pipeline's verbs; each module has Params and run()."""
+"""The stages of the pipeline; each module has Params and run()."""

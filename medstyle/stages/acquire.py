@@ -1,4 +1,4 @@
-"""Make the raw data: by default, studies of the digital brain phantom."""
+"""Create the raw data: by default, studies of the digital brain phantom."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Params = PhantomParams
 
 
 def run(params: Params, out: Path, log: Callable[[str], None] | None = None) -> None:
-    """Write the phantom's studies and truth to the new folder ``out``, all or nothing.
+    """Write the phantom's studies and truth to the new folder ``out``, atomically.
 
-    An older ``out`` is replaced once the new one is complete.
+    An older ``out`` is replaced when the new one is complete.
     """
     with atomic(out) as part:
         write_phantom(part, params, progress=track)

@@ -1,4 +1,4 @@
-"""Canonical images -> clean, normalised slices of one size, split by subject: the slice store."""
+"""Build the slice store: clean, normalised slices of one size, split by subject."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(params: Params, scans: Path, out: Path, log: Callable[[str], None] = pri
         (scratch / "index.json").write_text(index.to_json())
         shutil.rmtree(folder)
     for pair in (pair for pair in pairs if pair.code):
-        what = "used all the same" if pair.used else "left out"
+        what = "used nevertheless" if pair.used else "left out"
         log(f"{pair.domain} of {pair.subject} {what}: {pair.code}, {pair.reason}")
     counts = {name: len([s for s in splits.values() if s == name]) for name in groups}
     log(f"subjects {counts}, slices of {params.size[0]} x {params.size[1]} in {out}")

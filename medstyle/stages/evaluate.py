@@ -1,4 +1,4 @@
-"""Measure the translator beside its baselines on unseen subjects, and look at what it made."""
+"""Measure the translator and its baselines on unseen subjects, and write the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from medstyle.networks.translator import Translator, model_card
 
 Params = EvaluateParams
 
-VIEWED = 3  # subjects in the page's viewer
+VIEWED = 3  # number of subjects in the viewer of the page
 
 
 def run(
@@ -36,17 +36,17 @@ def run(
     log: Callable[[str], None] = print,
     lineage: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``metrics.json``, ``subjects.csv``, ``figures/*.png`` and ``report.html`` below ``out``.
+    """Write ``metrics.json``, ``subjects.csv``, figures and ``report.html`` below ``out``.
 
     It takes many parameters, because the files of four stages meet here.
 
     Args:
-        params: the stage's section.
+        params: section of the stage.
         scans, slices, model: outputs of ingest, denoise and train.
         truth: folder of noise-free images and lesion masks by PatientID; may be absent.
         out: folder of reports.
         log: receives a line at the end.
-        lineage: what the page says of where the model comes from.
+        lineage: facts about the origin of the model for the page.
     """
     store, translator, manifest = SliceStore.open(slices), Translator.load(model), Manifest.read(scans)
     config = translator.config
@@ -96,7 +96,7 @@ def _measurer(
 
 
 def _draw(params: Params, measured: Sequence[Measured], out: Path) -> None:
-    """Write the figures: a few subjects, the distribution of the headline measures, the curves of training."""
+    """Write the figures: a few subjects, the headline measures, the training curves."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.png"):

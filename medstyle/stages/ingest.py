@@ -1,4 +1,4 @@
-"""Files as they come -> canonical, de-identified volumes and pictures, a manifest, and a report of what was refused."""
+"""Convert raw files to canonical, de-identified images with a manifest and a report of refusals."""
 
 from __future__ import annotations
 
@@ -32,16 +32,17 @@ from medstyle.pseudonyms import NO_SECRET, own_secret, person_of
 Params = IngestParams
 Refused = list[dict[str, object]]
 
-TRUTH = "truth"  # a folder of this name inside the source is for `evaluate` alone
+TRUTH = "truth"  # a folder of this name inside the source is only for `evaluate`
 
 
 def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = print) -> None:
-    """Fill the new folder ``out`` with ``<subject>/<domain>.nii.gz`` or ``.png`` and ``manifest.json``.
+    """Fill the new folder ``out`` with canonical images and ``manifest.json``.
 
-    One bad input is refused and reported; the rest goes on.
+    The images are ``<subject>/<domain>.nii.gz`` or ``.png``. Bad inputs are refused and reported;
+    the others are processed.
 
     Raises:
-        UserError: the source is absent or holds nothing that a rule accepts.
+        UserError: the source does not exist or contains nothing that a rule accepts.
     """
     source = Path(params.source)
     if not source.is_dir():
@@ -79,7 +80,7 @@ def run(params: Params, out: Path, report: Path, log: Callable[[str], None] = pr
 
 
 def _places(found: Inventory, params: Params) -> tuple[dict[Place, list[Item]], Refused]:
-    """Return the items for each subject and domain, best first, and what has no place."""
+    """Return the items of each subject and domain, best first, and the refused items."""
     people: dict[str, list[tuple[str, Item]]] = defaultdict(list)
     refused: Refused = []
     labels, shared = labels_of(params), shared_ids(found.volumes)
@@ -99,7 +100,7 @@ def _places(found: Inventory, params: Params) -> tuple[dict[Place, list[Item]], 
 
 
 def _drop_repeats(taken: list[Taken], params: Params, folder: Path) -> Refused:
-    """Remove pictures that repeat another, from the list and from the disk; returns them."""
+    """Remove pictures that repeat another from the list and from the disk; return them."""
     refused: Refused = []
     for repeat, why in list(repeats(taken, params.same_image)) if params.duplicates == "refuse" else ():
         place = folder / repeat.entry.path
@@ -113,6 +114,6 @@ def _drop_repeats(taken: list[Taken], params: Params, folder: Path) -> Refused:
 
 def _tell(entries: list[ManifestItem], refused: Refused, out: Path, report: Path, log: Callable[[str], None]) -> None:
     if overruled := Counter(code for entry in entries for code in entry.allowed):
-        log("ingest.allow overruled " + ", ".join(f"{n} x {code}" for code, n in sorted(overruled.items())))
+        log("ingest.allow overrode " + ", ".join(f"{n} x {code}" for code, n in sorted(overruled.items())))
     subjects = len({person_of(entry.subject) for entry in entries})
     log(f"{len(entries)} images of {subjects} subjects in {out}; {len(refused)} refused, reasons in {report}")

@@ -1,4 +1,4 @@
-"""Put the measured translator into the registry; the gate decides whether it becomes champion. Idempotent."""
+"""Register the measured translator; the gate decides whether it becomes champion. Idempotent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from medstyle.registry.models import (
 
 @params
 class Params(GateParams):
-    """What a champion must be able to do, and how it must have been made."""
+    """The requirements for a champion and for how it was made."""
 
     clean: bool = False
     """Refuse a version that was registered from a working copy with uncommitted changes."""
@@ -46,15 +46,15 @@ def run(
     measure: Callable[[Path], Subjects],
     log: Callable[[str], None] = print,
 ) -> None:
-    """Register the translator folder ``model`` with the evaluation in ``reports`` and conclude the gate.
+    """Register the translator folder ``model`` with its ``reports``, and conclude the gate.
 
-    ``measure`` evaluates a translator folder on today's unseen subjects. It is called for a champion that was not
-    measured on the same data with the same code and params, once.
+    ``measure`` evaluates a translator folder on the current unseen subjects. It is called once for
+    a champion that was not measured on the same data with the same code and params.
     """
     files = [*(reports / name for name in ("report.html", "metrics.json", "subjects.csv")), params_file]
     for file in files:
         if not file.is_file():
-            raise DataError(f"{file}: absent; run `medstyle evaluate` first")
+            raise DataError(f"{file}: missing; run `medstyle evaluate` first")
     metrics = json.loads((reports / "metrics.json").read_text())
     version, new = add_version(model, metrics, files)
     log(f"medstyle version {version}: {'registered' if new else 'these weights are registered already'}")

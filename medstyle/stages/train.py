@@ -1,4 +1,4 @@
-"""Slice store -> translator: train the generator against its discriminator, resumable at any moment."""
+"""Train a translator from the slice store: generator against discriminator, always resumable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from medstyle.transforms.descriptors import Reference, statistics_of
 Params = Plan
 
 SCRATCH = Path(".medstyle/train")  # git-ignored, never an output: DVC would delete it before each run
-NAMED = ("generator/l1", "generator/adversarial", "discriminator/share_right", "validation/l1")  # in lines of progress
+NAMED = ("generator/l1", "generator/adversarial", "discriminator/share_right", "validation/l1")  # for progress lines
 
 
 def run(
@@ -39,10 +39,12 @@ def run(
     log: Log = lambda step, values: None,
     states: Path = SCRATCH,
 ) -> None:
-    """Train on the store ``slices``; write the translator folder ``out`` and the curve ``curve_file`` (CSV).
+    """Train on the store ``slices``.
 
-    Killed and run again with the same params, data and code, it goes on where it stopped and ends in the same bits;
-    what it needs for that lies in ``states``.
+    Write the translator folder ``out`` and the curve ``curve_file`` (CSV).
+
+    An interrupted run that is started again with the same params, data and code resumes from its
+    state in ``states`` and gives bit-identical results.
     """
     store = SliceStore.open(slices)
     scratch = states / _key(params, slices)
@@ -70,7 +72,7 @@ def run(
 
 
 def _save(params: Params, store: SliceStore, members: list[Networks], out: Path) -> str:
-    """Write the translator folder; returns the hash of its weights."""
+    """Write the translator folder; return the hash of its weights."""
     translator = Translator(_config(params, store), members)
     with atomic_folder(out) as part:
         translator.save(part)
@@ -82,7 +84,7 @@ def _save(params: Params, store: SliceStore, members: list[Networks], out: Path)
 def _config(params: Params, store: SliceStore) -> TranslatorConfig:
     index, domains = store.index, params.learned
     directions = OBJECTIVES[params.objective.kind].directions
-    inputs = [params.source] if directions == "one" else domains  # else any of them may come as an input
+    inputs = [params.source] if directions == "one" else domains  # otherwise any of them may be an input
     depth = [params.training.depth] if params.volumetric else []
     return TranslatorConfig(
         architecture=params.network,
@@ -117,7 +119,7 @@ def _median(fingerprints: tuple[Fingerprint, ...]) -> Fingerprint:
 
 
 def reference_of(store: SliceStore, domain: str) -> Reference:
-    """Describe the training images of ``domain`` for the out-of-distribution gate."""
+    """Return the statistics of a domain's training images for the out-of-distribution check."""
     array, rows = store.array(domain, "train"), store.rows(domain, "train")
     subjects: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
@@ -136,7 +138,7 @@ def _key(params: Params, slices: Path) -> str:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    """Hash every file of a folder; none where there is no such folder."""
+    """Hash every file of a folder; the result is empty if the folder does not exist."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         with path.open("rb") as file:
@@ -145,7 +147,7 @@ def _hashes(folder: Path) -> dict[str, str]:
 
 
 def _code() -> str:
-    """Hash what computes the result, ours and the libraries, so that a state of other code is not resumed."""
+    """Hash the code that computes the result, so that a state of other code is not resumed."""
     package = Path(__file__).parents[1]
     files = [
         *(file for folder in ("networks", "training", "data") for file in sorted((package / folder).rglob("*.py"))),

@@ -1,1 +1,1 @@
-"""Losses, objectives, the loop and its checkpoints."""
+"""Train translators: losses, objectives, the training loop and its guards."""

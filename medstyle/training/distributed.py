@@ -1,7 +1,8 @@
-"""Several processes as one: each takes its part of every batch, gradients are averaged after each turn.
+"""Train in several processes: each takes its share of every batch, and gradients are averaged.
 
-Averaging by hand instead of a DDP wrapper: a step runs the discriminator several times and differentiates R1 twice,
-which the wrapper's hooks do not allow for (docs/decisions.md).
+Gradients are averaged explicitly instead of by a DDP wrapper: a step runs the discriminator several
+times and differentiates R1 twice, which the hooks of the wrapper do not support
+(docs/decisions.md).
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
-    """The processes of one training: which one this is, of how many."""
+    """The rank of this process and the number of processes in the training."""
 
     rank: int = 0
     size: int = 1
 
     @staticmethod
     def join(device: torch.device) -> World:
-        """Join the processes that ``torchrun`` started to train on ``device``; alone where it did not."""
+        """Join the processes that ``torchrun`` started on ``device``.
+
+        Without it, be the only one.
+        """
         size = int(os.environ.get("WORLD_SIZE", "1"))
         if size == 1:
             return World()

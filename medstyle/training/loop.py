@@ -1,7 +1,7 @@
-"""The training loop: turns of the players, moving average, guards, exact resume.
+"""Run the training loop: turns of the players, moving average, guards, exact resume.
 
-All randomness is a function of (seed, step), schedules are functions of step: nothing hidden is kept between steps, so
-a run that was killed and started again ends in the same bits.
+All randomness is a function of (seed, step), and schedules are functions of the step. No hidden
+state is kept between steps, so a run that was killed and resumed gives bit-identical results.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from medstyle.training.plan import Plan, Training
 from medstyle.training.players import Players
 from medstyle.training.preview import Preview
 
-# (step, values): a number is a point of a curve, a (H, W) or (H, W, 3) uint8 array is a picture
+# (step, values): a number is a point of a curve; a (H, W) or (H, W, 3) uint8 array is an image
 Log = Callable[[int, Mapping[str, Any]], None]
 Show = Callable[[int, dict[str, float]], None]
 Weights = dict[str, Tensor]
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve ``auto``; raises :class:`UserError` for a GPU that is not there."""
+    """Resolve ``auto``; raise :class:`UserError` for a GPU that does not exist."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("training.device: cuda was asked for, but torch sees no GPU; use auto or cpu")
+        raise ParamsError("training.device: cuda was requested, but torch sees no GPU; use auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -49,7 +49,7 @@ def make_deterministic(threads: int, device: torch.device) -> None:
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(device.type == "cpu")
     if sys.platform == "linux":
-        # glibc gives large blocks back to the kernel and faults them in again each step
+        # glibc returns large blocks to the kernel, which has to map them again at every step
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):
             libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
@@ -58,7 +58,7 @@ def make_deterministic(threads: int, device: torch.device) -> None:
 
 @dataclass
 class Course:
-    """What a resumed run needs beside the players: how far training is, and what it has seen."""
+    """The state of a resumable run besides the players: its progress and its history."""
 
     step: int = 0
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -68,14 +68,14 @@ class Course:
 
 
 class Session:
-    """Everything that a training builds once: networks, objective, players, sampler, guards.
+    """The objects that a training builds once: networks, objective, players, sampler and guards.
 
     Args:
-        plan: what to translate into what, and how.
+        plan: what to translate into what, and how to learn it.
         store: slices with a train split.
 
     Raises:
-        UserError: plan and store do not fit each other or this machine.
+        UserError: plan, store and this machine do not fit together.
     """
 
     def __init__(self, plan: Plan, store: SliceStore) -> None:
@@ -84,8 +84,8 @@ class Session:
         self.world = World.join(self.device)
         if self.world.size != settings.processes:
             raise ParamsError(
-                f"training.processes: {settings.processes} in params, {self.world.size} running; set it, and let "
-                "`medstyle train` start them"
+                f"training.processes: params ask for {settings.processes}, {self.world.size} are running; "
+                "set it, and let `medstyle train` start them"
             )
         make_deterministic(settings.threads, self.device)
         self.bfloat16 = settings.precision == "bfloat16" or (
@@ -134,7 +134,7 @@ class Session:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16 and not full_precision)
 
     def step(self, step: int) -> dict[str, float]:
-        """Take the turn of every phase; returns values for the curve at steps that are logged."""
+        """Take the turn of every phase; return values for the curve at steps that are logged."""
         settings, objective = self.plan.training, self.objective
         logged = step % settings.log_every == 0
         batch = self.sampler(step, settings.steps, self.device)
@@ -160,7 +160,10 @@ class Session:
         return values
 
     def validate(self, course: Course, log: Log) -> dict[str, float]:
-        """Render the preview by the moving average; remember it where it is the best so far."""
+        """Render the preview with the moving average.
+
+        Keep its weights if they are the best so far.
+        """
         batch, output, values, picture = self.preview(self.players.average, self.device)
         with self.autocast():
             values |= self.objective.probabilities(batch, output)
@@ -172,7 +175,7 @@ class Session:
         return values
 
     def members(self, course: Course) -> list[Networks]:
-        """Return the networks to export: the last or the best ones, then the snapshots."""
+        """Return the networks to export: the last or the best weights, then the snapshots."""
         keep_best = self.plan.training.keep == "best" and course.best
         exported = []
         for weights in (course.best["weights"] if keep_best else copy_weights(self.players.average), *course.snapshots):
@@ -185,17 +188,21 @@ class Session:
 def fit(
     plan: Plan, store: SliceStore, scratch: Path, log: Log, show: Show
 ) -> tuple[list[Networks], list[dict[str, float]]]:
-    """Train and return the averaged networks (several where there are snapshots) and the curve, a row per logged step.
+    """Train; return the averaged networks and the curve.
+
+    There is one network, and one more for each snapshot. The curve has a row for each logged step.
 
     Args:
         plan: what to translate into what, and how to learn it.
         store: slices with a train split.
-        scratch: folder of resumable states; it must be keyed by everything that determines the run.
-        log: receives curves and pictures.
-        show: receives progress for a person: step and the latest values.
+        scratch: folder of resumable states; its name must depend on everything that determines the
+            run.
+        log: receives curves and images.
+        show: receives progress for display: the step and the latest values.
 
     Raises:
-        UserError: the data, the parameters or the course of training make no model; the message names the cause.
+        UserError: the data, the parameters or the course of training do not yield a model; the
+            message names the cause.
     """
     settings = plan.training
     session = Session(plan, store)
@@ -222,7 +229,7 @@ def fit(
         show(course.step, values)
         if _out_of_patience(course, settings):
             best = course.best["step"]
-            print(f"stopped early at step {course.step}: no better since step {best}", file=sys.stderr, flush=True)
+            print(f"stopped early at step {course.step}: no improvement since step {best}", file=sys.stderr, flush=True)
             break
         due = time.monotonic() - saved > settings.checkpoint_s and course.step < settings.steps
         if session.world.rank == 0 and due:
@@ -233,7 +240,7 @@ def fit(
 
 
 def copy_weights(networks: Networks) -> Weights:
-    """Return a copy of the weights in the memory of the CPU."""
+    """Return a copy of the weights in CPU memory."""
     return {name: value.detach().cpu().clone() for name, value in networks.state_dict().items()}
 
 
@@ -243,6 +250,6 @@ def _out_of_patience(course: Course, settings: Training) -> bool:
 
 
 def _snapshot_steps(settings: Training) -> set[int]:
-    """Return the steps after which an ensemble member is taken: evenly over the last third, before the end."""
+    """Return the steps of the snapshots: evenly over the last third, before the end."""
     n = settings.snapshots
     return {round(settings.steps * (2 / 3 + i / (3 * n))) for i in range(n)} if n else set()

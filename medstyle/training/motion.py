@@ -1,4 +1,4 @@
-"""Synthetic motion: what a camera would see next, with its exact flow (ReReVST, Wang 2020). No video is needed."""
+"""Simulate motion with its exact flow, so that training needs no video (ReReVST, Wang 2020)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SHIFT, BEND = 0.04, 0.03  # largest shift and largest smooth displacement, shares of the image's sides
+SHIFT, BEND = 0.04, 0.03  # largest shift and largest smooth displacement, as shares of the image's sides
 COARSE = 4  # control points per axis
-NOISE = 0.02  # standard deviation, network units: grain and compression that no frame shares with the next
+NOISE = 0.02  # standard deviation in network units: grain and compression noise, independent in each frame
 
 
 def random_flow(seeds: Sequence[int], size: Sequence[int]) -> Tensor:
@@ -23,7 +23,10 @@ def random_flow(seeds: Sequence[int], size: Sequence[int]) -> Tensor:
 
 
 def warp(image: Tensor, flow: Tensor) -> Tensor:
-    """Return ``image(p + flow(p))``: ``(N, C, H, W)`` along ``(N, 2, H, W)`` pixels, bilinear, the border repeated."""
+    """Return ``image(p + flow(p))``, bilinear, with the border repeated.
+
+    ``image`` is ``(N, C, H, W)``; ``flow`` is ``(N, 2, H, W)`` in pixels.
+    """
     size = image.shape[2:]
     axes = [torch.arange(n, device=image.device, dtype=torch.float32) for n in size]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij")) + flow.float()
@@ -33,7 +36,7 @@ def warp(image: Tensor, flow: Tensor) -> Tensor:
 
 
 def visible(flow: Tensor) -> Tensor:
-    """Tell where ``p + flow(p)`` lies inside the image, ``(N, 1, H, W)`` bool."""
+    """Return whether ``p + flow(p)`` lies inside the image, ``(N, 1, H, W)`` bool."""
     size = flow.shape[2:]
     axes = [torch.arange(n, device=flow.device, dtype=torch.float32) for n in size]
     place = torch.stack(torch.meshgrid(*axes, indexing="ij")) + flow
@@ -42,9 +45,10 @@ def visible(flow: Tensor) -> Tensor:
 
 
 def motion_loss(now: Tensor, before: Tensor, flow: Tensor) -> Tensor:
-    """Return the mean absolute difference of ``now`` and ``before`` moved along ``flow``, where that was in sight.
+    """Return the mean absolute difference of ``now`` and ``before`` warped along ``flow``.
 
-    The differences of each image are averaged first, so that a batch may be divided among processes.
+    Pixels that were out of sight do not count. The differences of each image are averaged first, so
+    that a batch can be divided among processes.
     """
     seen = visible(flow).float()
     error = (now.float() - warp(before, flow)).abs().mean(1, keepdim=True) * seen
@@ -52,7 +56,7 @@ def motion_loss(now: Tensor, before: Tensor, flow: Tensor) -> Tensor:
 
 
 def noisy(image: Tensor, seeds: Sequence[int]) -> Tensor:
-    """Add the grain of another frame to ``(N, C, H, W)``."""
+    """Add noise to ``(N, C, H, W)``, as if from another frame."""
     rngs = [torch.Generator().manual_seed(seed ^ 0x6A1) for seed in seeds]
     noise = torch.stack([torch.randn(image.shape[1:], generator=rng) for rng in rngs])
     return image + NOISE * noise.to(image.device)

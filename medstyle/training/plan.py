@@ -1,4 +1,4 @@
-"""What to translate into what, and how to learn it: the section `train` of params.yaml."""
+"""Define the section `train` of params.yaml: what to translate into what, and how to learn it."""
 
 from __future__ import annotations
 
@@ -24,29 +24,32 @@ class Training:
     batch: Annotated[int, Field(ge=1)] = 8
     """Slices per step, over all processes."""
     depth: Annotated[int, Field(ge=1)] = 16
-    """Slices of an example of a three-dimensional generator."""
+    """Number of slices in an example of a three-dimensional generator."""
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-4
     """Peak learning rate of the generator (AdamW): 5 % warm-up, then cosine to zero."""
     discriminator_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-4
     """Peak learning rate of the discriminator."""
     ema: Annotated[float, Field(ge=0, le=0.5)] = 0.05
-    """The exported weights are a moving average over about this share of the steps taken so far (Karras 2024)."""
+    """The exported weights are a moving average over about this share of the steps taken so far
+    (Karras 2024)."""
     clip: Annotated[float, Field(gt=0)] = 1.0
-    """Largest gradient norm of the generator; ten times that for the discriminator."""
+    """Largest gradient norm of the generator; that of the discriminator is ten times as large."""
     foreground: Annotated[float, Field(ge=0, le=1)] = 0.1
     """Slices with a smaller share of body are left out of training."""
     seed: int = 0
-    """Changes weights at the start, order and augmentation."""
+    """Seed of the initial weights, the order of the images and their augmentation."""
     threads: Annotated[int, Field(ge=1)] = 2
-    """CPU threads of a process; a parameter because another number changes the bits of the result."""
+    """CPU threads of a process. It is a parameter because another number changes the bits of the
+    result."""
     processes: Annotated[int, Field(ge=1)] = 1
-    """Processes (GPUs) that share each batch; changes the bits of the result."""
+    """Number of processes (GPUs) that share each batch; it changes the bits of the result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto takes a GPU where there is one."""
+    """Device to train on; `auto` uses a GPU if there is one."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Forward passes; auto is bfloat16 on a GPU that has it."""
+    """Precision of forward passes; `auto` is bfloat16 on a GPU that supports it, otherwise
+    float32."""
     compile: bool = False
-    """Compile the networks on a GPU; worth its minutes in long runs."""
+    """Compile the networks on a GPU; it takes minutes, which pay off in long runs."""
     checkpoint_s: float = 60.0
     """Seconds between resumable states."""
     log_every: Annotated[int, Field(ge=1)] = 25
@@ -54,11 +57,13 @@ class Training:
     validate_every: Annotated[int, Field(ge=1)] = 250
     """Steps between measurements on validation subjects."""
     patience: Annotated[int, Field(ge=0)] = 0
-    """Paired: stop after this many measurements without a better one; 0 trains all steps."""
+    """Paired objectives: stop after this many measurements without improvement; 0 trains all
+    steps."""
     keep: Literal["best", "last"] = "last"
-    """Weights that are exported: the last, or (paired) the best on validation subjects."""
+    """Weights to export: `last`, or (paired objectives) the `best` on the validation subjects."""
     snapshots: Annotated[int, Field(ge=0)] = 0
-    """Further moving averages, from the last third of the steps, exported as members of an ensemble."""
+    """Number of additional moving averages, from the last third of the steps, that are exported as
+    members of an ensemble."""
 
     def __post_init__(self) -> None:
         if self.batch % self.processes:
@@ -74,17 +79,18 @@ class Plan:
     target: str
     """Domain whose style is learned."""
     contrasts: tuple[str, ...] = ()
-    """Further domains of the same subject that the generator sees beside the source (T1 + T2 -> FLAIR)."""
+    """Further domains of the same subject, given to the generator beside the source (T1 + T2 ->
+    FLAIR)."""
     domains: tuple[str, ...] = ()
-    """Further domains that are learned, by multi_domain and harmonization."""
+    """Further domains to learn, for multi_domain and harmonization."""
     training: Training = Training()
-    """Length, speed, seed, device."""
+    """Length, speed, seed and device."""
     objective: AnyObjective = PairedParams()
-    """Losses."""
+    """Losses and their weights."""
     network: Architecture = Architecture()
-    """Size of the generator."""
+    """Generator and style."""
     augmentation: Augmentation = Augmentation()
-    """Random changes of training images."""
+    """Random changes to the training images."""
 
     def __post_init__(self) -> None:
         named = [("source", self.source), ("target", self.target)]
@@ -93,14 +99,14 @@ class Plan:
             if name not in DOMAINS:
                 raise ParamsError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
         if len(set(self.learned)) < len(self.learned) or set(self.contrasts) & {self.source, self.target}:
-            raise ParamsError("train: a domain stands twice among source, target, contrasts and domains")
+            raise ParamsError("train: a domain appears twice among source, target, contrasts and domains")
         kind = OBJECTIVES[self.objective.kind]
         kind.resolve(self.objective)
         if self.contrasts and not kind.several_contrasts:
-            raise ParamsError(f"train.contrasts: {self.objective.kind} takes none; use a paired objective")
+            raise ParamsError(f"train.contrasts: {self.objective.kind} supports none; use a paired objective")
         if not kind.paired and (self.training.patience or self.training.keep == "best"):
             raise ParamsError(
-                f"training.patience, training.keep: {self.objective.kind} has no pairs that would tell what is best"
+                f"training.patience, training.keep: {self.objective.kind} has no pairs that determine the best weights"
             )
 
     @property
@@ -110,5 +116,5 @@ class Plan:
 
     @property
     def volumetric(self) -> bool:
-        """Whether the generator sees volumes instead of slices."""
+        """Whether the generator processes volumes instead of slices."""
         return self.network.dimensions == 3

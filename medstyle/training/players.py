@@ -1,4 +1,4 @@
-"""Networks in training, their optimisers and the moving average."""
+"""Hold the networks in training, their optimisers and the moving average."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def schedule(progress: float) -> float:
 
 
 class Players:
-    """Networks, their optimisers and the moving average: everything that a checkpoint holds."""
+    """The networks, their optimisers and the moving average: everything that a checkpoint holds."""
 
     def __init__(self, objective: Objective, settings: Training, device: torch.device, world: World) -> None:
         self.settings, self.world = settings, world
         self.networks = objective.networks
         self.modules = nn.ModuleDict(objective.players).to(device)
-        if device.type == "cuda":  # on CPU the plain layout is faster: docs/benchmarks.md
+        if device.type == "cuda":  # on a CPU the default layout is faster: docs/benchmarks.md
             layout = torch.channels_last if self.networks.dimensions == 2 else torch.channels_last_3d
             self.modules.to(memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
@@ -37,7 +37,10 @@ class Players:
         }
 
     def turn(self, phase: Phase, loss: Tensor, progress: float, guard: Guard) -> float:
-        """Take one optimiser step of the phase's players; returns the gradient norm before clipping."""
+        """Take one optimiser step of the phase's players.
+
+        Return the gradient norm before clipping.
+        """
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -54,14 +57,17 @@ class Players:
 
     @torch.no_grad()
     def follow(self, step: int) -> None:
-        """Move the average towards the weights; its memory grows with training."""
+        """Move the average towards the current weights.
+
+        Its window grows with the number of steps.
+        """
         decay = 1 - 1 / (1 + self.settings.ema * step)
         pairs = list(zip(self.average.state_dict().values(), self.networks.state_dict().values(), strict=True))
         numbers = [(slow, fast) for slow, fast in pairs if slow.is_floating_point()]
         torch._foreach_lerp_([slow for slow, _ in numbers], [fast for _, fast in numbers], 1 - decay)
 
     def state(self) -> dict[str, Any]:
-        """Return what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {
             "modules": self.modules.state_dict(),
             "average": self.average.state_dict(),
@@ -69,7 +75,7 @@ class Players:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take over a saved state."""
+        """Restore a saved state."""
         self.modules.load_state_dict(state["modules"])
         self.average.load_state_dict(state["average"])
         for name, optimiser in self.optimisers.items():

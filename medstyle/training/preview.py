@@ -1,4 +1,4 @@
-"""A few validation images, rendered again and again throughout a training."""
+"""Render a few validation images repeatedly during training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ PLAIN = Augmentation(rotation_deg=0, scale=0, shift=0, flip=False, gamma=0)
 
 
 class Preview:
-    """A few validation images (training ones where there are none), the same throughout the run."""
+    """A few validation images, or training images if there are none.
+
+    The same throughout the run.
+    """
 
     def __init__(self, store: SliceStore, sampling: Sampling) -> None:
         sampling = replace(
@@ -33,18 +36,19 @@ class Preview:
             try:
                 self.sampler = BatchSampler(store, replace(sampling, paired=paired, split=split))
                 break
-            except UserError:  # no subject of the split has both: the next best
+            except UserError:  # no subject of the split has all the images: try the next choice
                 continue
 
     @torch.inference_mode()
     def __call__(
         self, networks: Networks, device: torch.device
     ) -> tuple[Batch, Tensor, dict[str, float], NDArray[np.uint8]]:
-        """Return the images, the outputs, errors and a picture of examples: source, output and target, if there is one.
+        """Return the images, the outputs, the errors and an image of examples.
 
-        Each is rendered by itself, as in use. In the body ``validation/l1`` is the mean absolute error,
-        ``validation/of_copy`` its ratio to that of the untouched source; without pairs ``validation/change`` is the
-        mean change of the source.
+        The examples show source, output and, if there is one, target. Each image is rendered
+        separately, as in inference. ``validation/l1`` is the mean absolute error in the body;
+        ``validation/of_copy`` is its ratio to the error of the unchanged source. Without pairs,
+        ``validation/change`` is the mean change of the source.
         """
         batch = self.sampler(0, 1, device)
         rendered = torch.full_like(networks.content(batch.source), AIR)
@@ -67,7 +71,7 @@ class Preview:
         return batch, rendered, values, self._picture([source, out])
 
     def _picture(self, rows: list[Tensor]) -> NDArray[np.uint8]:
-        """Arrange up to six examples, one below the other for each of ``rows`` ``(N, C, ...)``."""
+        """Arrange up to six examples of each of ``rows`` ``(N, C, ...)`` in a grid."""
         some = torch.linspace(0, len(rows[0]) - 1, min(6, len(rows[0]))).round().long()
         volumetric = self.sampler.sampling.volumetric
         shown = [row[some][:, :, row.shape[2] // 2] if volumetric else row[some] for row in rows]

@@ -1,4 +1,4 @@
-"""Bring the scans of one subject onto one grid, and tell how well they fit there."""
+"""Align the scans of one subject on one grid, and measure how well they fit."""
 
 from __future__ import annotations
 
@@ -17,26 +17,27 @@ from medstyle.transforms.intensity import foreground_mask
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-COARSE_MM = 3.0  # the fit is judged on cells of about this size
-SHIFT_MM = 6.0  # what is misplaced by half of this fits better after a shift by it
-TURN_DEG = 6.0  # the same, of a rotation
-SEEN = 0.5  # share of the bodies that must stay within the field of view for a turn to be judged
+COARSE_MM = 3.0  # approximate size of the cells on which the fit is measured
+SHIFT_MM = 6.0  # scans that are misplaced by more than half of this fit better after a shift by it
+TURN_DEG = 6.0  # the same for a rotation
+SEEN = 0.5  # smallest share of the bodies that must stay in the field of view for a rotation to count
 OVERLAP = 0.5
-COHORT, OUTLIER = 8, 5.0  # robust standard deviations below the other pairs, where there are so many
+COHORT, OUTLIER = 8, 5.0  # smallest cohort, and limit in robust standard deviations below the other pairs
 
 
 def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest: bool = False) -> Volume:
-    """Resample ``moving`` onto the grid of ``fixed``, linearly, or by ``nearest`` neighbour for labels.
+    """Resample ``moving`` onto the grid of ``fixed``, linearly or by ``nearest`` neighbour.
 
-    By ``headers`` positions agree as they are. ``rigid`` (a rotation and a translation) and ``affine`` (scales and
-    shears too) correct what the headers do not know, by the most Mattes mutual information (Mattes 2003), from the
-    better of two starts: the headers, and bodies on top of each other. Nothing is done where the grids are equal and
-    the headers are trusted.
+    Use ``nearest`` for labels. ``headers`` trusts the positions in the headers. ``rigid`` (a
+    rotation and a translation) and ``affine`` (also scales and shears) correct errors of the
+    headers by maximising Mattes mutual information (Mattes 2003), from the better of two starts:
+    the headers, and the centres of mass. If the grids are equal and the headers are trusted, the
+    volume is returned unchanged.
 
     Raises:
-        Refusal: ``E_REGISTRATION`` where no overlap could be found.
+        Refusal: ``E_REGISTRATION`` no overlap could be found.
     """
     import SimpleITK as sitk
 
@@ -48,10 +49,8 @@ def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest
     if alignment != "headers":
         try:
             transform = _align_scans(fixed_image, moving_image, affine=alignment == "affine")
-        except RuntimeError:  # ITK's own text is a page
-            raise Refusal(
-                Code.E_REGISTRATION, "the scans could not be brought together; are they of one body?"
-            ) from None
+        except RuntimeError:  # the text of ITK's own error fills a page
+            raise Refusal(Code.E_REGISTRATION, "the scans could not be aligned; do they show the same body?") from None
     how = sitk.sitkNearestNeighbor if nearest else sitk.sitkLinear
     out = sitk.Resample(moving_image, fixed_image, transform, how, float(moving.voxels.min()))
     return fixed.with_voxels(sitk.GetArrayFromImage(out), moving.domain)
@@ -60,14 +59,14 @@ def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest
 def _align_scans(fixed: sitk.Image, moving: sitk.Image, affine: bool) -> sitk.Transform:
     import SimpleITK as sitk
 
-    headers = sitk.Euler3DTransform()  # right to a few millimetres; the field of view may differ
+    headers = sitk.Euler3DTransform()  # correct to a few millimetres; the field of view may differ
     middle = np.array(fixed.GetSize()) / 2 - 0.5
     headers.SetCenter(fixed.TransformContinuousIndexToPhysicalPoint(middle.tolist()))
     return align(fixed, moving, [headers, bodies_together(fixed, moving)], affine=affine)
 
 
 def bodies_together(fixed: sitk.Image, moving: sitk.Image) -> sitk.Euler3DTransform:
-    """Return the shift that lays the centres of mass on top of each other."""
+    """Return the translation that aligns the centres of mass."""
     import SimpleITK as sitk
 
     how = sitk.CenteredTransformInitializerFilter.MOMENTS
@@ -84,15 +83,18 @@ def align(
     share: float = 0.1,
     first_step_mm: float = 1.0,
 ) -> sitk.Transform:
-    """Return the map of points of ``fixed`` to ``moving`` with the most Mattes mutual information, from the best start.
+    """Return the map from ``fixed`` to ``moving`` with the largest Mattes mutual information.
+
+    The optimisation starts from the best of ``starts``.
 
     Args:
-        fixed, moving: of any contrasts.
+        fixed, moving: images of any contrasts.
         starts: rigid maps.
-        affine: whether scales and shears follow the rigid map.
-        levels: how many times coarser the images are on the way.
-        share: of the voxels that are looked at.
-        first_step_mm: of the affine map, where coarse cells make long ones run away.
+        affine: whether scales and shears are optimised after the rigid map.
+        levels: shrink factors of the successive resolution levels.
+        share: share of the voxels that are sampled.
+        first_step_mm: first step of the affine optimisation, in which coarse cells make long steps
+            diverge.
 
     Raises:
         RuntimeError: no overlap was found.
@@ -102,19 +104,19 @@ def align(
     method = sitk.ImageRegistrationMethod()
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricSamplingStrategy(method.REGULAR)
-    method.SetMetricSamplingPercentage(share, seed=1)  # points are moved at random, by the clock unless seeded
+    method.SetMetricSamplingPercentage(share, seed=1)  # sample points are jittered, by the clock unless seeded
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(1.0, 1e-3, 200)
     method.SetOptimizerScalesFromPhysicalShift()
     method.SetShrinkFactorsPerLevel(list(levels))
     method.SetSmoothingSigmasPerLevel([level // 2 for level in levels])
-    method.SetNumberOfThreads(1)  # same bits on every machine
+    method.SetNumberOfThreads(1)  # for the same bits on every machine
 
     def cost(start: sitk.Transform) -> float:
         method.SetInitialTransform(start, inPlace=False)
         try:
             return float(method.MetricEvaluate(fixed, moving))
-        except RuntimeError:  # no overlap from here
+        except RuntimeError:  # no overlap at this start
             return float("inf")
 
     method.SetInitialTransform(min(starts, key=cost), inPlace=False)
@@ -136,9 +138,10 @@ class Fit:
 
     Attributes:
         overlap: share of the smaller body that lies in the other.
-        information: normalised mutual information of the two (Studholme 1999): 1 is none, 2 is all.
-        better_mm: length of the shift that would fit best, 0 where none is better than none.
-        better_deg: angle of the rotation that would fit best, likewise.
+        information: normalised mutual information of the two (Studholme 1999), from 1 (none) to 2
+            (all).
+        better_mm: length of the shift that would improve the fit most; 0 if none does.
+        better_deg: angle of the rotation that would improve the fit most; 0 if none does.
     """
 
     overlap: float
@@ -148,11 +151,12 @@ class Fit:
 
 
 def measure_fit(fixed: Volume, moving: Volume) -> Fit:
-    """Judge two scans on one grid by what they tell of each other, here and a few millimetres or degrees away.
+    """Measure the mutual information of two scans, and whether moving one would raise it.
 
-    Shifts of ``SHIFT_MM`` and twice that along each axis, and turns by ``TURN_DEG`` and twice that about each axis
-    through the middle of the bodies, are tried, so anything misplaced by more than half of one is seen; contrasts may
-    be any, because nothing is compared but the mutual information of the same pair.
+    The tested motions are shifts of ``SHIFT_MM`` and twice that along each axis, and rotations by
+    ``TURN_DEG`` and twice that about each axis through the middle of the bodies; errors of more
+    than half a step are therefore detected. The contrasts may be any, because only mutual
+    information values of the same pair are compared.
     """
     from skimage.measure import block_reduce
     from skimage.metrics import normalized_mutual_information
@@ -170,7 +174,7 @@ def measure_fit(fixed: Volume, moving: Volume) -> Fit:
     def information(one: NDArray, other: NDArray, mask: NDArray[np.bool_]) -> float:
         return float(normalized_mutual_information(one[mask], other[mask], bins=32))
 
-    gains = {(0.0, 0.0): 0.0}  # mm, degrees -> how much more they tell of each other there
+    gains = {(0.0, 0.0): 0.0}  # (mm, degrees) -> gain in mutual information
 
     def note(place: tuple[float, float], gain: float) -> None:
         gains[place] = max(gain, gains.get(place, 0.0))
@@ -179,13 +183,17 @@ def measure_fit(fixed: Volume, moving: Volume) -> Fit:
         near, far = ([slice(None)] * 3 for _ in range(2))
         near[axis], far[axis] = slice(abs(step), None), slice(None, -abs(step))
         here, there = (tuple(near), tuple(far)) if step > 0 else (tuple(far), tuple(near))
-        part, mask = levels[0][here], either[here]  # the same voxels of one image, so that the two numbers compare
+        part, mask = (
+            levels[0][here],
+            either[here],
+        )  # the same voxels of one image, so that the two values are comparable
         if mask.any():
             gain = information(part, levels[1][there], mask) - information(part, levels[1][here], mask)
             note((abs(step) * float(spacing[axis]), 0.0), gain)
     centre = np.argwhere(either).mean(axis=0)
     for axis, degrees in itertools.product(range(3), (TURN_DEG, 2 * TURN_DEG)):
-        # each image by half of it, this way and that: all are interpolated alike, which changes what they tell
+        # each image by half of the angle, in both directions: all are interpolated alike, which
+        # affects the information
         ways = [
             [_turned(level, axis, half, centre, spacing) for level in levels] for half in (degrees / 2, -degrees / 2)
         ]
@@ -202,14 +210,17 @@ def measure_fit(fixed: Volume, moving: Volume) -> Fit:
 def _turned(
     image: NDArray[Any], axis: int, degrees: float, centre: NDArray[np.float64], spacing: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Turn ``image`` (z, y, x) about an axis through the cell ``centre``; NaN where it came from outside."""
+    """Rotate ``image`` (z, y, x) about an axis through the cell ``centre``.
+
+    NaN comes from outside.
+    """
     from scipy.ndimage import affine_transform
 
     a, b = (k for k in range(3) if k != axis)
     turn = np.eye(3)
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn[np.ix_([a, b], [a, b])] = [[cosine, -sine], [sine, cosine]]
-    matrix = turn * spacing / spacing[:, None]  # of indices, so that the angle is one in millimetres
+    matrix = turn * spacing / spacing[:, None]  # acts on indices, such that the angle holds in millimetres
     out: NDArray[np.float32] = affine_transform(
         image.astype(np.float32), matrix, centre - matrix @ centre, order=1, cval=np.nan
     )
@@ -225,10 +236,11 @@ def _steps(spacing: NDArray[np.float64], shape: tuple[int, ...]) -> Iterator[tup
 
 
 def pair_verdicts(fits: Sequence[Fit]) -> list[tuple[str, str]]:
-    """Return a code and its reason for each pair of one cohort, ("", "") where nothing is wrong.
+    """Return a code and its reason for each pair of one cohort, ("", "") for pairs that fit.
 
-    ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``, ``E_PAIR_TURNED``: they would fit better elsewhere.
-    ``E_PAIR_UNLIKE``: they share far less information than the other pairs do, as scans of two people would.
+    ``E_PAIR_APART``: the bodies hardly overlap. ``E_PAIR_SHIFTED``, ``E_PAIR_TURNED``: the scans
+    would fit better after a motion. ``E_PAIR_UNLIKE``: they share far less information than the
+    other pairs, like scans of two people.
     """
     shared = np.array([one.information for one in fits])
     centre = float(np.median(shared)) if fits else 0.0

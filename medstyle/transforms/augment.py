@@ -1,4 +1,4 @@
-"""Augmentation that is lawful in medicine: one map for all images of an example, contrast on the source only."""
+"""Augment medical images validly: one geometry for all images, contrast changes of the source."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from medstyle.params import params
 
 @params
 class Augmentation:
-    """Random changes of each training example; every amount may be 0."""
+    """Random changes to each training example; every amount may be 0."""
 
     rotation_deg: float = 10.0
-    """Largest rotation either way, in the slice's plane."""
+    """Largest rotation in either direction, in the plane of the slice, in degrees."""
     scale: float = 0.1
     """Largest relative change of size."""
     shift: float = 0.04
@@ -26,15 +26,18 @@ class Augmentation:
     elastic: float = 0.0
     """Largest displacement of a smooth random deformation, as a share of the image size."""
     flip: bool = True
-    """Mirror left and right half of the time: lawful for heads without lateralised labels, never for the abdomen."""
+    """Mirror left and right in half of the cases; valid for heads without lateralised labels, never
+    for the abdomen."""
     gamma: float = 0.2
-    """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma). Source changes never touch CT."""
+    """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma). Changes to source values
+    never apply to CT."""
     bias: float = 0.0
-    """Source: largest relative change by a smooth coil-like shading."""
+    """Source: largest relative change by smooth shading like that of a coil."""
     noise: float = 0.0
     """Source: largest standard deviation of Gaussian noise inside the body, in network units."""
     blur: float = 0.0
-    """Source: largest share of a 3 x 3 mean mixed in, as by a lower resolution."""
+    """Source: largest weight of a 3 x 3 mean that is blended in, which simulates lower
+    resolution."""
 
     def __post_init__(self) -> None:
         geometry = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5}
@@ -51,11 +54,12 @@ def augment(images: list[Tensor], settings: Augmentation, seeds: Sequence[int], 
     """Change a batch at random.
 
     Args:
-        images: ``(N, C, H, W)`` or ``(N, C, D, H, W)`` in network units, the source first; ``C`` may differ. All
-            undergo the same map, one interpolation each, slice by slice the same.
+        images: ``(N, C, H, W)`` or ``(N, C, D, H, W)`` in network units, the source first; ``C``
+            may differ. The same map is applied to all of them, with one interpolation each; all
+            slices of a volume are mapped alike.
         settings: amounts.
-        seeds: one for each example, whose change depends on nothing else.
-        contrast: ``(N,)`` bool: examples whose source may change its values (not CT).
+        seeds: one per example, which alone determines its changes.
+        contrast: ``(N,)`` bool: examples whose source values may change (not CT).
     """
     rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
     draw = torch.stack([torch.rand(DRAWS, generator=rng) for rng in rngs])
@@ -74,7 +78,7 @@ def _warp(both: Tensor, settings: Augmentation, draw: Tensor) -> Tensor:
     angle = amount[:, 0] * math.radians(settings.rotation_deg)
     scale = 1 + amount[:, 1] * settings.scale
     mirror = torch.where(draw[:, 2] < 0.5, -1.0, 1.0) if settings.flip else torch.ones(len(draw))
-    aspect = both.shape[-1] / both.shape[-2]  # grid coordinates are relative: a rotation needs square pixels
+    aspect = both.shape[-1] / both.shape[-2]  # grid coordinates are relative, but a rotation needs square pixels
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     theta = torch.stack(
         [
@@ -88,7 +92,8 @@ def _warp(both: Tensor, settings: Augmentation, draw: Tensor) -> Tensor:
         field = amount[:, 10 : 10 + 2 * COARSE * COARSE].reshape(-1, 2, COARSE, COARSE).to(both.device)
         smooth = F.interpolate(field, both.shape[-2:], mode="bicubic", align_corners=True)
         grid = grid + 2 * settings.elastic * smooth.permute(0, 2, 3, 1)
-    # shifted so that the zeros beyond the border mean air; bicubic because bilinear would teach the network to blur
+    # shifted so that the zeros beyond the border mean air; bicubic, because bilinear would teach
+    # the network to blur
     moved = F.grid_sample(both + 1, grid, mode="bicubic", padding_mode="zeros", align_corners=False) - 1
     return moved.clamp(-1, 3)
 
@@ -96,7 +101,7 @@ def _warp(both: Tensor, settings: Augmentation, draw: Tensor) -> Tensor:
 def _change_values(
     source: Tensor, settings: Augmentation, draw: Tensor, contrast: Tensor, rngs: list[torch.Generator]
 ) -> Tensor:
-    """Change values above air, which stays -1, of the examples that ``contrast`` allows."""
+    """Change values above air, which stays -1, in the examples that ``contrast`` allows."""
     level = (source + 1) / 2
     own = draw.to(source.device)[..., None, None]
     if settings.gamma:

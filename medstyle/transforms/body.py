@@ -1,4 +1,4 @@
-"""What air is, and the box around a body."""
+"""Define air, and compute the bounding box of a body."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ Values = TypeVar("Values")  # an array or a tensor
 Extent = tuple[int, int, int, int]  # first and last row, first and last column of a body
 
 AIR = -1.0  # network units
-MARGIN = 8  # pixels of air that the generator sees around a body, in training and in use
-BOX = 16  # sides of the box around a body are multiples of this, or few of them would be alike
+MARGIN = 8  # pixels of air that the generator sees around a body, in training and in inference
+BOX = 16  # sides of the box around a body are multiples of this, so that many boxes have the same size
 
 
 def is_body(values: Values) -> Values:
-    """Tell where values in network units are above air; half precision may have moved air a little. NaN is no air."""
+    """Return where values in network units are above air, with a tolerance for half precision.
+
+    NaN counts as body.
+    """
     body: Values = ~(values <= AIR + 1e-3)  # type: ignore[operator,assignment]
     return body
 
 
 def extent_of(body: NDArray[np.bool_]) -> Extent | None:
-    """Return the extent of a body ``(..., H, W)`` over all its slices; None where there is none."""
+    """Return the extent of a body ``(..., H, W)`` over all its slices; None if there is none."""
     planes = body.reshape(-1, *body.shape[-2:])
     rows, columns = (np.flatnonzero(planes.any(axis=(0, axis))) for axis in (2, 1))
     if not len(rows):
@@ -33,7 +36,7 @@ def extent_of(body: NDArray[np.bool_]) -> Extent | None:
 
 
 def union(extents: Iterable[Extent | None]) -> Extent | None:
-    """Return the extent that holds all of ``extents``; None where all are empty."""
+    """Return the extent that contains all of ``extents``; None if all are empty."""
     some = [extent for extent in extents if extent is not None]
     if not some:
         return None
@@ -42,14 +45,15 @@ def union(extents: Iterable[Extent | None]) -> Extent | None:
 
 
 def box_around(extent: Extent | None, size: Sequence[int], multiple: int) -> tuple[slice, slice]:
-    """Return the rows and columns that a generator sees of a slice, in training and in use.
+    """Return the rows and columns of a slice that a generator sees, in training and in inference.
 
-    What it paints depends on the share of air that it sees, through the statistics of its normalisation.
+    Its output depends on the share of air that it sees, through the statistics of its
+    normalisation.
 
     Args:
-        extent: of the body; None for whole slices.
-        size: of the slice, ``(H, W)``.
-        multiple: of the generator: sides are multiples of it, as far as the slice is large enough.
+        extent: extent of the body; None for whole slices.
+        size: size of the slice, ``(H, W)``.
+        multiple: multiple of the generator; sides are multiples of it if the slice is large enough.
     """
     if extent is None:
         return slice(0, size[0]), slice(0, size[1])

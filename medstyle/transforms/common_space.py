@@ -1,4 +1,4 @@
-"""One space for the bodies of different subjects: where training without pairs may compare region by region."""
+"""Map the bodies of different subjects to a common space, for regional comparison without pairs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from medstyle.transforms.body import AIR
 if TYPE_CHECKING:
     import SimpleITK as sitk
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-CELL_MM = 6.0  # bodies are compared on cells of about this size
-STRETCH = 1.7  # two people differ by less along any direction; a fit that says more has failed
+CELL_MM = 6.0  # approximate size of the cells on which bodies are compared
+STRETCH = 1.7  # largest plausible ratio of two people's sizes along any direction; beyond it, the alignment has failed
 Matrix = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A scan as the slice store has it: ``(D, C, H, W)`` network units, and the distances of its voxels, z first."""
+    """A scan in the slice store: ``(D, C, H, W)`` network units, and its voxel spacing, z first."""
 
     path: Path
     spacing_mm: tuple[float, float, float]
 
     def coarse(self) -> sitk.Image:
-        """Return means over cells of the first channel, 0 in air, of the slices that show anything."""
+        """Return means of the first channel over cells, 0 in air, for slices with body."""
         import SimpleITK as sitk
         from skimage.measure import block_reduce
 
@@ -46,28 +46,29 @@ class Stored:
         return image
 
     def volume(self) -> float:
-        """Return the volume of the body, mm^3."""
+        """Return the volume of the body in mm^3."""
         shown = (np.load(self.path, mmap_mode="r")[:, 0] > AIR).sum()
         return float(shown * np.prod(self.spacing_mm))
 
 
 def median_scan(scans: Sequence[Stored]) -> Stored:
-    """Return the scan whose body is the median in volume: the space of the others."""
+    """Return the scan whose body has the median volume; it defines the common space."""
     return sorted(scans, key=Stored.volume)[len(scans) // 2]
 
 
 def map_to_space(scan: Stored, space: Stored) -> Matrix | None:
-    """Return the affine map ``(4, 4)`` of voxels of ``scan`` to millimetres in ``space``, both ``(z, y, x, 1)``.
+    """Return the affine map ``(4, 4)`` from voxels of ``scan`` to mm in ``space``.
 
-    By the most Mattes mutual information, so the contrasts may be any. None where no plausible map was found.
+    Both are ``(z, y, x, 1)``. The map maximises Mattes mutual information, so the contrasts may
+    differ. The result is None if no plausible map was found.
     """
     try:
         transform = _together(space.coarse(), scan.coarse())
-    except RuntimeError:  # of ITK: one is empty, or they do not overlap
+    except RuntimeError:  # from ITK: one scan is empty, or they do not overlap
         return None
     corner = np.array(transform.TransformPoint((0.0, 0.0, 0.0)))
     columns = [np.array(transform.TransformPoint(tuple(axis))) - corner for axis in np.eye(3)]
-    linear = np.stack(columns, 1)  # of millimetres (x, y, z) in the space to those of the scan
+    linear = np.stack(columns, 1)  # maps millimetres (x, y, z) in the space to those of the scan
     sizes = np.linalg.svd(linear, compute_uv=False)
     if sizes.max() > STRETCH or sizes.min() < 1 / STRETCH:
         return None
@@ -83,7 +84,7 @@ def _together(fixed: sitk.Image, moving: sitk.Image) -> sitk.Transform:
     x, y, z = together.GetTranslation()
     height = min(image.GetSize()[2] * image.GetSpacing()[2] for image in (fixed, moving))
     starts = []
-    for share in np.linspace(-0.5, 0.5, 11):  # one may reach further down than the other
+    for share in np.linspace(-0.5, 0.5, 11):  # one scan may extend further down than the other
         start = type(together)(together)
         start.SetTranslation((x, y, z + share * height))
         starts.append(start)

@@ -1,4 +1,4 @@
-"""Cheap descriptors of an image stack, for the out-of-distribution gate."""
+"""Describe image stacks by a few numbers, for the out-of-distribution check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medstyle.transforms.body import is_body
 
 
 class FeatureStatistics(NamedTuple):
-    """What the features of training images are like.
+    """Statistics of the features of training images.
 
     Attributes:
         centre, spread: median and robust standard deviation of each feature.
@@ -24,19 +24,19 @@ class FeatureStatistics(NamedTuple):
     largest: float
 
     def score(self, slices: NDArray[np.float32]) -> float:
-        """Return the largest absolute robust z value among the features of ``slices`` ``(D, C, H, W)``."""
+        """Return the largest absolute robust z value of the features of ``(D, C, H, W)``."""
         return float(np.abs((image_features(slices) - np.array(self.centre)) / np.array(self.spread)).max())
 
 
 class Reference(NamedTuple):
-    """The statistics of a domain's training images: of whole volumes, and of slices by themselves."""
+    """The statistics of a domain's training images: of whole volumes, and of single slices."""
 
     volume: FeatureStatistics
     slice: FeatureStatistics
 
 
 def statistics_of(images: Iterable[NDArray[np.float32]]) -> FeatureStatistics:
-    """Describe training images, each ``(D, C, H, W)`` in network units."""
+    """Compute the statistics of training images, each ``(D, C, H, W)`` in network units."""
     features = np.stack([image_features(image) for image in images])
     centre = np.median(features, axis=0)
     spread = np.maximum(1.4826 * np.median(np.abs(features - centre), axis=0), 0.01)
@@ -48,16 +48,17 @@ def statistics_of(images: Iterable[NDArray[np.float32]]) -> FeatureStatistics:
 def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
     """Describe slices ``(D, C, H, W)`` in network units by 21 numbers.
 
-    Histogram of body values (16 bins of cumulative share), share of body, edge strength along rows and columns,
-    centre of mass within the body's own height and depth. They tell other contrasts, modalities, noise and
-    orientations from the ones that were trained on; anatomy moves them little.
+    These are a histogram of body values (16 bins of cumulative share), the share of body, the edge
+    strength along rows and columns, and the centre of mass within the body's own height and depth.
+    They are sensitive to contrasts, modalities, noise and orientations that differ from the
+    training images, but hardly to anatomy.
     """
     levels = np.linspace(-1, 1.5, 17)[1:]
     depth, channels, height, width = slices.shape
     below, rows, columns = np.zeros(16), 0.0, 0.0
     by_depth, by_row = np.zeros(depth), np.zeros(height)
     in_depth, in_row = np.zeros(depth, int), np.zeros(height, int)
-    for z, one in enumerate(slices):  # slice by slice: a scan may fill the memory
+    for z, one in enumerate(slices):  # slice by slice, because a scan may fill the memory
         body = is_body(one)
         below += np.searchsorted(np.sort(one[body]), levels)
         rows += np.abs(np.diff(one, axis=1)).sum(dtype=float)
@@ -77,7 +78,7 @@ def image_features(slices: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _centre(profile: NDArray, extent: NDArray) -> float:
-    """Return the centre of mass of a profile within the body's extent, from -1 (first) to 1 (last)."""
+    """Return the centre of mass of a profile within the body, from -1 (first) to 1 (last)."""
     where = np.flatnonzero(extent)
     place = np.linspace(-1, 1, where[-1] - where[0] + 1)
     inside = profile[where[0] : where[-1] + 1]

@@ -1,7 +1,8 @@
-"""The preparation as MONAI dictionary transforms, to compose with MONAI's own.
+"""Provide the preparation as MONAI dictionary transforms, to compose with MONAI's own.
 
-Images are channel-first ``(1, W, H, D)``, as ``LoadImaged(ensure_channel_first=True)`` gives them; filters work slice
-by slice along the last axis, so bring it to the slice axis first (``Orientationd(axcodes="LPS")`` for axial scans).
+Images are channel-first ``(1, W, H, D)``, as ``LoadImaged(ensure_channel_first=True)`` returns
+them. Filters work slice by slice along the last axis, so reorient images to have slices there
+(``Orientationd(axcodes="LPS")`` for axial scans).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ PREPARATION, AUGMENTATION = Preparation(), Augmentation()
 
 
 class _Each(MapTransform):
-    """Change each of ``keys`` by one function."""
+    """Apply one function to the image of each of ``keys``."""
 
     def __init__(self, keys: KeysCollection, change: Callable[[Tensor], Tensor], allow_missing_keys: bool) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -39,7 +40,10 @@ class _Each(MapTransform):
 
 
 class Denoised(_Each):
-    """Remove noise by one of the filters of :data:`~medstyle.transforms.intensity.FILTERS`; see :class:`Denoise`."""
+    """Remove noise by a filter of :data:`~medstyle.transforms.intensity.FILTERS`.
+
+    See :class:`Denoise`.
+    """
 
     def __init__(
         self, keys: KeysCollection, method: str = "nlm", rician: bool = True, allow_missing_keys: bool = False
@@ -48,14 +52,17 @@ class Denoised(_Each):
 
 
 class CorrectBiasd(_Each):
-    """Divide out the coil's smooth shading (N4); see :class:`~medstyle.transforms.intensity.CorrectBias`."""
+    """Correct the smooth shading of the coil (N4).
+
+    See :class:`~medstyle.transforms.intensity.CorrectBias`.
+    """
 
     def __init__(self, keys: KeysCollection, shrink: int = 4, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, CorrectBias(shrink), allow_missing_keys)
 
 
 class _Found(MapTransform):
-    """Add what is found in each image under ``key + postfix``."""
+    """Add a result for each image under ``key + postfix``."""
 
     def __init__(self, keys: KeysCollection, postfix: str, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
@@ -71,7 +78,7 @@ class _Found(MapTransform):
 
 
 class ForegroundMaskd(_Found):
-    """Find the body: adds ``<key>_mask``, bool and of the image's shape and place."""
+    """Add ``<key>_mask``, the mask of the body: bool, with the image's shape and geometry."""
 
     def __init__(self, keys: KeysCollection, postfix: str = "_mask", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, postfix, allow_missing_keys)
@@ -83,7 +90,7 @@ class ForegroundMaskd(_Found):
 
 
 class NoiseSigmad(_Found):
-    """Measure the noise: adds ``<key>_sigma``, its standard deviation in the image's unit."""
+    """Add ``<key>_sigma``, the standard deviation of the noise in the unit of the image."""
 
     def __init__(self, keys: KeysCollection, postfix: str = "_sigma", allow_missing_keys: bool = False) -> None:
         super().__init__(keys, postfix, allow_missing_keys)
@@ -94,14 +101,17 @@ class NoiseSigmad(_Found):
 
 
 class Normalised(MapTransform, InvertibleTransform):
-    """Bring images of one domain to network units by their body, and back exactly (``inverse``, MONAI's ``Invertd``).
+    """Map images of one domain to network units.
 
-    Nothing is clipped, so that every value returns. The fingerprint travels with the image.
+    Exactly invertible (``inverse``, MONAI's ``Invertd``).
+
+    The values are scaled by those in the body. Nothing is clipped, so that every value can be
+    restored. The fingerprint is stored with the image.
 
     Args:
         keys: images of ``domain``.
-        domain: a key of DOMAINS; CT goes through the window of ``preparation``, whatever the image.
-        preparation: its ``normalisation``, ``landmarks`` and ``ct_window`` count.
+        domain: a key of DOMAINS; CT always uses the window of ``preparation``.
+        preparation: its ``normalisation``, ``landmarks`` and ``ct_window`` are used.
         allow_missing_keys: as in MONAI.
     """
 
@@ -138,7 +148,9 @@ class Normalised(MapTransform, InvertibleTransform):
 
 
 class RandAugmentd(RandomizableTransform, MapTransform):
-    """Change slices ``(C, H, W)`` in network units at random, all by one map; see :func:`augment`.
+    """Change slices ``(C, H, W)`` in network units at random, all by the same map.
+
+    See :func:`augment`.
 
     Args:
         keys: the images of one example; the first is the source, whose values may change too.

@@ -1,4 +1,4 @@
-"""What is done to a picture after its translation: sharper, larger."""
+"""Empty module: post-processing has moved to `inference/render_options.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MONAI transforms of values on one grid: foreground, noise, bias field. Arrays are channel-first ``(1, W, H, D)``."""
+"""Process values on one grid: foreground, noise, bias field; channel-first ``(1, W, H, D)``."""
 
 from __future__ import annotations
 
@@ -10,35 +10,36 @@ import torch
 from monai.transforms import Transform
 from numpy.typing import NDArray
 
-__patient_data__ = True  # an error that passes through here may quote it: medstyle.errors.outline masks its text
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
 def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Find the body: half of Otsu's threshold, the largest component, holes filled slice by slice.
 
-    Half, because Otsu's threshold divides bright from dark tissue as soon as both are present.
+    Half of the threshold is used, because Otsu's threshold separates bright from dark tissue if
+    both are present.
 
     Args:
-        values: ``(..., D)`` three spatial axes, any unit.
+        values: ``(..., D)``, three spatial axes, in any unit.
     """
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
-    low, high = np.percentile(values, (0.1, 99.9)).astype(np.float32)  # doubles would double what is clipped
+    low, high = np.percentile(values, (0.1, 99.9)).astype(np.float32)  # doubles would double the clipped array
     if high <= low:
         return np.zeros(values.shape, bool)
     clipped = np.clip(values, low, high)
-    threshold = threshold_otsu(clipped.ravel(order="K"))  # flat: three or four slices are not colours
+    threshold = threshold_otsu(clipped.ravel(order="K"))  # flat: three or four slices would be taken as colours
     mask = clipped > low + (threshold - low) / 2
-    del clipped  # a large scan fills memory with few copies
+    del clipped  # a few copies of a large scan fill the memory
     mask = ndimage.binary_opening(
         mask, ndimage.generate_binary_structure(2, 1)[..., None]
-    )  # in-plane: one slice may come
+    )  # in-plane, because there may be a single slice
     labels, count = ndimage.label(mask)
     if count == 0:
         return np.zeros(values.shape, bool)
     sizes = np.zeros(count + 1, int)
-    for plane in labels:  # one by one, because bincount widens what it counts
+    for plane in labels:  # plane by plane, because bincount converts its input to a wider type
         sizes += np.bincount(plane.ravel(), minlength=count + 1)
     mask = labels == 1 + np.argmax(sizes[1:])
     del labels
@@ -50,8 +51,9 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
 def noise_sigma(values: NDArray[np.float32]) -> float:
     """Estimate the standard deviation of the noise, in the unit of ``values``.
 
-    The median over slices of the robust wavelet estimate (Donoho and Johnstone 1994) within the body: in the air around
-    it, noise of magnitudes has 0.66 of its standard deviation (Gudbjartsson 1995), or was set to zero.
+    It is the median over slices of the robust wavelet estimate (Donoho and Johnstone 1994) within
+    the body. In the surrounding air, the noise of magnitude images has 0.66 of its standard
+    deviation (Gudbjartsson 1995), or was set to zero.
 
     Args:
         values: ``(W, H, D)``.
@@ -63,7 +65,7 @@ def noise_sigma(values: NDArray[np.float32]) -> float:
         detail = pywt.dwt2(image, "db2", mode="periodization")[1][2]
         inside = np.abs(detail[body[::2, ::2] & (detail != 0)])
         if inside.size > 99:
-            found.append(np.median(inside) / 0.6745)  # of a standard normal distribution
+            found.append(np.median(inside) / 0.6745)  # the value for a standard normal distribution
     return float(np.median(found)) if found else 0.0
 
 
@@ -79,7 +81,8 @@ def _nlm(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
 def _anisotropic(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     import SimpleITK as sitk
 
-    # ITK's conductance is relative to the mean squared gradient; so that edges count by how far they rise above noise:
+    # ITK's conductance is relative to the mean squared gradient; this makes it relative to the
+    # noise:
     gradient = float(np.mean(np.square(np.gradient(image)), dtype=np.float64) * 2)
     conductance = 2 * sigma / (2 * gradient) ** 0.5 if gradient else 1.0
     smooth = sitk.CurvatureAnisotropicDiffusion(
@@ -103,22 +106,23 @@ def _median(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     return out
 
 
-# (W, H) and the standard deviation of its noise -> cleaned; docs/benchmarks.md has the gain of each
+# (W, H) and the standard deviation of its noise -> denoised (W, H); docs/benchmarks.md has the gain
+# of each
 FILTERS: dict[str, Callable[[NDArray[np.float32], float], NDArray[np.float32]]] = {
     "nlm": _nlm,  # non-local means (Buades 2005)
     "anisotropic": _anisotropic,  # curvature diffusion, which stops at edges (Perona 1990, Whitaker 2001)
     "tv": _total_variation,  # least total variation (Rudin 1992, Chambolle 2004)
-    "median": _median,  # of 3 x 3
+    "median": _median,  # 3 x 3
 }
 
 
 class Denoise(Transform):
-    """Remove noise from a volume, slice by slice, as strongly as the noise that is measured.
+    """Remove noise from a volume, slice by slice, with a strength set by the measured noise.
 
-    For magnitude MR the Rician bias is removed by ``sqrt(max(x^2 - 2 sigma^2, 0))`` (Nowak 1999).
+    For magnitude MR, the Rician bias is removed by ``sqrt(max(x^2 - 2 sigma^2, 0))`` (Nowak 1999).
 
     Args:
-        method: a key of :data:`FILTERS`, or ``none``: unchanged.
+        method: a key of :data:`FILTERS`, or ``none``, which changes nothing.
         rician: whether the values are magnitudes.
     """
 
@@ -129,7 +133,7 @@ class Denoise(Transform):
         """Return ``(1, W, H, D)`` denoised."""
         if self.method == "none":
             return volume
-        values = np.asarray(volume[0], np.float32).copy()  # the input may share the memory of the scan itself
+        values = np.asarray(volume[0], np.float32).copy()  # the input may share its memory with the scan
         sigma = noise_sigma(values)
         if sigma <= 0:
             return volume
@@ -143,11 +147,11 @@ class Denoise(Transform):
 
 
 def clean_picture(values: NDArray[np.float32], method: str) -> NDArray[np.float32]:
-    """Remove noise from a picture ``(H, W, 3)``, channel by channel, as strongly as the noise that is measured.
+    """Remove noise from a picture ``(H, W, 3)``, channel by channel, adapted to the measured noise.
 
     Args:
-        values: any unit.
-        method: a key of :data:`FILTERS`, or ``none``: unchanged.
+        values: in any unit.
+        method: a key of :data:`FILTERS`, or ``none``, which changes nothing.
     """
     if method == "none":
         return values
@@ -155,7 +159,7 @@ def clean_picture(values: NDArray[np.float32], method: str) -> NDArray[np.float3
 
     cleaned = values.copy()
     for band in np.moveaxis(cleaned, -1, 0):
-        with warnings.catch_warnings(action="ignore"):  # without any detail there is none to take the median of
+        with warnings.catch_warnings(action="ignore"):  # a constant image has no detail whose median could be taken
             sigma = float(estimate_sigma(band))
         if sigma > 0:
             band[:] = FILTERS[method](np.ascontiguousarray(band), sigma)
@@ -163,13 +167,16 @@ def clean_picture(values: NDArray[np.float32], method: str) -> NDArray[np.float3
 
 
 class CorrectBias(Transform):
-    """Divide out the smooth coil sensitivity (N4, Tustison 2010), fitted on a grid shrunk by ``shrink`` in-plane."""
+    """Correct the smooth coil sensitivity (N4, Tustison 2010), fitted on a shrunken grid.
+
+    The grid is shrunk in-plane by ``shrink``.
+    """
 
     def __init__(self, shrink: int = 4) -> None:
         self.shrink = shrink
 
     def __call__(self, volume: torch.Tensor) -> torch.Tensor:
-        """Return ``(1, W, H, D)`` with the field removed; its mean over the body stays."""
+        """Return ``(1, W, H, D)`` without the field; the mean over the body is kept."""
         import SimpleITK as sitk
 
         values = np.ascontiguousarray(np.asarray(volume[0], np.float32))
@@ -177,13 +184,13 @@ class CorrectBias(Transform):
         if not mask.any():
             return volume
         depth = values.shape[2]
-        spare = ((0, 0), (0, 0), (0, max(0, 4 - depth)))  # the fit needs four slices; a thin stack repeats its last
+        spare = ((0, 0), (0, 0), (0, max(0, 4 - depth)))  # the fit needs four slices; thin stacks repeat their last
         image = sitk.GetImageFromArray(np.pad(values, spare, mode="edge"))
         body = sitk.GetImageFromArray(np.pad(mask, spare, mode="edge").astype(np.uint8))
         factors = [self.shrink if n >= 4 * self.shrink else 1 for n in image.GetSize()]
         corrector = sitk.N4BiasFieldCorrectionImageFilter()
         corrector.SetMaximumNumberOfIterations([20, 20, 10])
-        corrector.SetNumberOfThreads(1)  # sums over threads would change bits from one machine to the next
+        corrector.SetNumberOfThreads(1)  # with threads, the order of sums would change bits between machines
         corrector.Execute(sitk.Shrink(image, factors), sitk.Shrink(body, factors))
         field = np.exp(sitk.GetArrayFromImage(corrector.GetLogBiasFieldAsImage(image)))[..., :depth]
         out = volume.clone()

@@ -1,7 +1,8 @@
-"""From a volume in patient space to network slices, and back to exactly the same grid.
+"""Prepare network slices from a volume in patient space, and map outputs back to its grid.
 
-The chain is a MONAI ``Compose``: orientation, in-plane spacing, denoising, bias field. Its geometric steps are
-invertible, so what a network makes of the slices returns to the source grid voxel by voxel.
+The chain is a MONAI ``Compose``: orientation, in-plane spacing, denoising, bias field. Its
+geometric steps are invertible, so the network's output for the slices can be mapped back to the
+source grid voxel by voxel.
 """
 
 from __future__ import annotations
@@ -24,31 +25,35 @@ from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, clean_picture, foreground_mask
 
-RIM = 3  # pixels around the body that the network may still paint
+RIM = 3  # pixels around the body in which the network's output is kept
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
 
 
 @params
 class Preparation:
-    """How a volume is cleaned and gridded before the network sees it; stored with the translator."""
+    """How images are cleaned and resampled for the network; stored with the translator."""
 
     denoise: Literal["none", "nlm", "anisotropic", "tv", "median"] = "nlm"
-    """Noise filter for MR; CT is left as it is."""
+    """Noise filter for MR; CT is not filtered."""
     bias_field: bool = True
-    """Correct the coil's smooth shading in MR (N4)."""
+    """Correct the smooth shading of the coil in MR (N4)."""
     spacing_mm: tuple[float, float] | None = None
-    """In-plane pixel spacing (x, y) to resample to; null keeps each scan's own."""
+    """In-plane pixel spacing (x, y) to resample to, in mm; null keeps the spacing of each scan."""
     normalisation: Literal["percentile", "zscore", "nyul"] = "percentile"
-    """How MR intensities are made comparable (`imaging.modality`); CT and pictures are never scaled by the image."""
+    """How MR intensities are made comparable (see `imaging.modality`); CT and pictures are always
+    scaled by fixed ranges."""
     landmarks: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """For nyul: where the deciles of each domain go. `denoise` learns them from the training subjects."""
+    """For `nyul`: the standard positions of each domain's deciles; `denoise` learns them from the
+    training subjects."""
     pictures: Literal["none", "nlm", "tv", "median"] = "none"
-    """Noise filter for pictures, in training and in use."""
+    """Noise filter for pictures, in training and in inference."""
     aspect: Literal["crop", "pad", "stretch", "centre"] = "crop"
-    """How a picture fills the size of training: by its middle, by the whole with black beside it,
-    distorted, or by its middle at its own scale."""
+    """How a picture is fitted to the training size: `crop` scales it to fill the size and crops
+    about the centre; `pad` scales it to fit completely and adds black borders; `stretch` distorts
+    it; `centre` crops or pads it about the centre without scaling."""
     ct_window: tuple[float, float] = DOMAINS["ct"].range
-    """HU that are the network's -1 and +1. A narrow window is finer in soft tissue and loses what is below it."""
+    """HU that are mapped to -1 and +1 in network units. A narrow window is finer in soft tissue,
+    but loses the values below it."""
 
     def __post_init__(self) -> None:
         for domain, places in self.landmarks.items():
@@ -60,7 +65,10 @@ class Preparation:
             raise ParamsError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
 
     def fingerprint(self, domain: str, values: NDArray, foreground: NDArray[np.bool_]) -> Fingerprint:
-        """Find how an image of ``domain`` comes to network units, by its ``foreground`` (same shape)."""
+        """Return how ``values`` of ``domain`` are mapped to network units, by their foreground.
+
+        ``foreground`` has the shape of ``values``.
+        """
         if DOMAINS[domain].dicom == "CT":
             return Fingerprint(self.ct_window)
         return DOMAINS[domain].fingerprint(values, foreground, self.normalisation, self.landmarks.get(domain, ()))
@@ -68,14 +76,15 @@ class Preparation:
 
 @dataclass(frozen=True)
 class Prepared:
-    """Network slices of one volume with everything needed to return to its grid.
+    """Network slices of one volume, with everything that is needed to return to its grid.
 
     Attributes:
-        slices: ``(D, M, H, W)`` float32 in network units, axial from inferior to superior, -1 outside the body; the
-            volume's own first, then those of its contrasts, where there are any.
+        slices: ``(D, M, H, W)`` float32 in network units, axial from inferior to superior, -1
+            outside the body; first those of the volume, then those of its contrasts, if there are
+            any.
         foreground: ``(D, H, W)`` bool, the body.
-        fingerprint: how values of this volume came to network units.
-        source: the volume it was made from.
+        fingerprint: how the values of this volume were mapped to network units.
+        source: the volume that they were made from.
     """
 
     slices: torch.Tensor
@@ -87,12 +96,12 @@ class Prepared:
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
-        """Distances of slices, rows and columns."""
+        """Distances of slices, rows and columns in mm."""
         x, y, z = (float(mm) for mm in self._grid.pixdim)
         return z, y, x
 
     def restore(self, slices: torch.Tensor, domain: str, fingerprint: Fingerprint) -> Volume:
-        """Turn ``(D, 1, H, W)`` network output into a volume of ``domain`` on the source's own grid."""
+        """Convert network output ``(D, 1, H, W)`` to a volume of ``domain`` on the source grid."""
         modality = DOMAINS[domain]
         made = self._back(self._above_air(slices, modality, fingerprint))
         made += np.float32(modality.air)
@@ -104,14 +113,14 @@ class Prepared:
         # a margin, because skin that is dark in the source may be bright in the target
         body = binary_dilation(self.foreground, np.ones((1, 3, 3), bool), iterations=RIM)
         values = np.zeros(body.shape, np.float32)
-        for painted, inside, one in zip(values, body, slices, strict=True):  # memory holds few copies of a large scan
+        for painted, inside, one in zip(values, body, slices, strict=True):  # a few copies of a large scan fill memory
             scaled = one[0].float().cpu().numpy()[inside]
             painted[inside] = modality.denormalise(scaled, fingerprint) - np.float32(modality.air)
         return values
 
     def to_source_grid(self, values: NDArray[np.float32], fill: float = 0.0) -> NDArray[np.float32]:
-        """Bring ``(D, H, W)`` values on the prepared grid back to the source's voxel grid."""
-        back = self._back(values - np.float32(fill))  # MONAI pads with zeros or edges; zero becomes the fill value
+        """Resample ``(D, H, W)`` values on the prepared grid to the source's voxel grid."""
+        back = self._back(values - np.float32(fill))  # MONAI pads with zeros or edges; zeros become the fill value
         back += np.float32(fill)
         return back
 
@@ -122,24 +131,27 @@ class Prepared:
 
 
 def axial(volume: Volume, settings: Preparation) -> tuple[MetaTensor, Compose]:
-    """Bring voxels onto the axial grid, ``(1, W, H, D)``; may share the volume's memory. Returns the way there too."""
+    """Resample voxels to the axial grid, ``(1, W, H, D)``; return them and the transform.
+
+    The result may share the volume's memory.
+    """
     geometry: list[object] = [Orientation(axcodes="LPS", labels=None)]
     if settings.spacing_mm is not None:
         geometry.append(
             Spacing((*settings.spacing_mm, -1.0), mode="bilinear", padding_mode="border", align_corners=True)
         )
     chain = Compose(geometry)
-    voxels = np.require(volume.voxels, np.float32, ["C", "W"])  # what torch can wrap without a copy
+    voxels = np.require(volume.voxels, np.float32, ["C", "W"])  # torch can wrap this without a copy
     affine = torch.from_numpy(LPS_TO_RAS @ volume.affine)
     return chain(MetaTensor(torch.from_numpy(voxels.transpose(2, 1, 0))[None], affine=affine)), chain
 
 
 def prepare(volume: Volume, settings: Preparation) -> Prepared:
-    """Make network slices of ``volume``.
+    """Prepare network slices of ``volume``.
 
     Args:
-        volume: any orientation; a sheared grid is allowed.
-        settings: the chain's parameters.
+        volume: in any orientation; a sheared grid is allowed.
+        settings: parameters of the chain.
 
     Raises:
         Refusal: ``E_SHAPE`` a single slice that is not axial.
@@ -148,7 +160,7 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     grid, chain = axial(volume, settings)
     if min(grid.shape[1:3]) == 1:
         raise Refusal(
-            Code.E_SHAPE, "one sagittal or coronal slice cannot be cut into axial ones; give the whole series"
+            Code.E_SHAPE, "a single sagittal or coronal slice cannot be resliced to axial; give the whole series"
         )
     values: torch.Tensor = grid.as_tensor().float()
     if modality.dicom == "MR":
@@ -162,12 +174,12 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
     slices = torch.full((len(foreground), 1, *foreground.shape[1:]), -1.0)
     for scaled, inside, one in zip(slices.numpy(), foreground, array.transpose(2, 1, 0), strict=True):
         scaled[0][inside] = modality.normalise(one[inside], fingerprint)
-    where = MetaTensor(torch.zeros(0)).copy_meta_from(grid)  # the way back needs no voxels
+    where = MetaTensor(torch.zeros(0)).copy_meta_from(grid)  # the inverse needs the geometry, not the voxels
     return Prepared(slices, foreground, fingerprint, volume, where, chain)
 
 
 def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.Tensor:
-    """Turn ``(H, W, 3)`` RGB of 8 or 16 bits into network units, ``(1, 3, H, W)``."""
+    """Convert ``(H, W, 3)`` RGB of 8 or 16 bits to network units, ``(1, 3, H, W)``."""
     modality = DOMAINS[domain]
     cleaned = clean_picture(255 * to_unit(pixels), settings.pictures)
     scaled = modality.normalise(cleaned, Fingerprint(modality.range))
@@ -175,7 +187,7 @@ def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.
 
 
 def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> torch.Tensor:
-    """Bring ``(1, C, H, W)`` to ``(1, C, *size)`` as :attr:`Preparation.aspect` says."""
+    """Fit ``(1, C, H, W)`` to ``(1, C, *size)`` as :attr:`Preparation.aspect` says."""
     ratios = [n / m for n, m in zip(size, slices.shape[2:], strict=True)]
     scales = {"crop": [max(ratios)] * 2, "pad": [min(ratios)] * 2, "stretch": ratios, "centre": [1.0, 1.0]}[aspect]
     scaled = [max(1, round(m * scale)) for m, scale in zip(slices.shape[2:], scales, strict=True)]
@@ -186,7 +198,10 @@ def frame_picture(slices: torch.Tensor, size: Sequence[int], aspect: str) -> tor
 
 
 def unit_picture(slices: torch.Tensor, domain: str) -> NDArray[np.float32]:
-    """Turn ``(1, 3, H, W)`` network output into an RGB picture ``(H, W, 3)`` in [0, 1], not rounded."""
+    """Convert ``(1, 3, H, W)`` network output to an RGB picture ``(H, W, 3)`` in [0, 1].
+
+    The values are not rounded.
+    """
     modality = DOMAINS[domain]
     values = modality.denormalise(slices[0].float().cpu().numpy(), Fingerprint(modality.range))
     return np.ascontiguousarray((values / np.float32(255)).transpose(1, 2, 0))

@@ -76,7 +76,8 @@ def test_a_method_learns_a_trivial_task(name):
 
 
 def test_pix2pix_descends_its_published_objective():
-    """The generator's gradient is that of ``BCE(D(x, G(x)), 1) + 100 L1`` under the updated discriminator."""
+    """The generator's gradient is that of ``BCE(D(x, G(x)), 1) + 100 L1`` under the updated
+    discriminator."""
     method = METHODS["pix2pix"](seed=0, width=4)
     before = copy.deepcopy(method)
     rng = torch.Generator().manual_seed(0)

@@ -181,7 +181,8 @@ SPACE, ORIGIN = "space: RAS", "space origin: (1,2,3)"
 
 
 def beside_voxels(tmp_path: Path) -> tuple[Path, bytes]:
-    """Return a folder for a header of 6 x 5 x 4, and voxels, which also lie in ``x.raw`` there and outside of it."""
+    """Return a folder for a header of 6 x 5 x 4, and voxels, which also lie in ``x.raw`` there and
+    outside of it."""
     folder, voxels = tmp_path / "scans", np.ones(120, np.float32).tobytes()
     folder.mkdir()
     for place in (folder, tmp_path):

@@ -57,7 +57,10 @@ def test_studies_of_the_same_domains_are_sessions_of_one_person(scan_of):
 
 
 def test_studies_of_different_domains_are_one_session(scan_of):
-    """A person's CT and MR are seldom of one study; a second MR study remains a session of its own."""
+    """A person's CT and MR are seldom of one study.
+
+    A second MR study remains a session of its own.
+    """
     images = [("mr_t1", scan_of("a", "1")), ("ct", scan_of("b", "2")), ("mr_t1", scan_of("c", "3"))]
     assert [sorted(session) for session in sessions("sub-0", images).values()] == [["ct", "mr_t1"], ["mr_t1"]]
     assert list(sessions("sub-0", images[:2])) == ["sub-0"]

@@ -25,7 +25,10 @@ def make_store(
     size: int = 24,
     domains: Sequence[str] = tuple(MAPS),
 ) -> SliceStore:
-    """Write smooth random slices in several domains; ``change(domain, images)`` may spoil the training images."""
+    """Write smooth random slices in several domains.
+
+    ``change(domain, images)`` may spoil the training images.
+    """
     rng = np.random.default_rng(0)
     rows: dict = {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Gaps filled and tilt straightened: a linear image must come out exactly, wherever it was sampled."""
+"""Gaps are filled and tilt is straightened: a linear image is reproduced exactly."""
 
 from __future__ import annotations
 

@@ -66,7 +66,10 @@ def test_unpaired_images_meet_at_the_same_height(store):
 
 
 def test_people_meet_where_the_common_space_says_and_both_scans_reach(store):
-    """Targets lie two slices higher, three rows down and one column to the right; their lowest slices show nothing."""
+    """Targets lie two slices higher, three rows down and one column to the right.
+
+    Their lowest slices show nothing.
+    """
     shifted = np.eye(4)
     shifted[:3, 3] = (-2, -3, -1)  # of the target's voxels to the source's
     store.index.common_space["mr_t2"] = {f"train-{k}": shifted.tolist() for k in range(5)}

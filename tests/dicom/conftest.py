@@ -84,7 +84,10 @@ def write_series(
     change: Callable[[int, Dataset], None] | None = None,
     **elements: Any,
 ) -> Path:
-    """Write ``stored`` ``(D, H, W)`` integers as one file for each slice; ``change`` edits slice k."""
+    """Write ``stored`` ``(D, H, W)`` integers as one file for each slice.
+
+    ``change`` edits slice k.
+    """
     affine = np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     axes = affine[:3, :2] / spacing[:2]
@@ -117,7 +120,10 @@ def write_series(
 
 
 def enhanced(frames: list[dict[str, Any]], pixels: NDArray[Any]) -> Dataset:
-    """Return an enhanced MR object; each frame has its place ``z``, ``slope``, ``type`` and moment ``t``."""
+    """Return an enhanced MR object.
+
+    Each frame has its place ``z``, ``slope``, ``type`` and moment ``t``.
+    """
 
     def item(**elements: Any) -> Dataset:
         dataset = Dataset()
@@ -185,7 +191,10 @@ def native_syntax(request: pytest.FixtureRequest) -> UID:
 
 
 def csa_header(spare: int = 2, **tags: Sequence[Any]) -> bytes:
-    """Write Siemens' private header in its second format; as scanners do, with ``spare`` more items than values."""
+    """Write Siemens' private header in its second format.
+
+    As scanners do, with ``spare`` more items than values.
+    """
     kinds = {"NumberOfImagesInMosaic": b"US", "AcquisitionMatrixText": b"SH"}
     parts = [b"SV10\4\3\2\1", struct.pack("<2L", len(tags), 77)]
     for name, values in tags.items():
@@ -205,7 +214,8 @@ def write_mosaic(
     csa: bytes | None = None,
     **elements: Any,
 ) -> Path:
-    """Write ``stored`` ``(D, H, W)`` as one picture of tiles whose slice k lies where ``affine`` says."""
+    """Write ``stored`` ``(D, H, W)`` as one picture of tiles whose slice k lies where ``affine``
+    says."""
     depth, rows, columns = stored.shape
     across = next(n for n in range(1, depth + 1) if n * n >= depth)
     sheet = np.zeros((across * rows, across * columns), stored.dtype)

@@ -1,4 +1,4 @@
-"""The conformance set: 69 awkward cases, each with a verdict, and a geometry computed here from the tags.
+"""The conformance set: 69 difficult cases with verdicts, and a geometry computed from the tags.
 
 Those whose files pydicom ships are read from there, with or without the set beside the project.
 """
@@ -190,7 +190,8 @@ def test_each_case_has_the_verdict_that_its_maker_expects(case: str, scans: Scan
 
 @pytest.mark.parametrize("case", CASES)
 def test_geometry_from_the_tags(case: str, scans: Scans) -> None:
-    """Every slice lies where its own ImagePositionPatient says, and the facts of the index agree."""
+    """Every slice lies where its own ImagePositionPatient says, and the facts of the index
+    agree."""
     for series in scans[case].series:
         if series.kind not in ("volume", "4d") or "MOSAIC" in series.flags:  # whose tags place the whole sheet
             continue
@@ -340,7 +341,8 @@ def test_whatever_is_usable_can_be_read(case: str, scans: Scans) -> None:
 def test_a_deidentified_copy_is_read_alike(
     case: str, scans: Scans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """But for mosaics, whose private header is gone, and what was made of a film or a screen (ConversionType)."""
+    """But for mosaics, whose private header is gone, and what was made of a film or a screen
+    (ConversionType)."""
 
     def content(found: Scan) -> Counter[tuple[object, ...]]:
         series = [s for s in found.series if s.usable and s.kind in ("volume", "image") and "MOSAIC" not in s.flags]

@@ -45,7 +45,10 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def canaries(folder: Path, domain: str = "mr_t1", *, body: bool = False) -> Path:
-    """Write a series full of canaries, in every kind of field and in the names of its files; returns the folder."""
+    """Write a series full of canaries, in every kind of field and in the names of its files.
+
+    Returns the folder.
+    """
     attributes = {
         "StudyInstanceUID": "1.2",
         "SeriesInstanceUID": "1.2.1",

@@ -34,7 +34,8 @@ MEMORY = 512 << 20  # bytes that a process may ask for beyond what it holds when
 
 
 def seeds(folder: Path) -> list[bytes]:
-    """Return small valid files in many encodings, a mosaic, enhanced ones, and odd ones that pydicom ships."""
+    """Return small valid files in many encodings, a mosaic, enhanced ones, and odd ones that
+    pydicom ships."""
     stored = np.random.default_rng(0).integers(0, 4096, (1, 40, 33)).astype(np.uint16)
     natives = (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
     files = []
@@ -164,7 +165,8 @@ def fuzz_within_limits(cases: int, seed: int, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_ten_thousand_damaged_files(seed: int, tmp_path: Path) -> None:
-    """In a process with little memory of its own, so that a codec that crashes is a case like others."""
+    """In a process with little memory of its own, so that a codec that crashes is a case like
+    others."""
     process = multiprocessing.get_context("spawn").Process(target=fuzz_within_limits, args=(1000, seed, tmp_path))
     process.start()
     process.join(500)

@@ -1,4 +1,4 @@
-"""Siemens mosaics: tiles become the slices of a volume, where nibabel puts them too; what is not sure is refused."""
+"""Siemens mosaics: tiles become slices at nibabel's positions; doubtful ones are refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def only(found: Scan) -> Series:
 
 
 def random_mosaic(seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draw stored values ``(D, H, W)`` and an oblique, unsheared affine whose slices run either way."""
+    """Draw stored values ``(D, H, W)`` and an oblique, unsheared affine whose slices run either
+    way."""
     rng = np.random.default_rng(seed)
     shape = tuple(int(n) for n in rng.integers((2, 3, 3), (40, 9, 9)))
     affine = np.eye(4)
@@ -131,7 +132,8 @@ def test_another_owner_of_the_private_block_is_not_read(write_mosaic: Write, tmp
 
 
 def test_damage_is_a_verdict(write_mosaic: Write, csa_header: Callable[..., bytes], tmp_path: Path) -> None:
-    """Cut anywhere, or with any four bytes overwritten by a huge, a negative or no number: used or refused, no more."""
+    """Cut anywhere, or with any four bytes overwritten by a huge, a negative or no number: used or
+    refused, no more."""
     whole = csa_header(AcquisitionMatrixText=["4*4"], NumberOfImagesInMosaic=[7], SliceNormalVector=NORMAL)
     stored = np.zeros((7, 4, 4), np.uint16)
     cut = [whole[:n] for n in range(0, len(whole), 4)]

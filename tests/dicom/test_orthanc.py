@@ -1,4 +1,4 @@
-"""A real archive takes the derived series, files it with its source, and gives it back as it was."""
+"""A real archive accepts the derived series, files it with its source, and returns it."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
 
 @pytest.fixture(params=ALL)
 def case(request: pytest.FixtureRequest, write_series: Write, tmp_path: Path) -> tuple[Series, list[Path], str]:
-    """Write a source and what is derived from it; returns the source, the derived files and their domain."""
+    """Write a source and what is derived from it.
+
+    Returns the source, the derived files and their domain.
+    """
     number, (modality, affine, depth, high, target) = list(ALL).index(request.param), ALL[request.param]
 
     def change(k: int, dataset: Dataset) -> None:

@@ -56,7 +56,8 @@ def random_affine(rng: np.random.Generator, shear: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_a_random_volume_comes_back(seed: int, write_series: Write, tmp_path: Path) -> None:
-    """Oblique, sheared, anisotropic, signed, 8 to 16 bits, any native syntax, rescaled for each slice: the same."""
+    """Oblique, sheared, anisotropic, signed, 8 to 16 bits, any native syntax, rescaled for each
+    slice: the same."""
     rng = np.random.default_rng(seed)
     dtype = np.dtype(str(rng.choice(["u1", "i1", "u2", "i2"])))
     bits = int(rng.integers(8 if dtype.itemsize == 2 else 4, dtype.itemsize * 8 + 1))
@@ -111,7 +112,10 @@ def test_compressed_pixels_come_back(syntax: UID, bits: int, write_series: Write
 
 @pytest.mark.parametrize("seed", range(12))
 def test_packed_12_bit_pixels_come_back(seed: int, write_series: Write, tmp_path: Path) -> None:
-    """Two values in three bytes, one stream from the lowest bit on; odd numbers of pixels, signed ones, fewer bits."""
+    """Two values in three bytes, one stream from the lowest bit on.
+
+    Odd numbers of pixels, signed ones, fewer bits.
+    """
     rng = np.random.default_rng(seed)
     bits, signed = int(rng.integers(2, 13)), bool(seed % 2)
     shape = tuple(int(n) for n in rng.integers(1, 8, 3))
@@ -304,7 +308,8 @@ def test_rotating_views_are_refused(write_series: Write, tmp_path: Path) -> None
 
 
 def test_parts_with_another_spacing_are_not_two_volumes(write_series: Write, tmp_path: Path) -> None:
-    """A head CT with thin slices below and thick above, told apart by image type only, is one irregular scan."""
+    """A head CT with thin slices below and thick above, told apart by image type only, is one
+    irregular scan."""
 
     def thick(k: int, dataset: Dataset) -> None:
         dataset.SOPInstanceUID = f"2.25.77{k}"

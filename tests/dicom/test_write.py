@@ -65,7 +65,8 @@ CASES = {
 
 
 def test_derived_series_conform(write_series: Write, tmp_path: Path, shared: Path) -> None:
-    """Every case and kind comes back as it was and passes one run of the checker, which takes its time to start."""
+    """Every case and kind comes back as it was and passes one run of the checker, which takes its
+    time to start."""
     for number, (case, (modality, affine, depth, high, target)) in enumerate(CASES.items()):
         folder = tmp_path / "in" / case
 
@@ -92,7 +93,10 @@ def test_derived_series_conform(write_series: Write, tmp_path: Path, shared: Pat
 @pytest.mark.parametrize(("target", "unit"), [("mr_t2", "[arb'U]"), ("ct", "[hnsf'U]")])
 @pytest.mark.parametrize("resampled", [False, True])
 def test_an_uncertainty_is_a_parametric_map_with_its_unit(write_series: Write, tmp_path: Path, target, unit, resampled):
-    """Values come back as they were, where they were; an image of the target's modality would claim that they are."""
+    """Values come back as they were, where they were.
+
+    An image of the target's modality would claim that they are.
+    """
     write_series(tmp_path / "in", brain(4), OBLIQUE)
     source = only(tmp_path / "in")
     grid = read(source, "mr_t1")
@@ -269,7 +273,10 @@ def test_another_grid_is_computed(write_series: Write, tmp_path: Path, shared: P
 
 
 def sources(path: Path) -> dict[str, str]:
-    """Return the last part of each source image's UID and whether pixels stayed in place; every one has its series."""
+    """Return the last part of each source image's UID and whether pixels stayed in place.
+
+    Every one has its series.
+    """
     dataset = pydicom.dcmread(path)
     listed = [
         i.ReferencedSOPInstanceUID for s in dataset.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence

@@ -36,7 +36,8 @@ def test_feature_statistics_are_taken_over(name, channels, rng):
 
 
 def test_neural_style_takes_texture_and_keeps_edges(rng):
-    """Stripes in the style of noise: the noise's texture comes, the step in the middle stays where it is."""
+    """Stripes in the style of noise: the noise's texture comes, the step in the middle stays where
+    it is."""
     from medstyle.evaluation.baselines import PICTURE_METHODS
     from medstyle.evaluation.protocols import picture_style_distance
 

@@ -31,7 +31,11 @@ FAILURES = {
     "floor": (METRICS, {"floors": {"psnr": 30.0}}, ["psnr: 25; needed: at least 30"]),
     "floor, better low": (METRICS, {"floors": {"mae": 0.01}}, ["mae: 0.03; needed: at most 0.01"]),
     "baseline": (changed(0.2, "tables", "truth", "model", "mae", "mean"), {}, ["mae beside identity"]),
-    "lesions": (changed({"survived": 0.4}, "lesions"), {}, ["lesions that survive: 0.4; needed: at least 0.5"]),
+    "lesions": (
+        changed({"survived": 0.4}, "lesions"),
+        {},
+        ["lesions with preserved contrast: 0.4; needed: at least 0.5"],
+    ),
     "created": (METRICS, {"created": 0.5}, ["created: 1; needed: at most 0.5"]),
     "edges": (METRICS, {"edge_displacement_mm": 0.4}, ["edge_displacement_mm: 0.5"]),
     "calibration": (METRICS, {"within_2sd": 0.95}, ["within_2sd: 0.9; needed: at least 0.95"]),
@@ -48,7 +52,7 @@ def test_each_limit_fails_with_its_reason(name):
 
 
 def test_an_unknown_floor_is_named():
-    with pytest.raises(UserError, match=r"register\.floors: 'fid' is no measure of plain"):
+    with pytest.raises(UserError, match=r"register\.floors: 'fid' is not a measure of plain"):
         check_thresholds(METRICS, GateParams(floors={"fid": 1.0}))
 
 
@@ -73,7 +77,10 @@ def test_pairs_decide_and_not_means(rng):
 
 
 def test_a_much_worse_model_rarely_passes(rng):
-    """Exactly at the margin, where the test is at its level, about one in twenty may pass; 30 subjects, 400 trials."""
+    """Exactly at the margin, where the test is at its level, about one in twenty may pass.
+
+    30 subjects, 400 trials.
+    """
     champion = subjects(np.full(30, 25.0), np.full(30, 0.03))
     passed = [
         verdicts(subjects(25.0 - 0.25 + rng.normal(0, 0.5, 30), np.full(30, 0.03)), champion)[0] for _ in range(400)
@@ -88,7 +95,10 @@ def test_other_subjects_cannot_be_compared():
 
 
 def test_side_by_side_has_the_known_answer():
-    """Six subjects: better in psnr on every one, in mae on none but one; gains point one way in both."""
+    """Six subjects: better in psnr on every one, in mae on none but one.
+
+    Gains point one way in both.
+    """
     steps = np.array([1.0, 2, 3, 4, 5, 9])
     champion = subjects(np.full(6, 20.0), np.full(6, 0.1))
     model = subjects(20 + steps, 0.1 + steps / 100 * [1, 1, 1, 1, 1, -1])

@@ -97,7 +97,10 @@ def test_the_headline_prefers_the_reference_itself(image, rng, name, worse):
 
 
 def test_synthrad_counts_hounsfield_units():
-    """An offset of 100 HU is an MAE of 100 and a PSNR of 20 log10(4095 / 100); outside both are air."""
+    """An offset of 100 HU is an MAE of 100 and a PSNR of 20 log10(4095 / 100).
+
+    Outside both are air.
+    """
     real = np.full((8, 32, 32), 40, np.float32)
     mask = np.zeros(real.shape, bool)
     mask[:, 8:24, 8:24] = True

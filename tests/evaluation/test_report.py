@@ -63,7 +63,10 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this 
 
 
 def browse(page, script, folder):
-    """Open a page with a script in it, in a browser; returns what the script tells with ``tell(seen)``."""
+    """Open a page with a script in it, in a browser.
+
+    Returns what the script tells with ``tell(seen)``.
+    """
     (folder / "page.html").write_text(page.replace("</head>", f"{TELL}{script}</head>", 1))
     command = [
         BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",

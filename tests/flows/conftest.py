@@ -1,4 +1,4 @@
-"""A Prefect server of their own: for flows that a test calls, for deployments, and for those that a worker runs."""
+"""Provide Prefect servers for called flows, for deployments, and for flows of a worker."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class Prefect:
         return "\n".join(line["message"] for line in found)
 
     def events(self, name: str) -> list[dict[str, Any]]:
-        """Return the events of a name; they arrive a little later than the state of the run that sent them."""
+        """Return the events of a name.
+
+        They arrive a little later than the state of the run that sent them.
+        """
         return list(self.ask("events/filter", filter={"event": {"name": [name]}})["events"])
 
     def state(self, run: str) -> dict[str, Any]:

@@ -13,7 +13,8 @@ pytestmark = [pytest.mark.ops, pytest.mark.filterwarnings("ignore")]  # Prefect'
 
 @pytest.fixture
 def registry(registry_folder: Path) -> None:
-    """A registry with two versions, of which neither has passed a gate and the first was made champion all the same."""
+    """A registry with two versions, of which neither has passed a gate and the first was made
+    champion all the same."""
     from medstyle.registry import models
 
     client = models.connect().MlflowClient()

@@ -1,4 +1,4 @@
-"""A search over params.yaml: killed, resumed, pruned; its winner; nothing of the checkout is touched."""
+"""A search over params.yaml: killed, resumed, pruned; the checkout is not touched."""
 
 import json
 import os

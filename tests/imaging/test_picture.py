@@ -148,7 +148,8 @@ def test_pictures_are_upright(tmp_path, rng, orientation, deep):
 
 
 def srgb_of_adobe(values):
-    """Convert by the definitions: gamma 563/256 and the primaries of Adobe RGB (1998), then IEC 61966-2-1."""
+    """Convert by the definitions: gamma 563/256 and the primaries of Adobe RGB (1998), then IEC
+    61966-2-1."""
     linear = values ** (563 / 256) @ np.array([[1.39836, -0.39836, 0], [0, 1, 0], [0, -0.04293, 1.04293]]).T
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.abs(linear) ** (1 / 2.4) - 0.055)
 

@@ -95,7 +95,7 @@ def test_sound_is_copied_bit_for_bit(tmp_path):
             writer.write(frame)
     assert packets(tmp_path / "out.mkv") == packets(source)
     assert len(packets(source)) > 10
-    with pytest.raises(UserError, match=r"holds no aac sound; write \.mkv"):
+    with pytest.raises(UserError, match=r"cannot hold aac audio; write \.mkv"):
         copy_first(source, tmp_path / "out.webm")
     assert not (tmp_path / "out.webm").exists()
 

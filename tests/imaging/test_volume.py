@@ -51,7 +51,10 @@ def test_whole_numbers_take_16_bits_and_come_back(volume, tmp_path, rng, suffix,
 
 
 def test_a_compressed_file_is_one_gzip_stream_and_always_the_same(tmp_path, rng, monkeypatch):
-    """Any reader takes it, some know no second member; its bytes depend on its content alone, or DVC would not skip."""
+    """Any reader takes it, some know no second member.
+
+    Its bytes depend on its content alone, or DVC would not skip.
+    """
     voxels = rng.integers(0, 4096, (30, 150, 160)).astype(np.float32)
     large = Volume(voxels, affine((1, 1, 1), (0, 0, 0)), "mr_t1")  # more than one block
     write_volume(tmp_path / "plain.nii", large)

@@ -32,7 +32,9 @@ def make_translator(
     generator: nn.Module | None = None,
     **config: Any,
 ) -> Translator:
-    """Make a translator from the first to the last of ``domains`` whose styles differ; keywords are configuration.
+    """Make a translator from the first to the last of ``domains`` whose styles differ.
+
+    Keywords are configuration.
 
     ``generator`` takes the place of the network.
     """
@@ -65,7 +67,8 @@ def make_translator(
 
 
 class Plain(nn.Module):
-    """A generator without statistics over the image, so that every pixel depends on its own neighbourhood alone."""
+    """A generator without statistics over the image, so that every pixel depends on its own
+    neighbourhood alone."""
 
     multiple = 1
 

@@ -11,7 +11,8 @@ from medstyle.networks.translator import Translator
 
 @pytest.mark.parametrize("trained_on", [15, 200])
 def test_false_alarms_are_as_rare_as_stated(trained_on, rng):
-    """Training and new images of one population: at p < 0.05 no more than 5 % of the months raise an alarm."""
+    """Training and new images of one population: at p < 0.05 no more than 5 % of the months raise
+    an alarm."""
     alarms = []
     for _ in range(2000):
         scores = np.abs(rng.normal(size=trained_on + 60))

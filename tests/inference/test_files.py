@@ -66,7 +66,8 @@ def write_study(folder, number=1, domains=tuple(LABELS)):
 
 
 def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
-    """The T1 series of the study is found by the model's own rules, and the others are left alone."""
+    """The T1 series of the study is found by the model's own rules, and the others are left
+    alone."""
     import pydicom
 
     [result] = translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
@@ -132,21 +133,24 @@ def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):
     with pytest.raises(UserError, match="no such file"):
         translate_path(tmp_path / "none", tmp_path / "out", translator)
     (tmp_path / "text.txt").write_text("hello")
-    with pytest.raises(UserError, match="nothing that can be used"):
+    with pytest.raises(UserError, match="no usable image"):
         translate_path(tmp_path / "text.txt", tmp_path / "out", translator)
     Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(tmp_path / "cat.png")
-    with pytest.raises(UserError, match="no input for mr_t1"):
+    with pytest.raises(UserError, match="cannot be an input for mr_t1"):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", translator)
-    with pytest.raises(UserError, match="is written as one of"):
+    with pytest.raises(UserError, match="must be written as one of"):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.png", translator)
     pictures = make_translator(("photo", "painting"))
-    with pytest.raises(UserError, match="pictures have none"):
+    with pytest.raises(UserError, match="pictures have no unit"):
         translate_path(tmp_path / "cat.png", tmp_path / "out.png", pictures, Request(uncertainty=True))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".webp", ".jpg"])
 def test_a_picture_keeps_what_its_format_holds(tmp_path, rng, suffix):
-    """Bits and opacity where there is room for them; the note always, and never what the camera wrote."""
+    """Bits and opacity where there is room for them.
+
+    The note always, and never what the camera wrote.
+    """
     from PIL import Image
 
     from medstyle import read_picture, write_picture
@@ -188,12 +192,16 @@ def test_a_mask_is_whole_where_it_is_white(tmp_path, dtype):
 
 
 def coarse(pixels):
-    """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights paint noise."""
+    """Return means of blocks of 8 x 8: a codec halves the resolution of colours, and random weights
+    paint noise."""
     return pixels.reshape(6, 8, 8, 8, 3).mean(axis=(1, 3))
 
 
 def test_a_film_comes_back_with_its_times(tmp_path, rng):
-    """Frame by frame what a picture would become, in the film's own rhythm; nothing is left of one that is refused."""
+    """Frame by frame what a picture would become, in the film's own rhythm.
+
+    Nothing is left of one that is refused.
+    """
     import av
 
     from medstyle.imaging.video import read_frames
@@ -218,7 +226,7 @@ def test_a_film_comes_back_with_its_times(tmp_path, rng):
     for source, made in zip(before, after, strict=True):
         expected = translate_picture(source.pixels, translator).image
         assert np.abs(coarse(made.pixels) - coarse(expected)).mean() < 4
-    with pytest.raises(UserError, match="no input for mr_t1"):
+    with pytest.raises(UserError, match="cannot be an input for mr_t1"):
         translate_path(tmp_path / "in.mp4", tmp_path / "scan.mp4", make_translator())
     strict = make_translator(
         ("photo", "painting"), reference={"photo": Reference(ANYTHING, ANYTHING._replace(largest=1e-3))}
@@ -248,13 +256,16 @@ def change(folder, **elements):
 
 
 def test_a_doubtful_scan_needs_a_persons_word(study, translator, tmp_path):
-    """The error is that of the scan which was meant, not that nothing fits; what is let through warns."""
+    """The error is that of the scan which was meant, not that nothing fits.
+
+    What is let through warns.
+    """
     change(study / "mr_t1", ConversionType="WSD", ImageType=["DERIVED", "SECONDARY", "SCREEN SAVE"])
     change(study / "mr_t1", BurnedInAnnotation=None)
     with pytest.raises(UserError, match=r"nothing to translate: image [0-9a-f]{12}: E_BURNED_IN"):
         translate_path(study, tmp_path / "out", translator)
     [result] = translate_path(study, tmp_path / "out", translator, Request(allow=["E_BURNED_IN"]))
-    assert any("may carry patient data" in warning for warning in result["warnings"])
+    assert any("may show patient data" in warning for warning in result["warnings"])
 
 
 def test_an_incomplete_scan_is_translated_with_a_warning(study, translator, tmp_path):
@@ -275,7 +286,7 @@ def test_messages_name_no_file_that_was_found(nifti, triple, tmp_path):
     (folder / "mr_flair.nii.gz").unlink()
     translate_path(tmp_path / "in", tmp_path / "out", make_translator(), Request(source_domain="mr_t1"))
     for out, translator, message in (
-        ("new", strict, "unlike the training images"),
+        ("new", strict, "does not resemble the training images"),
         ("new", triple, "needs one image of mr_t2"),
         ("out", strict, "exists already"),
     ):
@@ -358,11 +369,11 @@ def test_the_contrasts_of_a_file_lie_in_its_folder(nifti, triple, tmp_path, give
 
 def test_a_missing_contrast_is_named(nifti, triple, tmp_path):
     (nifti / "mr_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match="needs one image of mr_t2 in the same folder; 0 found"):
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same folder; found 0"):
         translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", triple)
     study = write_study(tmp_path / "study", domains=("mr_t1", "mr_flair"))
     write_study(tmp_path / "study/other", 2)
-    with pytest.raises(UserError, match="needs one image of mr_t2 in the same DICOM study; 0 found"):
+    with pytest.raises(UserError, match="needs one image of mr_t2 in the same DICOM study; found 0"):
         translate_path(study, tmp_path / "out", triple)
 
 
@@ -378,7 +389,7 @@ def test_a_style_is_a_file_or_the_target_in_a_folder(nifti, tmp_path, reference)
     expected = translate_volume(t1, translator, reference=t2).image.voxels
     np.testing.assert_array_equal(read_volume(row["out"], "mr_t2").voxels, expected)
     (nifti / "mr_t2.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"no such file|needs one image of mr_t2; 0 found"):
+    with pytest.raises(UserError, match=r"no such file|needs exactly one image of mr_t2; found 0"):
         translate_path(source, tmp_path / "again.nii.gz", translator, Request(reference=nifti / reference))
 
 
@@ -453,7 +464,8 @@ def test_the_server_takes_style_and_warns(nifti, served):
 
 @pytest.mark.parametrize("kind", ["jpeg", "png of 16 bits"])
 def test_the_server_gives_a_picture_for_a_picture(served, tmp_path, rng, kind):
-    """The answer is what the command line writes, in the style of a reference where there is one."""
+    """The answer is what the command line writes, in the style of a reference where there is
+    one."""
     from medstyle import read_picture, write_picture
 
     served.translator = make_translator(("photo", "painting"), style=("domain", "reference"), size=[32, 32])

@@ -58,7 +58,7 @@ def test_every_study_is_derived_once_or_in_quarantine(station, translator):
         else:
             assert outcome.code == "E_INPUT"
             assert (station / "quarantine" / outcome.key / "Doe^John/report.txt").is_file()
-            assert "nothing" in json.loads((station / "quarantine" / outcome.key / "reason.json").read_text())["reason"]
+            assert "no usable image" in json.loads((station / "quarantine" / outcome.key / "reason.json").read_text())["reason"]
     assert "Doe" not in repr(outcomes)
     assert b"Doe" not in (station / "ledger.db").read_bytes()
     derived, rows = everything(station)
@@ -87,7 +87,10 @@ def film(path):
 
 
 def test_pictures_and_clips_are_translated_by_a_model_of_them(tmp_path, rng):
-    """Whatever they are called, in folders or alone, once each; what cannot be read waits with its reason."""
+    """Whatever they are called, in folders or alone, once each.
+
+    What cannot be read waits with its reason.
+    """
     from medstyle import translate_picture
 
     inbox, translator = tmp_path / "station/inbox", make_translator(("photo", "painting"))

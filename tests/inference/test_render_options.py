@@ -64,7 +64,10 @@ LOOKS = [
 
 @pytest.mark.parametrize("look", LOOKS, ids=lambda look: next(iter(look), "whole"))
 def test_sixteen_bits_stay_sixteen_and_opacity_stays(look, rng):
-    """Eight bits and their multiples in sixteen become the same but for rounding; finer levels are made finely."""
+    """Eight bits and their multiples in sixteen become the same but for rounding.
+
+    Finer levels are made finely.
+    """
     from medstyle.inference.render_options import RenderOptions
 
     translator, look = make_translator(("photo", "painting")), RenderOptions(**look)

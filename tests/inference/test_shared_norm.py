@@ -60,7 +60,8 @@ def test_memory_follows_slowly():
 
 
 def test_a_large_picture_in_windows_looks_as_in_one_piece(monkeypatch):
-    """Dark at the left, bright at the right: windows of their own statistics would even that out."""
+    """Dark at the left, bright at the right: windows of their own statistics would even that
+    out."""
     rng = np.random.default_rng(0)
     coarse = zoom(rng.random((12, 12, 3)), (16, 16, 1), order=1) * np.linspace(0.2, 1, 192)[:, None]
     pixels = np.rint(255 * coarse).astype(np.uint8)

@@ -14,7 +14,8 @@ from tests.inference.conftest import Plain, make_translator
 
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 30])
 def test_neighbours_are_channels_and_the_ends_repeat(monkeypatch, chunk):
-    """Channel m B + b is contrast m of slice z + b - B // 2, in every chunk, and nothing of the others is made."""
+    """Channel m B + b is contrast m of slice z + b - B // 2, in every chunk, and nothing of the
+    others is made."""
     monkeypatch.setitem(rendering.CHUNK, "cpu", chunk)
     weights = torch.tensor([1.0, 10.0, 100.0, 1e3, 1e4, 1e5]).view(-1, 1, 1)
     code = Plain(lambda x: (x * weights).sum(1, keepdim=True))
@@ -37,7 +38,8 @@ def test_an_ensemble_is_the_mean_of_its_members(source):
 
 
 def small_body(rng, grow):
-    """Draw slices of a body that differs in size from slice to slice, with ``grow`` pixels of air around its field."""
+    """Draw slices of a body that differs in size from slice to slice, with ``grow`` pixels of air
+    around its field."""
     y, x = np.mgrid[:96, :80]
     radii = np.array([3, 6, 14, 18, 9])[:, None, None]
     body = (y - 48) ** 2 + (x - 40) ** 2 < radii**2

@@ -1,4 +1,4 @@
-"""A steady video flickers less than its frames by themselves, follows what moves, and begins anew at a cut."""
+"""Smoothed videos flicker less than single frames, follow motion, and restart at cuts."""
 
 import numpy as np
 import pytest

@@ -237,7 +237,8 @@ LARGE_KINDS = {"2-D": {}, "2.5-D": {"neighbours": 3}, "3-D": {"dimensions": 3, "
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", LARGE_KINDS)
 def test_a_large_scan_fits_into_memory(name):
-    """Beside imports and the scan itself (629 MB), at most 4.7 times the scan: 4 GB in all on a CPU."""
+    """Beside imports and the scan itself (629 MB), at most 4.7 times the scan: 4 GB in all on a
+    CPU."""
     code = LARGE.replace("{config}", repr(LARGE_KINDS[name]))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

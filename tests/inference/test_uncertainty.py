@@ -24,7 +24,8 @@ def test_the_mean_is_the_output_without_it(x, members):
 
 
 def test_it_is_the_standard_deviation_over_members_and_views(x):
-    """Streamed sums give what a list of all samples gives, also where the output is large against its spread."""
+    """Streamed sums give what a list of all samples gives, also where the output is large against
+    its spread."""
     translator = make_translator(members=3, mirror=False)
     for number, networks in enumerate(translator.members):
         networks.generator = Plain(lambda image, n=number: 100 + n + 0 * image)
@@ -34,7 +35,8 @@ def test_it_is_the_standard_deviation_over_members_and_views(x):
 
 @pytest.mark.parametrize("shape", [(1, 1, 20, 22), (1, 1, 6, 20, 22)], ids=str)
 def test_views_that_cannot_matter_do_not(shape, rng):
-    """A map of pixels commutes with every view, up to the edge of the image: nothing wraps around."""
+    """A map of pixels commutes with every view, up to the edge of the image: nothing wraps
+    around."""
     translator = make_translator(generator=Plain(lambda image: image**3), dimensions=len(shape) - 2)
     image = torch.from_numpy(rng.normal(0, 1, shape).astype(np.float32))
     assert spread(translator, image, translator.style())[1].max() < 1e-6

@@ -60,7 +60,10 @@ def test_a_network_that_sees_a_neighbourhood_does_not_notice_windows(name, monke
 
 
 def textured(rng, shape):
-    """Smooth shading and texture, in network units; one half is darker, so that windows differ in their statistics."""
+    """Smooth shading and texture, in network units.
+
+    One half is darker, so that windows differ in their statistics.
+    """
     from scipy.ndimage import gaussian_filter
 
     smooth = sum(gaussian_filter(rng.normal(0, 1, shape), s) * s ** (len(shape) / 2) for s in (1, 3, 8))
@@ -70,7 +73,10 @@ def textured(rng, shape):
 
 @pytest.mark.parametrize("name", DIMENSIONS)
 def test_windows_leave_no_seams(name, monkeypatch, rng):
-    """A normalising network sees other statistics in each window; borders have no more gradient than the rest."""
+    """A normalising network sees other statistics in each window.
+
+    Borders have no more gradient than the rest.
+    """
     monkeypatch.setattr(rendering, "WHOLE", 0)
     monkeypatch.setattr(rendering, "WINDOW", 1)
     shape = (48, 96, 96) if name == "3-D" else (1, 192, 192)
@@ -83,7 +89,8 @@ def test_windows_leave_no_seams(name, monkeypatch, rng):
 
 
 def seam(image, size, overlap):
-    """Mean gradient across the borders of windows over the mean gradient elsewhere, over all axes."""
+    """Mean gradient across the borders of windows over the mean gradient elsewhere, over all
+    axes."""
     across, inside = [], []
     for axis, n in enumerate(size):
         if n is not None:

@@ -24,12 +24,12 @@ def test_a_full_disk_stops_with_its_cause_and_loses_nothing(tmp_path):
     (tmp_path / "a").mkdir()
     save_state(tmp_path / "a", 1, {"step": 1})
     (tmp_path / "a/writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match=r"after step 2 cannot be written .*make room"):
+    with pytest.raises(UserError, match=r"after step 2 cannot be written .*free disk space"):
         save_state(tmp_path / "a", 2, {"step": 2, "x": torch.zeros(10**6)})
     assert load_state(tmp_path / "a") == {"step": 1}
     (tmp_path / "b").mkdir()
     (tmp_path / "b/writing").symlink_to("/dev/full")
-    with pytest.raises(UserError, match="make room"):
+    with pytest.raises(UserError, match="free disk space"):
         train(make_store(tmp_path / "store"), tmp_path / "b")
 
 

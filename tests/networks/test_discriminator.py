@@ -16,7 +16,8 @@ def test_one_map_per_scale_for_the_claimed_domain(dims):
 
 
 def test_the_published_patch_map():
-    """PatchGAN with three strided layers judges 256 x 256 pixels by 30 x 30 patches (Isola 2017)."""
+    """PatchGAN with three strided layers judges 256 x 256 pixels by 30 x 30 patches (Isola
+    2017)."""
     critic = Discriminator(width=2, layers=3, scales=3)
     sizes = [tuple(m.shape[-2:]) for m in critic(torch.randn(1, 1, 256, 256), torch.tensor([0]))]
     assert sizes == [(30, 30), (14, 14), (6, 6)]

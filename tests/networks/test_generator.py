@@ -6,7 +6,8 @@ from medstyle.networks.generator import GENERATORS, Generator, ModulatedConv, bl
 from medstyle.networks.networks import Architecture, Networks
 
 SMALL = {"widths": (4, 6, 8), "bottleneck_blocks": 2, "style_size": 5}
-# sizes that every generator takes; SwinUNETR halves five times and needs more than one place at the bottom
+# sizes that every generator takes; SwinUNETR halves five times and needs more than one place at the
+# bottom
 SIZES = {"medstyle": (17, 13, 9), "unet": (17, 13, 9), "dynunet": (17, 13, 9), "swin_unetr": (64, 64, 50)}
 
 

@@ -36,7 +36,8 @@ def test_what_was_not_trained_is_refused(trained, asked):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_a_reference_carries_no_places(dims):
-    """The same thing elsewhere in the reference gives the same code: anatomy does not leak through style."""
+    """The same thing elsewhere in the reference gives the same code: anatomy does not leak through
+    style."""
     torch.manual_seed(0)
     encoder = StyleEncoder(2, 5, 1, dims)
     image = torch.zeros(2, 1, *(96,) * 2 if dims == 2 else (96, 64, 64))

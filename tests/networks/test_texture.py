@@ -1,4 +1,4 @@
-"""Texture features: the same bank everywhere, blind to where things are, sharp on what they look like."""
+"""Texture features: the same filters everywhere, independent of locations, sensitive to texture."""
 
 import pytest
 import torch

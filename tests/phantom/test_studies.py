@@ -62,7 +62,8 @@ def pixels(slices: list[pydicom.Dataset]) -> np.ndarray:
     )
 
 
-# --- determinism ---------------------------------------------------------------------------------------------------
+# --- determinism
+# ------------------------------------------------------------------------------------------------
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(written: Path, tmp_path: Path) -> None:
@@ -88,14 +89,16 @@ def test_subjects_differ_in_anatomy() -> None:
     assert 2 * (white[0] & white[1]).sum() / (white[0].sum() + white[1].sum()) < 0.9
 
 
-# --- anatomy -------------------------------------------------------------------------------------------------------
+# --- anatomy
+# ------------------------------------------------------------------------------------------------
 
 
 def test_fractions_are_a_partition_with_adult_volumes(subject: Subject) -> None:
     assert np.abs(subject.fractions.sum(axis=0) - 1).max() < 1e-4
     assert subject.fractions.min() >= -1e-6
     litres = subject.fractions.sum(axis=(1, 2, 3)) * abs(np.linalg.det(subject.affine[:3, :3])) / 1e6
-    # The slab of 80 mm holds most of a brain: whole ones have 0.5-0.9 l grey, 0.4-0.7 l white matter.
+    # The slab of 80 mm holds most of a brain: whole ones have 0.5-0.9 l grey, 0.4-0.7 l white
+    # matter.
     assert 0.3 < litres[GM] < 0.9
     assert 0.25 < litres[WM] < 0.7
     assert 0.03 < litres[CSF] < 0.45
@@ -107,7 +110,8 @@ def test_slices_are_oblique_and_the_affine_is_orthogonal(subject: Subject) -> No
     assert 0.5 < np.rad2deg(np.arccos(axes[2, 2])) < 9
 
 
-# --- lesions -------------------------------------------------------------------------------------------------------
+# --- lesions
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("domain", "sign"), [("mr_t1", -1), ("mr_t2", 1), ("mr_pd", 1), ("mr_flair", 1), ("ct", -1)])
@@ -147,7 +151,8 @@ def test_some_subjects_have_no_lesions_and_sizes_vary() -> None:
     assert not any(draw_subject(dataclasses.replace(params, lesions=0), i).lesions for i in range(2))
 
 
-# --- physics -------------------------------------------------------------------------------------------------------
+# --- physics
+# ------------------------------------------------------------------------------------------------
 
 
 def expected_signal(domain: str, site: int, t1: float, t2: float, pd: float) -> float:
@@ -224,7 +229,8 @@ def test_a_ct_has_the_hounsfield_units_of_its_tissues(subject: Subject) -> None:
     assert (scanned.voxels - truth.voxels).std() == pytest.approx(3.0, rel=0.02)
 
 
-# --- DICOM ---------------------------------------------------------------------------------------------------------
+# --- DICOM
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
@@ -299,7 +305,8 @@ def test_two_sites_differ_and_each_has_the_other_ones_truth(written: Path) -> No
     assert not list((written / "truth").rglob("ct_*"))
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
+# --- bad input
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,8 @@ def vary(translator: Path, out: Path, noise: float) -> Path:
 
 @pytest.fixture(scope="session")
 def versions(run: Run, once: Once) -> Path:
-    """Return the folder of a registry, made once: the champion, another version, and one that makes no numbers."""
+    """Return the folder of a registry, made once: the champion, another version, and one that makes
+    no numbers."""
 
     def make(folder: Path) -> None:
         others = [vary(run.translator, folder / name, noise) for name, noise in (("second", 1e-2), ("broken", np.nan))]
@@ -143,7 +144,8 @@ def serving(env: dict[str, str], folder: Path, *options: str) -> Iterator[Servic
 
 @pytest.fixture
 def registry(registry_folder: Path) -> Any:
-    """Return the module of the registry, at an empty one in SQLite that is reached as in a fresh clone."""
+    """Return the module of the registry, at an empty one in SQLite that is reached as in a fresh
+    clone."""
     from medstyle.registry import models
 
     return models

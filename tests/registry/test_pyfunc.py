@@ -131,7 +131,7 @@ BAD = {
     "an unknown target": (None, {"target": "ct"}, "knows mr_t1, mr_t2"),
     "an unknown output": (None, {"output": "gif"}, "output 'gif'"),
     "a seed for a deterministic model": (None, {"seed": 4}, "not from latent"),
-    "a picture for a scan model": ("picture", {}, "a picture is no input"),
+    "a picture for a scan model": ("picture", {}, "a picture cannot be an input"),
     "objects in an NPY": ("objects", {}, "E_DECODE"),
 }
 

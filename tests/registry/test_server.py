@@ -284,7 +284,7 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a zip in a zip": (lambda: zipped(zipped(b"text")), "E_NOT_DICOM"),
     "an NPY that claims too much": (lambda: b"\x93NUMPY\x01\x00v\x00" + CLAIM.ljust(117).encode() + b"\n", "E_DECODE"),
     "a picture that is called DICOM": (lambda: zipped(picture()), "E_NOT_DICOM"),
-    "a picture for a scan model": (picture, "a picture is no input"),
+    "a picture for a scan model": (picture, "a picture cannot be an input"),
     "a picture behind DICOM's preamble": (lambda: bytes(128) + b"DICM" + picture(), "E_"),
 }
 CLAIM = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000, 1000), }"

@@ -115,7 +115,7 @@ def test_sessions_of_one_person_stay_together(run, tmp_path):
 
 def test_a_named_subject_that_is_absent_is_an_error(run, tmp_path):
     settings = Params(test_subjects=("PHANTOM-0001", "Somebody"))
-    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject fits number 2 of") as caught:
+    with pytest.raises(UserError, match=r"denoise\.test_subjects: no subject matches number 2 of") as caught:
         denoise(settings, run.root / "data/scans", tmp_path / "slices")
     assert "Somebody" not in str(caught.value)  # it may be a patient
 
@@ -209,7 +209,10 @@ def test_a_scan_that_does_not_fit_is_left_out_or_flagged(run, tmp_path, code):
 
 @pytest.mark.parametrize("noise", [0, 0.01])
 def test_one_image_under_two_names_is_no_test_subject(run, tmp_path, noise, rng):
-    """A copy, even re-encoded, of a training image among the test images would be a leak; both are named."""
+    """A copy, even re-encoded, of a training image among the test images would be a leak.
+
+    Both are named.
+    """
     from medstyle import params, read_volume
 
     scans = shutil.copytree(run.root / "data/scans", tmp_path / "scans")
@@ -246,13 +249,14 @@ def test_unpaired_pictures_split_each_domain_alike(tmp_path, rng):
     for domain in ("photo", "painting"):
         assert store.array(domain, "train").shape == (7, 3, 32, 32)
         assert store.array(domain, "test").shape == (2, 3, 32, 32)
-    with pytest.raises(UserError, match=r"denoise\.common_space: pictures have none"):
+    with pytest.raises(UserError, match=r"denoise\.common_space: pictures have no common space"):
         denoise(Params((32, 32), common_space=True), tmp_path / "scans", tmp_path / "slices")
 
 
 @pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
 def test_a_picture_comes_to_size_as_asked(tmp_path, aspect):
-    """A disc at the middle of a wide picture: round and large, round and small between bars, or an ellipse."""
+    """A disc at the middle of a wide picture: round and large, round and small between bars, or an
+    ellipse."""
     items = []
     for i in range(3):
         y, x = np.mgrid[-50.0:50.0, -100.0:100.0]
@@ -297,7 +301,8 @@ def test_sizes_too_small_are_errors(size):
 
 
 def test_nyul_learns_from_training_subjects_and_prepares_alike_in_use(run, tmp_path):
-    """What the store holds is what an image gives in use, with the landmarks that travel with the translator."""
+    """What the store holds is what an image gives in use, with the landmarks that travel with the
+    translator."""
     from medstyle import params
     from medstyle.imaging.volume import read_volume
     from medstyle.transforms.prepare import prepare

@@ -110,7 +110,7 @@ def test_what_a_model_made_is_no_training_data(run, tmp_path):
     original, synthetic = manifest(tmp_path / "scans")
     assert "flags" not in original
     assert (synthetic["flags"], synthetic["allowed"]) == (["DERIVED", "SYNTHETIC"], ["E_SYNTHETIC"])
-    assert any("overruled 1 x E_SYNTHETIC" in line for line in lines)
+    assert any("overrode 1 x E_SYNTHETIC" in line for line in lines)
     with pytest.raises(UserError, match="'E_GAP' is none of E_BURNED_IN, E_INCOMPLETE, E_SYNTHETIC"):
         Params(str(tmp_path / "raw"), rules, allow=("E_GAP",))
 
@@ -149,7 +149,8 @@ def test_a_time_point_is_taken_where_params_say_so(tmp_path, rng):
 
 
 def test_bids_names_say_who_and_when(tmp_path, rng):
-    """`ses-1` and `ses-2` of one person: two sessions, one person, whatever the folders below are called."""
+    """`ses-1` and `ses-2` of one person: two sessions, one person, whatever the folders below are
+    called."""
     for session in ("ses-1", "ses-2"):
         for name in ("T1w", "T2w"):
             path = tmp_path / f"raw/sub-01/{session}/anat/sub-01_{session}_{name}.nii.gz"
@@ -184,7 +185,10 @@ def test_a_tilted_scan_is_straightened_or_refused(tmp_path, rng):
 
 
 def test_scans_of_one_space_say_so_without_its_name(run):
-    """Series of one frame of reference share a keyed hash of it; those of different patients do not."""
+    """Series of one frame of reference share a keyed hash of it.
+
+    Those of different patients do not.
+    """
     items = manifest(run.root / "data/scans")
     spaces = {
         subject: {i["space"] for i in items if i["subject"] == subject} for subject in {i["subject"] for i in items}
@@ -222,7 +226,8 @@ def picture(rng, size=(192, 256)):
 
 
 def test_pictures_that_are_small_or_come_twice_are_listed(tmp_path, rng):
-    """Of one picture under three names and in three sizes the first by path is kept, once in each domain."""
+    """Of one picture under three names and in three sizes the first by path is kept, once in each
+    domain."""
     source = tmp_path / "raw"
     for folder in ("photo", "painting"):
         (source / folder).mkdir(parents=True)
@@ -263,7 +268,10 @@ ABSENT = {"gone.png": "zebra"}
 
 @pytest.fixture(params=["folders", "csv", "coco"])
 def labelled(request, tmp_path, rng):
-    """Pictures whose category a folder, a table or annotations tell; returns how ingest is to be asked."""
+    """Pictures whose category a folder, a table or annotations tell.
+
+    Returns how ingest is to be asked.
+    """
     source = tmp_path / "raw"
     for name, category in NAMES.items():
         folder = source / ("images" if request.param != "folders" else category.rpartition(",")[2])
@@ -314,11 +322,11 @@ def test_folders_tables_and_annotations_name_domains_alike(labelled, tmp_path, c
 BAD_LABELS = {
     "no file": (None, "none.csv: no such file"),
     "no path": (b"name,Category\na.png,horse", r"no column 'path'.*it has name, Category"),
-    "short line": (b"path,Category\na.png", "line 2 has not 2 columns"),
+    "short line": (b"path,Category\na.png", "line 2 does not have 2 columns"),
     "twice": (b"path,Category\na.png,cow\na.png,horse", "line 3 names a file for the second time"),
     "unknown column": (b"path,Kind\na.png,horse", "no image has an attribute 'Category'.*has Kind"),
-    "not COCO": (b'{"images": []}', "not annotations as COCO has them.*'categories'"),
-    "not JSON": (b"{", "not annotations as COCO has them"),
+    "not COCO": (b'{"images": []}', "not annotations in COCO format.*'categories'"),
+    "not JSON": (b"{", "not annotations in COCO format"),
     "not text": (b"\xff\xfe\x00", "not readable as UTF-8"),
 }
 
@@ -370,7 +378,8 @@ print(next(line for line in Path("/proc/self/status").read_text().splitlines() i
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_studies(tmp_path, rng):
-    """Ten times the studies, the same peak: a scan's voxels are let go before the next, and its files share facts."""
+    """Ten times the studies, the same peak: a scan's voxels are let go before the next, and its
+    files share facts."""
     volume = Volume(rng.integers(0, 4096, (24, 256, 256)).astype(np.float32), affine((1, 1, 3), (0, 0, 0)), "mr_t1")
     peaks = []
     for studies in (10, 100):

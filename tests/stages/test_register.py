@@ -151,7 +151,8 @@ def documents(number):
 
 
 def test_the_champion_is_measured_as_the_version_was(run, project):
-    """The reports are those of the champion's weights: measured anew, nothing lies between the two."""
+    """The reports are those of the champion's weights: measured anew, nothing lies between the
+    two."""
     from medstyle.cli import _measure
 
     (project / "data").symlink_to(run.root / "data")
@@ -200,7 +201,7 @@ def test_uncommitted_changes_can_be_refused(project, edited):
 
 def test_without_an_evaluation_nothing_is_registered(project):
     (project / "reports/report.html").unlink()
-    with pytest.raises(UserError, match=r"report\.html: absent; run `medstyle evaluate` first"):
+    with pytest.raises(UserError, match=r"report\.html: missing; run `medstyle evaluate` first"):
         conclude(project)
     with pytest.raises(UserError, match="register"):
         parse(Params, {"floor": {}}, "register")

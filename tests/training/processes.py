@@ -1,4 +1,4 @@
-"""Training in a process of its own: as a program, or forked from a server that has done the slow imports already."""
+"""Train in a separate process: a program, or a fork of a server with the slow imports done."""
 
 import json
 import multiprocessing
@@ -30,7 +30,10 @@ def work(folder, kind, name, settings, say=lambda line: print(line, flush=True),
 
 
 def fork(folder, kind, name, environment=None, **settings):
-    """Start a process, in ``environment`` beside ours; returns it and the connection on which its lines arrive."""
+    """Start a process, in ``environment`` beside ours.
+
+    Returns it and the connection on which its lines arrive.
+    """
     ours, theirs = SERVER.Pipe(duplex=False)
     process = SERVER.Process(target=work, args=(folder, kind, name, settings, theirs.send, environment))
     process.start()

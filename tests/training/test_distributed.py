@@ -38,7 +38,8 @@ def by_torchrun(folder, kind, name, **settings):
     ids=["one objective", "every objective", "by torchrun"],
 )
 def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
-    """A batch divided among two processes gives the weights of one process, up to the order of sums."""
+    """A batch divided among two processes gives the weights of one process, up to the order of
+    sums."""
     for kind in kinds:
         settings = {"steps": steps, "batch": 4}
         if not OBJECTIVES[kind].paired and kind != "exemplar":  # of pictures, which have no common space

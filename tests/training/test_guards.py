@@ -33,8 +33,8 @@ FAULTS = {
         lambda d, x: spoil_first(d, x, np.nan),
         "mr_t1 of subject train-0, at slice 3: holds values that are not finite",
     ),
-    "flat images": (lambda d, x: spoil_first(d, x, 0.2), r"mr_t1 of subject train-0 .*flat image; take it out"),
-    "swapped domains": (swap_first, "subject train-0: its mr_t1 looks like the others' mr_t2"),
+    "flat images": (lambda d, x: spoil_first(d, x, 0.2), r"mr_t1 of subject train-0 .*flat image; remove or repair it"),
+    "swapped domains": (swap_first, "subject train-0: its mr_t1 looks like the mr_t2 of the others"),
     "broken pairs": (shuffle_subjects, r"show different anatomy \([3-5] of 5 .*denoise.alignment"),
 }
 
@@ -142,7 +142,7 @@ def test_one_player_that_is_broken_stops_it_whatever_the_others_do():
 
 @pytest.mark.parametrize("kind", ["unpaired_contrastive", "multi_domain"])
 def test_swapped_domains_are_found_without_pairs(kind, tmp_path):
-    with pytest.raises(UserError, match="subject train-0: its mr_t1 looks like the others' mr_t2"):
+    with pytest.raises(UserError, match="subject train-0: its mr_t1 looks like the mr_t2 of the others"):
         train(make_store(tmp_path / "store", swap_first), tmp_path / "a", kind)
 
 

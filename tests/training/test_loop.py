@@ -28,7 +28,8 @@ from tests.training.processes import fork
 
 VOLUMES = ("paired", "unpaired_contrastive")
 DIMENSIONS = [
-    # volumes take longer and are trained as slices are: here by one objective with pairs and one without
+    # volumes take longer and are trained as slices are: here by one objective with pairs and one
+    # without
     pytest.param(kind, dims, marks=pytest.mark.slow if dims == 3 and kind not in VOLUMES else ())
     for kind, objective in OBJECTIVES.items()
     for dims in objective.dimensions
@@ -131,12 +132,13 @@ def test_several_contrasts_and_neighbours_enter_together(store, tmp_path):
 
 
 def test_contrasts_need_a_paired_objective(store, tmp_path):
-    with pytest.raises(UserError, match="takes none; use a paired objective"):
+    with pytest.raises(UserError, match="supports none; use a paired objective"):
         train(store, tmp_path / "a", "unpaired_cycle", contrasts=("mr_flair",))
 
 
 def test_early_stop_and_the_best_weights(store, tmp_path, capsys):
-    """A generator that stands still is never better than at first: training gives up, and says so."""
+    """A generator that stands still is never better than at first: training gives up, and says
+    so."""
     _, curve = train(store, tmp_path / "a", steps=40, learning_rate=0.0, validate_every=2, patience=3)
     assert curve[-1]["step"] == 2 + 3 * 2
     assert "stopped early at step 8" in capsys.readouterr().err
@@ -159,28 +161,28 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", batch=4, processes=3)
     with pytest.raises(UserError, match="no term 'cycle'; it has l1"):
         train(store, tmp_path / "a", objective={"weights": {"cycle": 1.0}})
-    with pytest.raises(UserError, match="nothing else teaches the style"):
+    with pytest.raises(UserError, match="no other term teaches the style"):
         train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"adversarial": 0.0}})
-    with pytest.raises(UserError, match="compares features of `medstyle`"):
+    with pytest.raises(UserError, match="needs the features of `medstyle`"):
         train(store, tmp_path / "a", "unpaired_contrastive", architecture={"generator": "unet"})
     with pytest.raises(UserError, match="set it to true"):
         train(store, tmp_path / "a", "harmonization", architecture={"residual": False})
-    with pytest.raises(UserError, match="exemplar is for 2"):
+    with pytest.raises(UserError, match="exemplar supports only 2"):
         train(store, tmp_path / "a", "exemplar", architecture={"dimensions": 3})
     with pytest.raises(UserError, match=r"weights\.temporal: is for two dimensions"):
         train(store, tmp_path / "a", objective={"weights": {"temporal": 1.0}}, architecture={"dimensions": 3})
     with pytest.raises(UserError, match="paired has no term 'cross_subject'"):
         train(store, tmp_path / "a", objective={"weights": {"cross_subject": 1.0}})
     store.index.common_space.clear()
-    with pytest.raises(UserError, match=r"no common space of mr_t1; set denoise\.common_space to true"):
+    with pytest.raises(UserError, match=r"no common space for mr_t1; set denoise\.common_space to true"):
         train(store, tmp_path / "a", "unpaired_cycle", objective={"weights": {"cross_subject": 1.0}})
     with pytest.raises(UserError, match="lower discriminator_layers"):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
-    with pytest.raises(UserError, match=r"training\.processes: 2 in params, 1 running"):
+    with pytest.raises(UserError, match=r"training\.processes: params ask for 2, 1 are running"):
         train(store, tmp_path / "a", processes=2)
-    with pytest.raises(UserError, match="no pairs that would tell what is best"):
+    with pytest.raises(UserError, match="no pairs that determine the best weights"):
         train(store, tmp_path / "a", "unpaired_cycle", keep="best")
-    with pytest.raises(UserError, match="nothing counts for the generator at step 0"):
+    with pytest.raises(UserError, match="no term is active for the generator at step 0"):
         train(store, tmp_path / "a", objective={"weights": {"l1": 0, "structure": 0}, "adversarial_start": 0.5})
 
 
@@ -220,7 +222,7 @@ def test_a_setting_of_another_kind_of_objective_is_unknown():
 @pytest.mark.parametrize(("old", "new"), base.RENAMED.items())
 def test_former_names_of_weights_are_refused_with_the_new_one(old, new):
     plan = {"source": "mr_t1", "target": "mr_t2", "objective": {"kind": "harmonization", "weights": {old: 1.0}}}
-    with pytest.raises(UserError, match=rf"weights\.{old}: is now called {new}"):
+    with pytest.raises(UserError, match=rf"weights\.{old}: has been renamed to {new}"):
         parse(Plan, plan, "train")
 
 
@@ -241,7 +243,7 @@ def test_perceptual_term_of_own_features(store, tmp_path, run):
         assert curve[0]["generator/perceptual"] > 0
     with pytest.raises(UserError, match="is for images of 2 dimensions and 1 channels"):
         train(store, tmp_path / "d", objective=objective, architecture={"dimensions": 3})
-    with pytest.raises(UserError, match="no translator folder, and MONAI cannot load"):
+    with pytest.raises(UserError, match="not a translator folder, and MONAI cannot load"):
         train(store, tmp_path / "b", objective={**objective, "features": "no-such-network"})
 
 

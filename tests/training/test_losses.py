@@ -137,7 +137,8 @@ def test_a_divided_batch_has_the_mean_of_its_parts(loss, dims):
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_regions_agree_where_their_means_do(dims):
-    """Details that cancel within a region cost nothing, a shift of its mean costs the shift, what is unseen nothing."""
+    """Details that cancel within a region cost nothing, a shift of its mean costs the shift, what
+    is unseen nothing."""
     shape = (2, 1, *[16] * dims)
     board = torch.from_numpy(np.indices(shape[2:]).sum(0) % 2 * 2.0 - 1).expand(shape)
     alike, seen = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Synthetic motion: flows that are known, warps that follow them, a loss that is 0 where the output follows too."""
+"""Synthetic motion: flows are known, warps follow them, and consistent outputs have zero loss."""
 
 import pytest
 import torch

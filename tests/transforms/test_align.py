@@ -20,7 +20,8 @@ def scans() -> list[tuple[Volume, Volume]]:
 
 
 def moved(volume: Volume, by) -> Volume:
-    """Return the volume with a header that places it elsewhere, by mm (x, y, z) or by a 4 x 4 matrix."""
+    """Return the volume with a header that places it elsewhere, by mm (x, y, z) or by a 4 x 4
+    matrix."""
     matrix = np.asarray(by, float)
     if matrix.ndim == 1:
         matrix = np.block([[np.eye(3), matrix[:, None]], [np.zeros((1, 3)), 1]])
@@ -81,7 +82,8 @@ def test_a_pair_is_judged_where_there_is_nothing_to_turn(scans):
 
 
 def test_a_pair_without_common_place_is_seen_and_brought_together(scans):
-    """As after another table position: positions of another frame of reference mean nothing here."""
+    """As after another table position: positions of another frame of reference mean nothing
+    here."""
     t1, t2 = scans[0]
     far = moved(t2, (400, -250, 300))
     assert verdict(t1, far) == "E_PAIR_APART"

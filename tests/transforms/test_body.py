@@ -1,4 +1,4 @@
-"""The box that a generator sees is the body with a margin of air, of a size that many bodies share."""
+"""The box that a generator sees is the body with a margin of air, in one of a few sizes."""
 
 import numpy as np
 import pytest

@@ -35,7 +35,8 @@ def stored(folder, name, slices) -> Stored:
 @pytest.mark.parametrize("person", PEOPLE)
 @pytest.mark.parametrize("domain", ["mr_t1", "mr_t2"])
 def test_another_persons_head_is_brought_to_the_same_place(person, domain, slices, tmp_path):
-    """A known affine map, of the other contrast too, is found again to within a cell, in a scan that ends earlier."""
+    """A known affine map, of the other contrast too, is found again to within a cell, in a scan
+    that ends earlier."""
     linear, shift = PEOPLE[person]
     mm, centre = np.diag(SPACING), (np.array(slices["mr_t1"][:, 0].shape) - 1) / 2
     matrix = np.linalg.inv(mm) @ linear @ mm  # voxels of the person to voxels of the space

@@ -35,7 +35,10 @@ def test_compression_leaves_a_picture_of_its_size():
 
 
 def test_the_noise_of_mr_is_rician_and_that_of_ct_is_not():
-    """In air the magnitude of two noisy channels has a mean of sqrt(pi / 2) deviations; CT has 0 there."""
+    """In air the magnitude of two noisy channels has a mean of sqrt(pi / 2) deviations.
+
+    CT has 0 there.
+    """
     values = np.zeros((4, 100, 100), np.float32)
     values[:, 20:80, 20:80] = 1000
     worse = Degradation("mr_t1@low", "mr_t1", noise=0.1).scan(

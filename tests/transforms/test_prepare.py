@@ -15,7 +15,8 @@ RAW = Preparation(denoise="none", bias_field=False)
 
 
 def ramp(matrix):
-    """Values that are a linear function of the patient position, so that any resampling must keep them."""
+    """Values that are a linear function of the patient position, so that any resampling must keep
+    them."""
     z, y, x = np.mgrid[:12, :20, :16].astype(np.float64)
     points = np.stack([x, y, z, np.ones_like(x)], -1) @ matrix.T
     return Volume((points[..., :3] @ [1.0, 2.0, 0.5]).astype(np.float32), matrix, "mr_t1")
@@ -133,7 +134,10 @@ def test_a_single_slice_that_is_not_axial_is_refused(axis):
 
 @pytest.mark.parametrize("method", ["none", "nlm", "tv", "median"])
 def test_pictures_lose_noise_and_little_else(method, rng):
-    """Noise falls by a third at least; without noise nothing moves; 8 and 16 bits are the same picture."""
+    """Noise falls by a third at least; without noise nothing moves.
+
+    8 and 16 bits are the same picture.
+    """
     y, x = np.mgrid[-1:1:48j, -1:1:64j]
     clean = np.stack([128 + 90 * np.sin(3 * x), 128 + 90 * np.cos(2 * y), 100 + 80 * (x**2 + y**2 < 0.4)], -1)
     noisy = clean + rng.normal(0, 12, clean.shape)

@@ -1,1 +1,1 @@
-"""Objectives by kind: which networks play, in which phases, and what each phase minimises."""
+"""Objectives by kind: the networks to train, the phases, and what each phase minimises."""

@@ -1,7 +1,8 @@
-"""What all objectives share: parameters, terms, phases, and the discriminator's side.
+"""Define what all objectives share: parameters, terms, phases and the discriminator's losses.
 
-The loop knows no objective. At each step it calls :meth:`Objective.play` once, which generates the step's images, and
-then takes the turn of every phase. A phase is data: players, terms with their weights, and how its turn is computed.
+The loop is independent of the objective. At each step it calls :meth:`Objective.play` once, which
+generates the images of the step, and then takes the turn of every phase. A phase is data: its
+players, its weighted terms, and how its turn is computed.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from medstyle.training.losses import (
 from medstyle.training.motion import motion_loss, noisy, random_flow, warp
 
 Losses = dict[str, Tensor]
-Images = Mapping[str, Tensor]  # what `play` made: `fake`, its style `code`, and what an objective adds
+Images = Mapping[str, Tensor]  # what `play` returns: `fake`, its style `code`, and what an objective adds
 Weight = float | Callable[[float], float]  # a number, or a schedule: a pure function of progress
-RENAMED = {"own": "self_reconstruction", "population": "cross_subject"}  # weights by their former names
+RENAMED = {"own": "self_reconstruction", "population": "cross_subject"}  # former names of weights
 R1_EVERY = 16  # lazy regularisation (Karras 2020): the weight is multiplied by the interval
 
 
@@ -42,26 +43,29 @@ class ObjectiveParams:
     """What training minimises: the parameters of every kind of objective."""
 
     weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
-    """Term -> weight, where it differs from the objective's default; 0 leaves the term out."""
+    """Term -> weight, for weights that differ from the objective's defaults; 0 leaves the term
+    out."""
     adversarial: Literal["minimax", "nonsaturating", "least_squares", "hinge"] = "nonsaturating"
     """Form of the adversarial loss."""
     adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the steps after which the adversarial term sets in (linear ramp over a tenth of the steps)."""
+    """Share of the steps after which the adversarial term starts (with a linear ramp over a tenth
+    of the steps)."""
     discriminator_width: Annotated[int, Field(ge=1)] = 32
     """Channels of the discriminator's first layer."""
     discriminator_layers: Annotated[int, Field(ge=1)] = 2
-    """Strided layers of the discriminator: 2 sees 34 x 34 pixels, 3 sees 70 x 70."""
+    """Strided layers of the discriminator: 2 give a receptive field of 34 x 34 pixels, 3 give 70 x
+    70."""
     discriminator_scales: Annotated[int, Field(ge=1)] = 1
-    """Number of scales at which the discriminator looks at images."""
+    """Number of scales at which the discriminator assesses images."""
 
 
 class Term(NamedTuple):
     """One summand of the generator's loss.
 
     Attributes:
-        weight: by default; None for a diagnostic, which is logged and never minimised.
+        weight: the default weight; None for a diagnostic, which is logged but never minimised.
         loss: ``(objective, batch, images) -> scalar``.
-        schedule: ``(objective, weight) -> weight or schedule`` where the weight is no constant.
+        schedule: ``(objective, weight) -> weight or schedule``, for weights that are not constant.
     """
 
     weight: float | None
@@ -89,15 +93,15 @@ class Phase:
     """One turn of one or several players.
 
     Attributes:
-        name: for the curves.
-        players: whose weights the turn updates, keys of the objective's ``players``.
+        name: name in the curves.
+        players: keys of the objective's ``players`` whose weights the turn updates.
         weights: term -> weight, or a schedule of it.
-        losses: ``(batch, images, active) -> named losses``; ``active`` names the terms that have a weight now. Others
-            that it returns are logged.
+        losses: ``(batch, images, active) -> named losses``; ``active`` names the terms with a
+            nonzero weight at this step. Other losses that it returns are only logged.
         every: the turn is taken at steps that are divisible by this.
         rate: which of the two learning rates of ``training`` applies.
-        clip: the gradient's norm is cut to this many times ``training.clip``.
-        full_precision: computed in float32 where the rest is in bfloat16.
+        clip: the gradient norm is clipped to this multiple of ``training.clip``.
+        full_precision: compute this phase in float32 even if the others use bfloat16.
     """
 
     name: str
@@ -110,27 +114,29 @@ class Phase:
     full_precision: bool = False
 
     def loss(self, batch: Batch, images: Images) -> tuple[Tensor, Losses]:
-        """Return the weighted sum of the terms that count now, and all terms for the curves."""
+        """Return the weighted sum of the active terms, and all terms for the curves."""
         now = {name: w(batch.progress) if callable(w) else w for name, w in self.weights.items()}
         active = {name: weight for name, weight in now.items() if weight != 0}
         if not active:
             raise ParamsError(
-                f"objective.weights: nothing counts for the {self.name} at step {batch.step}; raise a weight"
+                f"objective.weights: no term is active for the {self.name} at step {batch.step}; raise a weight"
             )
         losses = self.losses(batch, images, frozenset(active))
         return torch.stack([weight * losses[name].float() for name, weight in active.items()]).sum(), losses
 
 
 class Objective:
-    """What training minimises: the generator's terms, and a discriminator where one of them is adversarial.
+    """What training minimises: the generator's terms, and a discriminator if one is adversarial.
 
     Attributes:
-        terms: name -> term of the generator's loss; common ones are those of :func:`common`.
+        terms: name -> term of the generator's loss; :func:`common` returns those that all
+            objectives share.
         paired: whether source and target must show the same slice.
         conditional: whether the discriminator sees the source beside the image.
-        directions: ``one`` trains source -> target, ``both`` also the way back, ``all`` every pair of the domains.
-        several_contrasts: whether further images of the subject may enter beside the source.
-        dimensions: the numbers of spatial dimensions for which it is made.
+        directions: ``one`` trains source -> target, ``both`` also the reverse, ``all`` every pair
+            of domains.
+        several_contrasts: whether further images of the subject may be inputs beside the source.
+        dimensions: the numbers of spatial dimensions that are supported.
     """
 
     terms: ClassVar[Mapping[str, Term]] = {}
@@ -146,7 +152,7 @@ class Objective:
         Args:
             networks: generator and style.
             settings: the parameters of this kind of objective.
-            channels: of what the generator sees and of an image.
+            channels: number of channels of the generator's input and of an image.
             domains: number of domains.
         """
         self.networks, self.settings = networks, settings
@@ -158,18 +164,20 @@ class Objective:
         if self.discriminator is not None:
             self.players["discriminator"] = self.discriminator
         elif not self.paired:
-            raise ParamsError(f"objective: {settings.kind} needs an adversarial weight: nothing else teaches the style")
+            raise ParamsError(
+                f"objective: {settings.kind} needs an adversarial weight: no other term teaches the style"
+            )
         helpers = self.helpers()
         self.players |= helpers
         self.phases = self._phases(("generator", *helpers))
 
     @classmethod
     def resolve(cls, settings: Any) -> dict[str, float]:
-        """Return the weight of every term; :class:`UserError` for a term that this kind does not have."""
+        """Return the weight of every term; raise :class:`UserError` for an unknown term."""
         known = {name: term.weight for name, term in cls.terms.items() if term.weight is not None} | {"r1": 0.02}
         for name in settings.weights:
             if name in RENAMED:
-                raise ParamsError(f"objective.weights.{name}: is now called {RENAMED[name]}")
+                raise ParamsError(f"objective.weights.{name}: has been renamed to {RENAMED[name]}")
             if name not in known:
                 raise ParamsError(f"objective.weights: {settings.kind} has no term {name!r}; it has {', '.join(known)}")
         return known | settings.weights
@@ -177,15 +185,13 @@ class Objective:
     def _check_networks(self) -> None:
         networks, kind = self.networks, self.settings.kind
         if networks.dimensions not in self.dimensions:
-            raise ParamsError(f"network.dimensions: {kind} is for {self.dimensions[0]}")
+            raise ParamsError(f"network.dimensions: {kind} supports only {self.dimensions[0]}")
         if self.weights["temporal"] and networks.dimensions == 3:
             raise ParamsError(
-                "objective.weights.temporal: is for two dimensions; a volume holds its neighbours already"
+                "objective.weights.temporal: is for two dimensions; a volume already contains its neighbours"
             )
         if self.weights["through_plane"] and networks.neighbours < 3:
-            raise ParamsError(
-                "objective.weights.through_plane: the next slice must be seen; set network.neighbours to 3"
-            )
+            raise ParamsError("objective.weights.through_plane: needs the next slice; set network.neighbours to 3")
 
     def _discriminator(self, domains: int) -> Discriminator:
         return Discriminator(
@@ -198,13 +204,14 @@ class Objective:
         )
 
     def helpers(self) -> dict[str, nn.Module]:
-        """Build the networks that are trained with the generator and dropped after training."""
+        """Build the networks that are trained with the generator and discarded after training."""
         return {}
 
     def _phases(self, generators: tuple[str, ...]) -> list[Phase]:
         phases = []
         if self.discriminator is not None:
-            # the discriminator plays from the first, easy fake pairs on; it would hardly learn on late ones
+            # the discriminator starts with the first, easy fake pairs; it would hardly learn from
+            # late ones
             teach = partial(Phase, players=("discriminator",), rate="discriminator_learning_rate", clip=10.0)
             phases.append(teach("discriminator", weights={"adversarial": 1.0}, losses=self._discriminate))
             if self.weights["r1"] > 0:
@@ -217,23 +224,23 @@ class Objective:
         return phases
 
     def check(self, size: Sequence[int]) -> None:
-        """Raise :class:`UserError` where images of ``size`` leave the discriminator no patch."""
+        """Raise :class:`UserError` if images of ``size`` are too small for the discriminator."""
         smallest = min(size) >> (self.settings.discriminator_scales - 1)
         if self.discriminator is not None and (smallest >> self.settings.discriminator_layers) < 3:
             raise ParamsError(
-                f"objective: images of {tuple(size)} pixels leave the discriminator no patch; lower "
+                f"objective: images of {tuple(size)} pixels are too small for the discriminator; lower "
                 "discriminator_layers or discriminator_scales, or raise denoise.size (3-D: training.depth)"
             )
 
     @property
     def cross_subject(self) -> bool:
-        """Whether the batch must hold another subject's image of the same region."""
+        """Whether the batch must contain another subject's image of the same region."""
         return self.weights.get("cross_subject", 0.0) > 0
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate the step's images once, with gradients.
+        """Generate the images of the step once, with gradients.
 
-        ``fake`` is the batch's source in its target's style, ``code`` that style.
+        ``fake`` is the source in the style of the target; ``code`` is that style.
         """
         code = self.networks.style(batch.target_index)
         return {"fake": self.networks.render(batch.source, code), "code": code}
@@ -253,19 +260,22 @@ class Objective:
         return self.networks.content(batch.source)
 
     def seen(self, image: Tensor) -> Tensor:
-        """Return an image as the generator sees one: it is its own neighbour."""
+        """Return an image as an input of the generator.
+
+        The image takes the place of its neighbours.
+        """
         return (
             image if self.see == self.channels else image.repeat(1, self.see // self.channels, *[1] * (image.ndim - 2))
         )
 
     def following(self, source: Tensor) -> Tensor:
-        """Return what the generator sees of the next slice; beyond the last neighbour that one is repeated."""
+        """Return the generator's input for the next slice; the last neighbour is repeated."""
         stacks = source.unflatten(1, (-1, self.networks.neighbours))
         return torch.cat([stacks[:, :, 1:], stacks[:, :, -1:]], 2).flatten(1, 2)
 
     @torch.no_grad()
     def diagnostics(self, batch: Batch, images: Images) -> dict[str, float]:
-        """Return ``guard/styles_apart``: how far images move where each takes the style of the next."""
+        """Return ``guard/styles_apart``: the mean change when images swap their styles."""
         other = images["code"].roll(1, 0)
         if torch.equal(other, images["code"]):
             return {}
@@ -274,10 +284,13 @@ class Objective:
 
     @torch.no_grad()
     def probabilities(self, batch: Batch, output: Tensor) -> dict[str, float]:
-        """Return how real the discriminator takes targets and outputs to be; where they are equal it is at chance."""
+        """Return how probably real the discriminator takes targets and outputs to be.
+
+        It is at chance where the two are equal.
+        """
         if self.discriminator is None:
             return {}
-        self.discriminator.eval()  # spectral normalisation moves on at every pass in training
+        self.discriminator.eval()  # in training mode, spectral normalisation changes at every pass
         try:
             real, fake = (
                 float(probability(self.discriminator(self._shown(batch, image), batch.target_index)).mean())
@@ -288,7 +301,7 @@ class Objective:
         return {"validation/probability_of_targets": real, "validation/probability_of_outputs": fake}
 
     def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return what the discriminator compares: ``(real, fake, domain index)``."""
+        """Return the pairs that the discriminator compares: ``(real, fake, domain index)``."""
         return [(batch.target, images["fake"], batch.target_index)]
 
     def _shown(self, batch: Batch, image: Tensor) -> Tensor:
@@ -309,11 +322,11 @@ class Objective:
     def _penalise(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None
         shown = self._shown(batch, batch.target).detach().requires_grad_()
-        # forward itself, never compiled: the compiler cannot differentiate twice
+        # calls forward directly, which is never compiled: the compiler cannot differentiate twice
         return {"penalty": r1_penalty(shown, self.discriminator.forward(shown, batch.target_index))}
 
     def adversarial(self, batch: Batch, images: Images) -> Tensor:
-        """Return the generator's adversarial loss; no gradient reaches the discriminator's weights."""
+        """Return the generator's adversarial loss; the discriminator gets no gradient."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
         try:
@@ -326,20 +339,23 @@ class Objective:
         return torch.stack(losses).mean()
 
     def temporal(self, batch: Batch, images: Images) -> Tensor:
-        """A moved image gives the moved output, so that video does not flicker."""
+        """Compare the moved output with the output of the moved image, against flicker."""
         flow = random_flow(batch.seeds, batch.source.shape[2:]).to(batch.source.device)
         moved = noisy(warp(batch.source, flow), batch.seeds)
         return motion_loss(self.networks.render(moved, images["code"]), images["fake"], flow)
 
     def through_plane(self, batch: Batch, images: Images) -> Tensor:
-        """Give the next slice much the same output where its source is much the same."""
+        """Return the difference of the outputs of neighbouring slices whose sources are similar."""
         after = self.following(batch.source)
         output = self.networks.render(after, images["code"])
         return slice_consistency(images["fake"], output, self.content(batch), self.networks.content(after))
 
 
 def common(adversarial: float) -> dict[str, Term]:
-    """Return the terms that every objective has, with the default weight of the adversarial one."""
+    """Return the terms that every objective has.
+
+    ``adversarial`` is the default weight of that term.
+    """
     return {
         "temporal": Term(0.0, Objective.temporal),
         "through_plane": Term(0.0, Objective.through_plane),
@@ -352,7 +368,7 @@ def common(adversarial: float) -> dict[str, Term]:
 
 
 def cross_subject(objective: Any, batch: Batch, images: Images) -> Tensor:
-    """Compare regions with those of another subject, where objectives have no pairs."""
+    """Compare regions with those of another subject, for objectives without pairs."""
     assert batch.matched is not None
     image, seen, voxel_mm = batch.matched
     sides = [round(objective.settings.region_mm / mm) for mm in voxel_mm[-objective.networks.dimensions :]]

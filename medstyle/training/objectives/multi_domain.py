@@ -1,4 +1,4 @@
-"""Objectives for many domains, for exemplars and for harmonization."""
+"""Define the objectives for many domains, for exemplars and for harmonization."""
 
 from __future__ import annotations
 
@@ -49,11 +49,12 @@ def _with_latents(objective: Any, weight: float) -> Weight:
 
 
 class MultiDomain(UnpairedContrastive):
-    """Every domain into every other by one generator (StarGAN v2, Choi 2020), with guards of anatomy.
+    """Translate between all domains with one generator (StarGAN v2, Choi 2020) that keeps anatomy.
 
-    The sources of style that the network has take turns, step by step. ``pair`` compares with the target where the
-    subject has it. ``diversity`` rewards latents that look different, on blurred images only, and fades: it would pay
-    for changes of anatomy otherwise. It is 0 unless asked for.
+    The network's sources of style alternate step by step. ``pair`` compares with the target if the
+    subject has one. ``diversity`` rewards latents that give different images; it is 0 by default,
+    compares blurred images only and fades out, because it would otherwise reward changes of
+    anatomy.
     """
 
     terms: ClassVar = {
@@ -64,14 +65,14 @@ class MultiDomain(UnpairedContrastive):
         **{
             name: term
             for name, term in reweighted(UnpairedContrastive.terms, contrastive=0.5).items()
-            if name != "identity"  # the cycle asks for it
+            if name != "identity"  # the cycle includes it
         },
     }
     directions = "all"
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The sources of style that the network has."""
+        """The network's sources of style."""
         return self.networks.style.sources
 
     def _code(self, batch: Batch, source: str, salt: int = 0) -> Tensor:
@@ -96,28 +97,31 @@ class MultiDomain(UnpairedContrastive):
         return code
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate with the source of style whose turn it is."""
+        """Generate with the source of style for this step."""
         code = self._code(batch, self.sources[batch.step % len(self.sources)])
         return {"fake": self.networks.render(batch.source, code), "code": code}
 
     def pair(self, batch: Batch, fake: Tensor) -> Tensor:
-        """Return the mean absolute difference from targets that show the same slice; a random style has none."""
+        """Return the mean absolute difference from targets that show the same slice.
+
+        0 for random styles.
+        """
         random = self.sources[batch.step % len(self.sources)] == "latent"
         count = batch.paired.float() * (0.0 if random else 1.0)
         each = (fake.float() - batch.target).abs().flatten(1).mean(1)
         return (each * count).mean()
 
     def found_again(self, batch: Batch, images: Images) -> Tensor:
-        """Return how far the style that an output shows is from the one that was asked for."""
+        """Return the distance between the style of an output and the requested style."""
         return (self.networks.style(batch.target_index, None, images["fake"]).float() - images["code"]).abs().mean()
 
     def cycle(self, batch: Batch, fake: Tensor) -> Tensor:
-        """Return how far the source is from itself after the way there and back."""
+        """Return the distance between the source and its reconstruction from the output."""
         returned = self.networks.render(self.seen(fake), self._own_code(batch))
         return (returned.float() - self.content(batch)).abs().mean()
 
     def diversity(self, batch: Batch) -> Tensor:
-        """Return minus the difference of two random styles of the same content."""
+        """Return the negative difference of two random styles of the same content."""
         one, other = (self.networks.render(batch.source, self._code(batch, "latent", salt)) for salt in (1, 2))
         return -(_blurred(one) - _blurred(other.detach())).abs().mean()
 
@@ -128,10 +132,11 @@ def _blurred(image: Tensor) -> Tensor:
 
 
 class Exemplar(MultiDomain):
-    """One picture in the style of another (AdaIN, Huang and Belongie 2017), with a discriminator of the collection.
+    """Render one image in the style of another (AdaIN, Huang and Belongie 2017).
 
-    ``texture`` asks for the reference's correlations of features (Gatys 2016), ``self_reconstruction`` that a picture
-    in its own style stays what it is; content is kept patch by patch.
+    The discriminator learns the collection. ``texture`` compares feature correlations with those of
+    the reference (Gatys 2016); ``self_reconstruction`` keeps an image in its own style unchanged;
+    content is preserved patch by patch.
     """
 
     terms: ClassVar = {
@@ -144,22 +149,23 @@ class Exemplar(MultiDomain):
     dimensions = (2,)
 
     def helpers(self) -> dict[str, nn.Module]:
-        """Build the projections; :class:`UserError` without styles from references."""
+        """Build the projections; raise :class:`UserError` without styles from references."""
         if "reference" not in self.sources:
-            raise ParamsError("network.style: exemplar takes styles from pictures; add reference")
+            raise ParamsError("network.style: exemplar takes styles from reference images; add reference")
         return super().helpers()
 
     def self_reconstruction(self, batch: Batch) -> Tensor:
-        """Return how far a target in its own style is from itself."""
+        """Return the distance between a target and itself rendered in its own style."""
         same = self.networks.render(self.seen(batch.target), self._code(batch, "reference"))
         return (same.float() - batch.target).abs().mean()
 
 
 class Harmonization(MultiDomain):
-    """Render all sites or scanners like one of them, by small, residual changes and styles that stay close together.
+    """Render all sites or scanners like one of them, by small residual changes.
 
-    Domains are sites (``mr_t1@site``). ``self_reconstruction`` asks that an image in its own style stays what it is;
-    ``spread`` keeps style codes small, so that they carry contrast and not biology (after HACA3, Zuo 2023).
+    Domains are sites (``mr_t1@site``). ``self_reconstruction`` keeps an image in its own style
+    unchanged; ``spread`` keeps style codes small, so that they encode contrast and not biology
+    (after HACA3, Zuo 2023).
     """
 
     terms: ClassVar = {
@@ -169,12 +175,12 @@ class Harmonization(MultiDomain):
     }
 
     def helpers(self) -> dict[str, nn.Module]:
-        """Build the projections; :class:`UserError` unless the network is residual."""
+        """Build the projections; raise :class:`UserError` unless the network is residual."""
         if not self.networks.residual:
-            raise ParamsError("network.residual: harmonization changes images a little; set it to true")
+            raise ParamsError("network.residual: harmonization makes small changes to images; set it to true")
         return super().helpers()
 
     def self_reconstruction(self, batch: Batch) -> Tensor:
-        """Return how far a source in its own style is from itself."""
+        """Return the distance between a source and itself rendered in its own style."""
         same = self.networks.render(batch.source, self._own_code(batch))
         return (same.float() - self.content(batch)).abs().mean()

@@ -1,4 +1,4 @@
-"""Objectives for pairs: the same slice of the same subject in source and target."""
+"""Define the objectives for pairs: the same slice of the same subject in source and target."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ class PairedParams(ObjectiveParams):
     kind: Literal["paired"] = "paired"
     """The kind of objective."""
     detail: Annotated[float, Field(ge=0)] = 4.0
-    """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small lesions."""
+    """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small
+    lesions."""
     features: str | None = None
-    """Frozen features of the perceptual term: a translator folder, or a network that MONAI's PerceptualLoss fetches."""
+    """Frozen features of the perceptual term: a translator folder, or the name of a network that
+    MONAI's PerceptualLoss downloads."""
 
 
 @params
@@ -39,13 +41,13 @@ class PairedRegisteredParams(PairedParams):
     kind: Literal["paired_registered"] = "paired_registered"  # type: ignore[assignment]
     """The kind of objective."""
     shift_limit: Annotated[float, Field(ge=0)] = 5.0
-    """Largest displacement, pixels."""
+    """Largest displacement in pixels."""
 
 
 class Paired(Objective):
     """``l1 |G(x) - y| + structure (1 - SSIM) + perceptual + adversarial`` (pix2pix, Isola 2017).
 
-    No mask is needed: outside the body both images are the constant -1.
+    No mask is needed: outside the body, both images have the constant value -1.
     """
 
     terms: ClassVar = {
@@ -59,7 +61,10 @@ class Paired(Objective):
     several_contrasts = True
 
     def helpers(self) -> dict[str, nn.Module]:
-        """Load the frozen features, if they are asked for: nothing is trained beside the generator."""
+        """Load the frozen features if the perceptual term is used.
+
+        Only the generator is trained.
+        """
         self.perceptual = _perceptual(self.settings.features, self.networks) if self.weights["perceptual"] else None
         return {}
 
@@ -68,17 +73,17 @@ class Paired(Objective):
         return detail_loss(image, batch.target, self.settings.detail)
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate ``fake``, which is what is ``compared`` with the target."""
+        """Generate ``fake``, which is also the image ``compared`` with the target."""
         images = super().play(batch)
         return {**images, "compared": images["fake"]}
 
 
 class PairedRegistered(Paired):
-    """Pairs that do not line up: the output is warped onto the target before they are compared (RegGAN, Kong 2021).
+    """Learn from misaligned pairs: the output is warped onto the target first (RegGAN, Kong 2021).
 
-    The deformation field network is dropped after training. Its displacement is bounded, and the share of folded space
-    is logged, because it could otherwise hide wrong anatomy. The discriminator is shown no source: the pair is not
-    aligned.
+    The deformation field network is discarded after training. Its displacement is bounded and the
+    share of folded space is logged, because it could otherwise hide wrong anatomy. The
+    discriminator does not see the source, because the pair is misaligned.
     """
 
     terms: ClassVar = {
@@ -105,10 +110,11 @@ class PairedRegistered(Paired):
 
 
 def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:
-    """Build the perceptual term ``(output, target) -> loss`` of frozen features, for images as ``networks`` makes.
+    """Build the perceptual term ``(output, target) -> loss`` for images of ``networks``.
 
     Raises:
-        UserError: none were named, they cannot be fetched here, or are of images of another kind.
+        UserError: no features are named, they cannot be downloaded here, or they are for images of
+            another kind.
     """
     if name is None:
         raise ParamsError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
@@ -120,24 +126,24 @@ def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tenso
 
     try:
         network = PerceptualLoss(spatial_dims=2, network_type=name, is_fake_3d=False).eval().requires_grad_(False)
-    except Exception as error:  # no network, no optional package, no such name
+    except Exception as error:  # no internet, a missing optional package, or an unknown name
         raise ParamsError(
-            f"objective.features: {name!r} is no translator folder, and MONAI cannot load a network of this name here "
+            f"objective.features: {name!r} is not a translator folder, and MONAI cannot load a network of that name "
             f"({type(error).__name__})"
         ) from None
     return lambda output, target: network.to(output.device)(output.float(), target.float())
 
 
 def _features_of(folder: str, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:
-    """Compare by the features of the generator in a translator folder."""
+    """Build a perceptual loss from the features of the generator in a translator folder."""
     translator = Translator.load(folder)
     [other, *_], count = translator.members, 1 + len(translator.config.contrasts)
     encoder, kind = other.generator, (other.dimensions, other.colours)
     if not isinstance(encoder, Generator):
-        raise ParamsError(f"objective.features: {folder} holds a generator that shows no features")
+        raise ParamsError(f"objective.features: the generator in {folder} does not expose features")
     if kind != (networks.dimensions, networks.colours):
         raise ParamsError(f"objective.features: {folder} is for images of {kind[0]} dimensions and {kind[1]} channels")
-    several = [1, count * other.neighbours, *[1] * kind[0]]  # an image is its own neighbour and contrast
+    several = [1, count * other.neighbours, *[1] * kind[0]]  # the image takes the place of neighbours and contrasts
 
     def features(image: Tensor) -> list[Tensor]:
         maps: list[Tensor] = encoder.to(image.device).features(image.repeat(several))

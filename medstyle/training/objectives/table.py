@@ -1,4 +1,4 @@
-"""All objectives by kind, and their parameters."""
+"""List all objectives by kind, with their parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives without pairs: contrastive (CUT) and cycle-consistent (CycleGAN)."""
+"""Define the objectives without pairs: contrastive (CUT) and cycle-consistent (CycleGAN)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class UnpairedParams(ObjectiveParams):
     """Parameters of all objectives without pairs."""
 
     region_mm: Annotated[float, Field(ge=0)] = 16.0
-    """Side of the squares (3-D: cubes) whose means `cross_subject` compares: about what anatomy still differs by after
-    an affine alignment of two subjects."""
+    """Side in mm of the squares (3-D: cubes) whose means `cross_subject` compares; about the
+    anatomical difference that remains after an affine alignment of two subjects."""
 
 
 @params
@@ -37,7 +37,7 @@ class UnpairedContrastiveParams(UnpairedParams):
     kind: Literal["unpaired_contrastive"] = "unpaired_contrastive"
     """The kind of objective."""
     patches: Annotated[int, Field(ge=1)] = 128
-    """Places per image and level that the contrastive term compares."""
+    """Number of locations per image and level that the contrastive term compares."""
 
 
 @params
@@ -51,7 +51,8 @@ class UnpairedCycleParams(UnpairedParams):
 class Projectors(nn.Module):
     """Two-layer projections of generator features to unit vectors, one per level.
 
-    Built from the known widths, so that they exist (and are checkpointed) before the first batch.
+    They are built from the known widths, so that they exist (and are checkpointed) before the first
+    batch.
     """
 
     def __init__(self, widths: Sequence[int], size: int = 128) -> None:
@@ -59,7 +60,7 @@ class Projectors(nn.Module):
         self.levels = nn.ModuleList(nn.Sequential(nn.Linear(w, size), nn.ReLU(), nn.Linear(size, size)) for w in widths)
 
     def forward(self, maps: list[Tensor], places: list[Tensor]) -> list[Tensor]:
-        """Project maps ``(N, C, ...)`` at flat ``places (N, P)`` to unit vectors ``(N, P, size)`` per level."""
+        """Project maps ``(N, C, ...)`` at ``places (N, P)`` to unit vectors ``(N, P, size)``."""
         found = []
         for network, level, where in zip(self.levels, maps, places, strict=True):
             vectors = level.flatten(2).gather(2, where[:, None].expand(-1, level.shape[1], -1)).transpose(1, 2)
@@ -68,11 +69,13 @@ class Projectors(nn.Module):
 
 
 class UnpairedContrastive(Objective):
-    """Contrastive unpaired translation (CUT, Park 2020): one-sided, content is kept patch by patch.
+    """Contrastive unpaired translation (CUT, Park 2020): one direction.
 
-    ``anatomy`` ties edges to their places by a descriptor that no contrast changes. ``texture``, for art, asks for the
-    correlations of features that a target has (Gatys 2016): brush strokes, before a discriminator has learned to see
-    them.
+    Content is kept patch by patch.
+
+    ``anatomy`` keeps edges in place, using a descriptor that is invariant to contrast. ``texture``,
+    for art, compares feature correlations with those of the target (Gatys 2016); it teaches brush
+    strokes before the discriminator has learned to detect them.
     """
 
     terms: ClassVar = {
@@ -87,7 +90,7 @@ class UnpairedContrastive(Objective):
     def helpers(self) -> dict[str, nn.Module]:
         """Build the projections of the generator's features."""
         if not isinstance(self.networks.generator, Generator):
-            raise ParamsError(f"network.generator: {self.settings.kind} compares features of `medstyle`; choose it")
+            raise ParamsError(f"network.generator: {self.settings.kind} needs the features of `medstyle`; choose it")
         if self.weights["texture"] and self.networks.dimensions == 3:
             raise ParamsError("objective.weights.texture: is for two dimensions")
         self.generator = self.networks.generator
@@ -96,7 +99,7 @@ class UnpairedContrastive(Objective):
         return {"projectors": self.projectors}
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Return the patchwise contrastive loss; places lie in the body as far as there is one."""
+        """Return the patchwise contrastive loss; locations are drawn in the body first."""
         encode = self.generator.features
         of_output = encode(self.seen(output))
         with torch.no_grad():
@@ -116,25 +119,25 @@ class UnpairedContrastive(Objective):
         return contrastive_loss(self.projectors(of_output, places), self.projectors(of_content, places))
 
     def kept(self, batch: Batch, image: Tensor) -> Tensor:
-        """Return how far the patches of ``image`` are from those of the content at the same places."""
+        """Return the patchwise distance between ``image`` and the content at the same locations."""
         return self.nce(self.content(batch), image, batch.seeds)
 
     def identity(self, batch: Batch) -> Tensor:
-        """Return how far a target that is rendered as a target is from itself, patch by patch."""
+        """Return the patchwise distance between a target and itself rendered as a target."""
         same = self.networks(self.seen(batch.target), batch.target_index)
         return self.nce(batch.target, same, batch.seeds)
 
     def texture_distance(self, image: Tensor, target: Tensor) -> Tensor:
-        """Return the distance of the correlations of their features."""
+        """Return the distance between the feature correlations of two images."""
         output, wanted = (correlations(self.texture(one)) for one in (image, target))
         return style_distance(output, wanted).mean()
 
 
 class UnpairedCycle(Objective):
-    """Both directions by one generator with two styles, tied by the way there and back (CycleGAN, Zhu 2017).
+    """Train both directions with one generator of two styles and a cycle loss (CycleGAN, Zhu 2017).
 
-    There is no buffer of old fake images: it would be hidden state. R1, spectral normalisation and the moving average
-    replace it.
+    There is no buffer of earlier fake images, because it would be hidden state; R1, spectral
+    normalisation and the moving average replace it.
     """
 
     terms: ClassVar = {
@@ -149,7 +152,7 @@ class UnpairedCycle(Objective):
     directions = "both"
 
     def play(self, batch: Batch) -> dict[str, Tensor]:
-        """Generate both ways in one pass: ``both`` holds ``fake`` and, in the source's style, ``back``."""
+        """Generate ``fake`` and, in the source's style, ``back``; ``both`` holds the two."""
         contents = torch.cat([batch.source, self.seen(batch.target)])
         codes = self.networks.style(torch.cat([batch.target_index, batch.source_index]))
         both = self.networks.render(contents, codes)
@@ -157,7 +160,7 @@ class UnpairedCycle(Objective):
         return {"fake": fake, "back": back, "both": both, "code": codes.chunk(2)[0]}
 
     def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return the pairs of both ways."""
+        """Return the fake pairs of both directions."""
         return [
             (batch.target, images["fake"], batch.target_index),
             (self.content(batch), images["back"], batch.source_index),
@@ -168,15 +171,15 @@ class UnpairedCycle(Objective):
         return torch.cat([self.content(batch), batch.target])
 
     def _rendered(self, images: Tensor, batch: Batch) -> Tensor:
-        """Render images of both domains: the first half in the style of the source, the second in the target's."""
+        """Render the first half in the source's style and the second half in the target's."""
         rendered: Tensor = self.networks(self.seen(images), torch.cat([batch.source_index, batch.target_index]))
         return rendered.float()
 
     def cycle(self, batch: Batch, images: Images) -> Tensor:
-        """Return how far the images are from themselves after the way there and back."""
+        """Return the distance between the images and their reconstructions."""
         return (self._rendered(images["both"], batch) - self.real(batch)).abs().mean()
 
     def identity(self, batch: Batch) -> Tensor:
-        """Return how far the images are from themselves in their own style."""
+        """Return the distance between the images and themselves rendered in their own style."""
         real = self.real(batch)
         return (self._rendered(real, batch) - real).abs().mean()

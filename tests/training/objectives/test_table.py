@@ -10,14 +10,16 @@ from tests.training.conftest import NEEDS, train
 
 @pytest.mark.parametrize("kind", OBJECTIVES)
 def test_every_term_counts_and_can_be_left_out(kind, store, tmp_path):
-    """Each term of a recipe appears in the curves with its default weight, and not with the weight 0."""
+    """Each term of a recipe appears in the curves with its default weight, and not with the weight
+    0."""
     every = {name: term.weight for name, term in OBJECTIVES[kind].terms.items() if term.weight is not None}
     weights = {name: value or 1.0 for name, value in every.items() if name != "perceptual"} | {"r1": 0.02}
     settings = {"log_every": 1, "architecture": {**NEEDS[kind].get("architecture", {}), "neighbours": 3}}
     _, curve = train(store, tmp_path / "all", kind, steps=8, objective={"weights": weights}, **settings)
     seen = {name.rpartition("/")[2] for row in curve for name in row}
     missing = set(weights) - seen - {"r1"}
-    # without styles of references there is nothing to find again, without those of latents nothing to vary
+    # without styles of references there is nothing to find again, without those of latents nothing
+    # to vary
     assert missing <= {"harmonization": {"style", "diversity"}, "exemplar": {"diversity"}}.get(kind, set())
     optional = [name for name in weights if name not in ("adversarial", "r1", "l1", "spread", "smooth")]
     off = {"weights": {**weights, **dict.fromkeys(optional, 0.0)}}
