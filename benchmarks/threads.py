@@ -1,6 +1,6 @@
-"""Training on two threads, alone and beside another job, with threads that spin or sleep while they wait.
+"""Measure training on two threads, alone and beside another job, with both OpenMP wait policies.
 
-OpenMP's threads spin while they have nothing to do unless ``OMP_WAIT_POLICY`` is passive, which `medstyle` sets. The
+OpenMP's idle threads spin unless ``OMP_WAIT_POLICY`` is passive, which `medstyle` sets. The
 other job is the same training. Usage: python benchmarks/threads.py [--steps 60] [--threads 2]
 """
 

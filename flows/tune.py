@@ -20,7 +20,8 @@ from typing import Any
 
 from medstyle.jobs.tables import markdown
 
-# Before prefect is imported, which reads them: state stays in the project, nothing is reported to anyone.
+# Before prefect is imported, which reads these: its state stays in the project, and no analytics
+# are sent.
 os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")

@@ -109,8 +109,8 @@ class Code(StrEnum):
     E_INTERLEAVED = (
         "E_INTERLEAVED",
         (
-            "another volume of the same series has its slices between these, so that they may be one scan: look, then "
-            "`ingest.allow`"
+            "the slices of two volumes of one series alternate, so they may be one scan: look at"
+            " them, then set `ingest.allow`"
         ),
     )
     E_LOCALIZER = "E_LOCALIZER", "a localizer, scout or surview: it is no scan"
@@ -262,16 +262,16 @@ class Refusal(UserError):
 
 @contextmanager
 def reading() -> Iterator[None]:
-    """Turn what a reader never meant to raise into a :class:`Refusal`, so that one bad file cannot stop the rest.
+    """Turn an unexpected error of a reader into a :class:`Refusal`: one bad file stops no run.
 
-    Errors of the disk and of the memory are not the file's fault and pass through.
+    Errors of the disk and of the memory are not caused by the file and pass through.
     """
     try:
         yield
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
-        reason = f"reading it failed ({type(error).__name__}): it is damaged or of an unknown kind; export it again"
+        reason = f"reading failed ({type(error).__name__}): damaged or of an unknown kind; export it again"
         raise Refusal(Code.E_DECODE, reason) from error
 
 

@@ -116,7 +116,7 @@ class Ran(NamedTuple):
 def ran(
     copy_project: Callable[[], Project], slice_file: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Ran]:
-    """Run everything on canaries: the stages, the commands that fail, an interrupted training, the server."""
+    """Run the stages, failing commands, an interrupted training and the server on canaries."""
     project, made = copy_project(), tmp_path_factory.mktemp("made")
     temporary = Path(tempfile.mkdtemp(prefix="medstyle-", dir="/tmp"))  # a socket's path is short
     project.more_env = {"TMPDIR": str(temporary), "MEDSTYLE_SECRET": f"{WORD} secret", "COLUMNS": "200"}

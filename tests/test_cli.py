@@ -254,7 +254,7 @@ def test_an_unexpected_error_shows_where_but_not_what(medstyle, run, tmp_path):
     ],
 )
 def test_what_could_not_be_measured_is_said_before_it_is_trained(medstyle, run, tmp_path, protocol, target, message):
-    """Four shipped files without pairs are measured by `plain`: truly unpaired data stopped after the training."""
+    """Four shipped files without pairs are measured by `plain`."""
     (tmp_path / "data").mkdir()
     (tmp_path / "data/slices").symlink_to(run.root / "data/slices")
     changes = {"train": {**TINY["train"], "target": target}, "evaluate": {"protocol": protocol}}

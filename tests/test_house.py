@@ -1,4 +1,4 @@
-"""The house keeps its shape: small functions, rooms of a size, each test beside the name of its module."""
+"""The structure of the project: short functions, rooms of similar size, sorted listings."""
 
 import ast
 from collections import Counter
@@ -41,7 +41,7 @@ ORDERLESS = ("any", "sorted", "set", "max", "min", "len")  # of these calls the 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_order_of_files_is_never_left_to_the_disk(path):
-    """A folder is listed inside ``sorted`` or another call that does not depend on the order, or to remove files."""
+    """A folder is listed only in calls that sort it or do not depend on the order."""
     tree = ast.parse(path.read_text())
     inside: set[ast.AST] = set()
     for node in ast.walk(tree):

@@ -137,9 +137,10 @@ def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None
 
 
 def shared_ids(items: Iterable[Item]) -> set[str]:
-    """Return the PatientIDs that several people have, by issuer, birth date and sex: an anonymiser may give one to all.
+    """Return the PatientIDs that several people have: some anonymisers give the same to all.
 
-    What is empty contradicts nothing.
+    Two images with one PatientID belong to different people if issuer, birth date or sex differ.
+    An empty element is no difference.
     """
     people: dict[str, set[tuple[str, ...]]] = defaultdict(set)
     for item in items:
@@ -155,9 +156,10 @@ def shared_ids(items: Iterable[Item]) -> set[str]:
 def placed(
     item: Item, params: IngestParams, source: Path, labels: Labels, shared: Collection[str] = ()
 ) -> tuple[str, str]:
-    """Return the keys of person and domain of an item by the header, the path and the labels alone.
+    """Determine subject and domain of an item from its header, its path and the labels alone.
 
-    ``shared`` are IDs of :func:`shared_ids`: there other elements of the header tell people apart.
+    ``shared`` holds the PatientIDs of :func:`shared_ids`, for which issuer, birth date and sex are
+    part of the subject.
     """
     attributes = attributes_of(item, source, labels)
     for refusal in item.doubts():

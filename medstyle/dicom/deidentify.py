@@ -309,15 +309,16 @@ def _kept(element: DataElement, name: str, terms: Mapping[str, frozenset[str]], 
 
 
 def _term(name: str, text: str, neutral: str | None) -> str | None:
-    """Return what stands for a term that no standard defines: of a kind of image, another word for each term.
+    """Return the replacement for a term that no standard defines.
 
-    Volumes are told apart by it: magnitude and phase, say, in a vendor's words.
+    Each term of an image or frame type gets its own replacement, because it separates volumes: a
+    vendor's words for magnitude and phase, for example.
     """
     return f"{neutral}_{short_key('term', text)[:8].upper()}" if name in ("ImageType", "FrameType") else neutral
 
 
 def _cut(dataset: Dataset) -> None:
-    """Cut the tables of ``dataset`` to as many entries as their descriptors say: more may hold anything."""
+    """Cut each table to the number of entries in its descriptor, because the rest may be text."""
     for name in ("LUT", "RedPaletteColorLookupTable", "GreenPaletteColorLookupTable", "BluePaletteColorLookupTable"):
         descriptor, data = dataset.get(f"{name}Descriptor"), dataset.get(f"{name}Data")
         if descriptor is None or data is None:

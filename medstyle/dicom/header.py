@@ -129,7 +129,7 @@ class Instance:
 
     @property
     def series(self) -> tuple[object, ...]:
-        """What images of one series share. UIDs that are empty say nothing: then the folder stands for them."""
+        """The values that images of one series share; the folder replaces UIDs that are empty."""
         place = "" if self.study_uid and self.series_uid else str(self.path.parent)
         return self.patient_id, self.person, self.study_uid, self.series_uid, place
 
@@ -164,7 +164,7 @@ class Frame:
     spacing: tuple[float, ...] | None  # mm between rows, between columns
     slope: float
     intercept: float
-    contrast: tuple[Any, ...] = field(repr=False)  # where it differs, it is another volume
+    contrast: tuple[Any, ...] = field(repr=False)  # frames that differ in it belong to different volumes
     direction: tuple[float, ...] = field(repr=False)  # of the diffusion gradient; () where there is none
     time: tuple[Any, ...] = field(repr=False)  # orders volumes that share their positions
 
@@ -278,7 +278,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
     flags = {
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
-        # enhanced ones keep the word alone
+        # enhanced objects have only the word
         "MOSAIC": bool(image_type & {"MOSAIC", "VFRAME"}) and count("NumberOfFrames", 1) == 1,
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
@@ -436,9 +436,9 @@ def _tiles(
 def _enhanced(
     header: Header, instance: Instance, shared: list[Header], frames: list[Header], time: tuple[Any, ...]
 ) -> list[Frame]:
-    """Read geometry, rescale and type of every frame from its functional groups (PS3.3 C.7.6.16).
+    """Read geometry, rescale and type of every frame from its groups (PS3.3 C.7.6.16).
 
-    A rescale that stands outside them holds for all frames where they have none.
+    If the groups have no rescale, the one at the top level applies to all frames.
     """
     image_type = tuple(text(header, "ImageType").split("\\")[2:])
     if len(frames) != instance.frames:
@@ -482,9 +482,10 @@ def _enhanced(
 
 
 def _rescale(header: Header, instance: Instance) -> tuple[float, float]:
-    """Return slope and intercept; one that is there but senseless is refused, since it makes the values.
+    """Return slope and intercept; refuse invalid ones, because they determine the values.
 
-    CT values are Hounsfield units only where the header says how they come about (PS3.3 C.8.2.1, C.11.1.1.2).
+    CT values are Hounsfield units only if the header says how to compute them (PS3.3 C.8.2.1,
+    C.11.1.1.2).
     """
     if instance.sop_class in CT and not instance.lut:
         missing = [name for name, _ in _RESCALE if not numbers(header, name)]

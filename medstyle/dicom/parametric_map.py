@@ -22,9 +22,10 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
 
     Args:
         volume: in the unit of its domain.
-        sources: headers of the images that it was computed from; patient, study and number of the series are theirs.
-        grids: the elements that place each slice.
-        series_uid: of the new series.
+        sources: headers of the images from which it was computed; patient, study and series number
+            are copied from them.
+        grids: the elements that define the position of each slice.
+        series_uid: UID of the new series.
     """
     from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
     from highdicom.enum import CoordinateSystemNames

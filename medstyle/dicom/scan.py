@@ -192,7 +192,7 @@ def scan(paths: Iterable[Path], limits: Limits = LIMITS) -> Scan:
 
 
 def _settled(frames: Sequence[Frame]) -> list[Frame]:
-    """Give numbers of a series that differ by rounding alone one value, so that they do not divide it."""
+    """Give one value to numbers that differ only by rounding, which must not split a series."""
     by_series: dict[tuple[object, ...], list[Frame]] = defaultdict(list)
     for frame in frames:
         by_series[frame.instance.series].append(frame)
@@ -208,7 +208,7 @@ def _settled(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def _steps(values: Iterable[float]) -> dict[float, float]:
-    """Return for each value the least of those that differ from the next by no more than rounding."""
+    """Map each value to the smallest one of its chain of values that differ only by rounding."""
     steps: dict[float, float] = {}
     last = least = -np.inf
     for value in sorted(set(values)):
@@ -389,10 +389,10 @@ def _time_series(
 
 
 def _told_apart(places: list[list[Frame]]) -> str:
-    """Return why the images at the positions cannot be said to be of the same times, "" where they can.
+    """Return why the images cannot be assigned to time points, "" if they can.
 
-    A label that all images at a position share labels nothing. The direction of a diffusion gradient, where each has
-    another, is better than any number; the order of instance numbers is none, unless one volume follows the other.
+    A temporal position or acquisition number that all images at a position share is ignored.
+    Instance numbers count only if all of one volume come before all of the next.
     """
     temporal, acquired = ([[frame.labels[k] for frame in place] for place in places] for k in (0, 1))
     if any(len(set(place)) > 1 for place in temporal):
@@ -409,7 +409,7 @@ def _told_apart(places: list[list[Frame]]) -> str:
 
 
 def _by_direction(places: list[list[Frame]]) -> list[list[Frame]] | None:
-    """Order each position by the direction of the diffusion gradient, where every image has another one."""
+    """Sort each position by the direction of the diffusion gradient; None unless all differ."""
     directions = [{tuple(np.round(frame.direction, 3)) for frame in place} for place in places]
     if len(directions[0]) < len(places[0]) or any(one != directions[0] for one in directions) or () in directions[0]:
         return None

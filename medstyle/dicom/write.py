@@ -206,17 +206,17 @@ def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any]
 
 
 def _series_number(header: Dataset, offset: int) -> int:
-    """Return the source's number and an offset, or the offset alone where that is beyond what IS holds (PS3.5 6.2)."""
+    """Return the source's number plus ``offset``; ``offset`` if IS cannot hold it (PS3.5 6.2)."""
     number = int(_number(header, "SeriesNumber")) + offset
     return number if -(2**31) <= number < 2**31 else offset
 
 
 def _complete(dataset: Dataset, source: Series) -> None:
-    """Give identifiers to what must have them (type 1): the same for all images that derive from the source."""
+    """Add missing identifiers of type 1, the same for all images derived from ``source``."""
     series = source.frames[0].instance.series
     if not dataset.get("StudyInstanceUID"):
         dataset.StudyInstanceUID = uid_of("study", *series)
-    if not dataset.get("FrameOfReferenceUID"):  # one for the series, or its slices would be unrelated
+    if not dataset.get("FrameOfReferenceUID"):  # one for the whole series, or its slices would be unrelated
         dataset.FrameOfReferenceUID = uid_of("frame of reference", *series)
 
 

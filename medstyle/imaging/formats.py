@@ -23,7 +23,7 @@ class Format:
     writes: tuple[str, ...]
 
     def suffix(self, path: Path) -> str | None:
-        """Return the suffix of ``path`` as it stands there, if it is among those that are read: the longest one."""
+        """Return the longest suffix of ``path`` that is read, as written there; None if none is."""
         name = path.name.lower()
         matching = [suffix for suffix in self.reads if name.endswith(suffix)]
         return path.name[-len(max(matching, key=len)) :] if matching else None
@@ -41,7 +41,7 @@ FORMATS: dict[Kind, Format] = {
 }
 
 
-# what people have beside these -> what to convert it to
+# common kinds of files that are not read, and what to convert them to
 UNREAD = {
     **dict.fromkeys(("gif", "avif", "jp2", "j2k", "heic", "heif", "svg", "psd", "dng", "cr2", "nef"), "PNG or TIFF"),
     **dict.fromkeys(("wmv", "flv", "mts", "m2ts", "3gp"), "MP4"),
@@ -50,15 +50,15 @@ UNREAD = {
 
 
 def why_unread(path: Path) -> str | None:
-    """Say what to convert a file to that nothing here reads, None where its suffix tells nothing."""
+    """Return what to convert a file of a known but unsupported kind to, None for others."""
     suffix = path.suffix.lower().removeprefix(".")
     return f"{suffix.upper()} is not read; convert it to {UNREAD[suffix]}" if suffix in UNREAD else None
 
 
 def kind_of(path: Path) -> Kind | None:
-    """Return the kind of a file by its suffix, a key of :data:`FORMATS`; None for what may be DICOM.
+    """Return the kind of a file by its suffix, a key of :data:`FORMATS`; None if it may be DICOM.
 
-    What begins as DICOM does (PS3.10 7.1) is DICOM, whatever its suffix.
+    A file with the prefix of DICOM (PS3.10 7.1) is DICOM, whatever its suffix.
     """
     with suppress(OSError), path.open("rb") as file:
         if file.read(132)[128:] == b"DICM":

@@ -64,7 +64,9 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
                 raise Refusal(Code.E_TOO_LARGE, f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
             bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
             if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
-                raise Refusal(Code.E_BITS, f"{label}: its bits say nothing about white; write it with 8 or 16 bits")
+                raise Refusal(
+                    Code.E_BITS, f"{label}: its number of bits does not define white; write it with 8 or 16 bits"
+                )
             colours, opacity = _layers(file, path)
             pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
     except Refusal:
@@ -78,7 +80,7 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
 
 @contextmanager
 def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Open a picture with Pillow; its text, such as the history of an editor, may be long."""
+    """Open a picture with Pillow; text chunks, such as the history of an editor, may be long."""
     from PIL import Image, PngImagePlugin
 
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
@@ -107,7 +109,10 @@ def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
 
 
 def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
-    """Return colours ``(H, W, 1, 3 or 4)``, grey, RGB or CMYK, and opacity ``(H, W, 0 or 1)``, upright."""
+    """Return upright colours ``(H, W, 1, 3 or 4)``, and opacity ``(H, W, 0 or 1)``.
+
+    The colours are grey, RGB or CMYK.
+    """
     from PIL import ImageCms, ImageOps
 
     kind, mode, associated = opened.format, opened.mode, False
@@ -119,7 +124,7 @@ def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:
     image = ImageOps.exif_transpose(opened)  # also for 16 bits, because no other decoder is as strict
     if deep:
         return _deep_layers(turn(_decoded(path, str(kind))), associated)
-    if image.mode == "LAB":  # which has a band A and no opacity
+    if image.mode == "LAB":  # whose band A is a colour, not opacity
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB") or image
     if image.has_transparency_data and "A" not in image.getbands():

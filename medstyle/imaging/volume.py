@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
-BLOCK = 1 << 20  # bytes, whole numbers of every kind
+BLOCK = 1 << 20  # bytes, a multiple of the size of every number
 MORE = 1 << 20  # bytes that may follow the voxels, such as padding
 
 
@@ -137,7 +137,7 @@ def _read(path: Path, domain: str) -> Volume:
     except RuntimeError:
         raise Refusal(Code.E_DECODE, "the voxels cannot be decoded; the file may be cut short") from None
     voxels = sitk.GetArrayFromImage(image).astype(np.float32).reshape(header.shape)
-    if header.nifti is not None and header.nifti.get("f", 112) == (0,):  # then nothing is scaled; ITK adds scl_inter
+    if header.nifti is not None and header.nifti.get("f", 112) == (0,):  # no scaling then, but ITK adds scl_inter
         voxels -= np.float32(header.nifti.get("f", 116)[0])
     if not np.isfinite(voxels).all():
         raise _not_finite()
@@ -149,12 +149,12 @@ def _not_finite() -> Refusal:
 
 
 def _check_bytes(header: VolumeHeader) -> None:
-    """Refuse voxels that are cut short, fail the checksum of their stream, or are NaN in a NIfTI file.
+    """Refuse voxels that are cut short or fail their checksum, and NaN in a NIfTI file.
 
-    ITK would return what it has, zeros, or memory that nobody wrote, and say nothing.
+    ITK returns zeros or uninitialised memory for them without an error.
     """
     packed, need, have = header.packed, header.bytes, 0
-    if packed.how == "text":  # of any length
+    if packed.how == "text":  # whose length is not defined
         return
     real = None
     if header.nifti is not None:
@@ -170,7 +170,7 @@ def _check_bytes(header: VolumeHeader) -> None:
             if packed.how and have > need + MORE:
                 raise Refusal(Code.E_DECODE, f"holds more than the {need} bytes that its header claims; write it again")
     except EOFError:
-        pass  # what was readable until here is counted
+        pass  # the bytes until here are counted
     except (OSError, zlib.error):
         raise Refusal(Code.E_DECODE, "fails its own checksum: it is damaged; copy it again from its origin") from None
     if have < need:
@@ -178,7 +178,10 @@ def _check_bytes(header: VolumeHeader) -> None:
 
 
 def _unpacked(packed: Packed) -> Iterator[bytes]:
-    """Yield the bytes of the voxels in blocks; raises EOFError, OSError or zlib.error where they end or are damaged."""
+    """Yield the bytes of the voxels in blocks.
+
+    Raises EOFError if a compressed stream ends early, OSError or zlib.error if it is damaged.
+    """
     with packed.path.open("rb") as raw:
         if not packed.whole:
             raw.seek(packed.offset)
@@ -216,7 +219,7 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
     if description:
         image.SetMetaData("ITK_FileNotes", description[:79])
     lower = path.name.lower()
-    # ITK knows suffixes in lower case; MetaImage holds its voxels whatever its suffix: one file, there or not
+    # ITK knows lower-case suffixes only. An .mhd may hold its voxels too, so one file is written.
     suffix = ".nii.gz" if lower.endswith(".nii.gz") else {".mhd": ".mha"}.get(path.suffix.lower(), path.suffix.lower())
     part = part_of(path.with_name(path.name[: -len(suffix)] + suffix))
     try:

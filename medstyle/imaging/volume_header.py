@@ -31,7 +31,7 @@ _READS = {  # by default, ITK would choose by content and read a format that was
     ".mha": "MetaImageIO",
     ".mhd": "MetaImageIO",
 }
-RATIO = 1000  # unpacked to packed bytes: more is an attack, or all zeros
+RATIO = 1000  # of unpacked to packed bytes: more is an attack, or all zeros
 _HEADER_BYTES = 1 << 20  # of text: more is no header
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # of xyzt_units: metres, micrometres; all else is millimetres
 # each group: any of its names
@@ -255,9 +255,9 @@ def _nifti_forms(header: NiftiHeader) -> list[NDArray[np.float64]]:
 
 
 def _check_text(path: Path) -> Packed:
-    """Refuse an NRRD or MetaImage header that leaves out the grid, or whose voxels lie in files not its own.
+    """Check an NRRD or MetaImage header and return where its voxels are.
 
-    Returns where its voxels are.
+    It is refused if it does not define the grid, or if its voxels are in files of others.
     """
     text = _start(path, _HEADER_BYTES).decode("latin-1").replace("\r\n", "\n")
     if path.suffix.lower() == ".nrrd":
@@ -273,7 +273,7 @@ def _check_text(path: Path) -> Packed:
         _check_own(path, data)
         line = re.search(r"^[ \t]*ElementDataFile.*$\n?", text, re.MULTILINE)
         end, how = line.end() if line else 0, "zlib" if said.get("CompressedData", "").lower() == "true" else ""
-        if how and "CompressedDataSize" not in said:  # ITK returns memory that nobody wrote
+        if how and "CompressedDataSize" not in said:  # ITK returns uninitialised memory then
             raise Refusal(Code.E_DECODE, "the header has no CompressedDataSize; write it again with it")
         if said.get("BinaryData", "True").lower() == "false":
             how = "text"

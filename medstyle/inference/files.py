@@ -175,7 +175,7 @@ def translate_job(job: Job, translator: Translator) -> Row:
 
 
 def _film(job: Job, translator: Translator) -> Row:
-    """Translate a video in one style; returns the row of facts, with the score of the oddest frame."""
+    """Translate a video in one style; returns its row, with the score of the oddest frame."""
     if not DOMAINS[job.domain].picture:
         raise DataError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
     codes = style_of(translator, job.target, job.style, job.request.seed)

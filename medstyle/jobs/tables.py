@@ -11,7 +11,7 @@ from medstyle.jobs.atomic import atomic
 
 
 def write_table(path: Path, rows: Iterable[Mapping[str, Any]], number: str = "{:.6g}") -> None:
-    """Write ``rows`` as CSV, whole: one column for each key in any row; ``number`` formats floats."""
+    """Write ``rows`` as CSV, a column for each key of any row; ``number`` formats floats."""
     rows = list(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
     with atomic(path) as part, part.open("w", newline="") as file:

@@ -259,7 +259,7 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
 
 
 def _with_orbits(f: Array, points: Array, cortex: Array, solid: Array, inside: Callable[[NDArray], Array]) -> Array:
-    """Put what lies below the frontal lobes into the fractions: orbits with eyes, nasal cavity, mastoid air cells.
+    """Add what lies below the frontal lobes: orbits with eyes, nasal cavity, mastoid air cells.
 
     Args:
         f: ``(len(TISSUES), N)``.
@@ -316,7 +316,8 @@ def _lesion_shape(
         centre: in voxels, ``(x, y, z)``.
         voxel: that it lies in, ``(z, y, x)``.
         radius: mm.
-        form: the ellipsoid's axes ``(3,)``, its rotation ``(3, 3)``, and the directions ``(3, 3)`` of its bumps.
+        form: the axes of the ellipsoid ``(3,)``, its rotation ``(3, 3)``, and the directions
+            ``(3, 3)`` of its bumps.
         spacing: mm, ``(x, y, z)``.
         size: of the volume, ``(D, H, W)``.
     """

@@ -1,4 +1,4 @@
-"""Series that were once read wrongly without a word: what their headers say must decide, or they are refused."""
+"""Series that were once read wrongly without an error must be read correctly or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that were once read wrongly without a word, or stopped a run: each is read right or refused."""
+"""Files that were once read wrongly, or stopped a run, must be read correctly or refused."""
 
 from __future__ import annotations
 

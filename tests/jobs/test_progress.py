@@ -53,7 +53,7 @@ def test_a_log_tells_the_pace_of_the_last_seconds_and_the_time_left(monkeypatch,
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_a_terminal_shows_one_line_whatever_its_width(width, monkeypatch):
-    """A real terminal of so many columns: the steps are there, and no line is longer than it is wide."""
+    """In a real terminal the steps are shown, and no line is wider than the terminal."""
     code = (
         "from medstyle.jobs.progress import StepProgress\n"
         "with StepProgress('train', 2400, (8, 'images')) as bar:\n"
