@@ -58,7 +58,10 @@ def test_every_study_is_derived_once_or_in_quarantine(station, translator):
         else:
             assert outcome.code == "E_INPUT"
             assert (station / "quarantine" / outcome.key / "Doe^John/report.txt").is_file()
-            assert "no usable image" in json.loads((station / "quarantine" / outcome.key / "reason.json").read_text())["reason"]
+            assert (
+                "no usable image"
+                in json.loads((station / "quarantine" / outcome.key / "reason.json").read_text())["reason"]
+            )
     assert "Doe" not in repr(outcomes)
     assert b"Doe" not in (station / "ledger.db").read_bytes()
     derived, rows = everything(station)
