@@ -309,12 +309,9 @@ def translate(
     to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
     from_: Annotated[str | None, typer.Option("--from", help="Domain of the input, if no rule determines it.")] = None,
     style: Annotated[
-        list[Path] | None,
-        typer.Option(help="Image of the target domain that defines the style; repeat it for a mixture."),
+        list[Path] | None, typer.Option(help="Image of the target domain for the style; repeat it for a mixture.")
     ] = None,
-    weight: Annotated[
-        list[float] | None, typer.Option(help="Weight of each --style in the mixture; default: equal.")
-    ] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="Weight of each --style; default: equal.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them unchanged, 1 applies the full style.")] = 1.0,
@@ -344,8 +341,7 @@ def translate(
 ) -> None:
     """Translate a scan, picture or video to a file of the same kind (DICOM, NIfTI, ...).
 
-    Example: medstyle translate data/raw/studies/PHANTOM-0000 /tmp/synthetic --model
-    models/translator
+    Example: medstyle translate data/raw/studies/PHANTOM-0000 synthetic --model models/translator
     """
     from medstyle.inference.files import Request, read_mask, translate_path
     from medstyle.inference.render_options import RenderOptions

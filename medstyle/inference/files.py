@@ -177,7 +177,7 @@ def translate_job(job: Job, translator: Translator) -> Row:
 def _film(job: Job, translator: Translator) -> Row:
     """Translate a video in one style; returns its row, with the score of the oddest frame."""
     if not DOMAINS[job.domain].picture:
-        raise DataError(f"{_name(job.item)}: a video is no input for {job.domain} -> {job.target}")
+        raise DataError(f"{_name(job.item)}: a video cannot be an input for {job.domain} -> {job.target}")
     codes = style_of(translator, job.target, job.style, job.request.seed)
     rendering = Rendering(translator, job.target, job.domain, codes, job.request.options)
     film = Film(job.item.path, job.out, rendering, SYNTHETIC_NOTE)
@@ -271,7 +271,7 @@ def _name(item: Item) -> str:
 def _translate(job: Job, translator: Translator) -> Translation:
     item, request = job.item, job.request
     if (item.source == "picture") != (DOMAINS[job.domain].picture):
-        raise DataError(f"{_name(item)}: a {item.source} is no input for {job.domain} -> {job.target}")
+        raise DataError(f"{_name(item)}: a {item.source} cannot be an input for {job.domain} -> {job.target}")
     if item.source == "picture":
         if request.uncertainty:
             raise DataError("an uncertainty map has the unit of a scan; pictures have no unit")

@@ -200,8 +200,7 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     Args:
         points: ``(3, N)`` in atlas space, LPS mm.
         atlas: the atlas.
-        noise: ``(3, N)`` smooth unit noise that varies the cortex, the sulci, and the thickness of
-            skull and scalp.
+        noise: ``(3, N)`` smooth unit noise of cortex, sulci, and thickness of skull and scalp.
         blur_mm: width of the edges between tissues, about one voxel.
         habitus: ``(4,)`` mean thickness of skull, scalp fat and muscle in mm, and width of the
             fluid around the brain.
@@ -231,8 +230,7 @@ def tissue_fractions(points: Array, atlas: Atlas, noise: Array, blur_mm: float, 
     temporal = muscle_mm * np.exp(-(((y + 12) / 32) ** 2) - ((z + 12) / 30) ** 2) * np.clip(x / 40 - 0.5, 0, 1)
     nape = 14 * np.clip((-z - 25) / 25, 0, 1) * np.clip((y - 10) / 40, 0, 1)
     fat = fat_mm * (1 + 0.25 * thickness)
-    head = hull - skull - temporal - nape - fat - 1.8
-    head = np.minimum(head, _face(np.stack([x, y, z])))
+    head = np.minimum(hull - skull - temporal - nape - fat - 1.8, _face(np.stack([x, y, z])))
     in_cavity, in_skull, in_head = inside(cavity), inside(hull - skull), inside(head)
     in_skull = np.maximum(in_skull, in_cavity)
     in_head = np.maximum(in_head, in_skull)
