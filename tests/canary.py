@@ -205,7 +205,8 @@ def _unpacked(data: bytes, depth: int = 0) -> Iterator[tuple[str, bytes]]:
             continue  # two bytes that look like the start of a stream
     for match in re.finditer(rb"[A-Za-z0-9+/]{64,}={0,2}", data):
         digits = match[0].rstrip(b"=")
-        inner.append((f"!base64 at {match.start()}", base64.b64decode(digits[: len(digits) // 4 * 4])))
+        digits = digits[: len(digits) - (len(digits) % 4 == 1)]  # one digit alone is no byte
+        inner.append((f"!base64 at {match.start()}", base64.b64decode(digits + b"=" * (-len(digits) % 4))))
     for name, blob in inner:
         for inside, deeper in _unpacked(blob, depth + 1):
             yield name + inside, deeper

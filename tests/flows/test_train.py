@@ -168,7 +168,7 @@ def test_a_mistake_in_params_is_shown_and_not_tried_again(called, copied):
     set_steps(copied, 0)
     state, _ = called_in(copied, called)
     assert state["type"] == "FAILED"
-    assert "training.steps: must be at least 1, got 0" in state["message"]
+    assert "training.steps: input should be greater than or equal to 1, got 0" in state["message"]
     assert state["tasks"]["train"]["run_count"] == 1
 
 

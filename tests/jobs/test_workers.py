@@ -24,7 +24,7 @@ def square(item, folder, bad):
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     if item == bad:
-        raise Refusal("E_BAD", "Doe^Jane is not to be logged")
+        raise Refusal("E_GAP", "Doe^Jane is not to be logged")
     (folder / f"{item}.txt").write_text(str(item * item))
     return item * item
 
@@ -57,7 +57,7 @@ def test_a_worker_that_is_killed_loses_and_repeats_nothing(tmp_path):
 @pytest.mark.slow
 def test_an_error_comes_back_and_is_in_no_log(tmp_path):
     done = script(tmp_path, 7)
-    assert done.stdout.strip() == "refused E_BAD"
+    assert done.stdout.strip() == "refused E_GAP"
     assert "Doe" not in done.stderr
 
 

@@ -32,7 +32,7 @@ def by_torchrun(folder, kind, name, **settings):
     ("start", "kinds", "steps"),
     [
         (together, ["unpaired_contrastive"], 5),
-        pytest.param(together, list(OBJECTIVES), 18, marks=pytest.mark.slow),  # R1 comes every 16 steps
+        pytest.param(together, list(OBJECTIVES), 17, marks=pytest.mark.slow),  # R1 comes every 16 steps
         pytest.param(by_torchrun, ["paired"], 5, marks=pytest.mark.slow),
     ],
     ids=["one objective", "every objective", "by torchrun"],
