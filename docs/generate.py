@@ -1,4 +1,4 @@
-"""Write the generated reference pages: parameters, command line, codes, tree (``make docs``)."""
+"""Write the generated pages: parameters, command line, Python, codes, files (``make docs``)."""
 
 from __future__ import annotations
 
@@ -53,6 +53,7 @@ REFERENCE_PAGES = {  # pages written by hand, listed in the index beside the gen
 def pages() -> dict[Path, str]:
     """Return every generated page by its path."""
     made = {"parameters.md": parameters(), "command-line.md": command_line(), "tree.md": tree()}
+    made["python.md"] = public_names()
     if codes_page := codes():
         made["codes.md"] = codes_page
     made["README.md"] = index(made)
@@ -302,6 +303,48 @@ def _value(hint: Any) -> str:
         return " ".join(map(_value, arguments))
     names: dict[Any, str] = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
     return names.get(hint) or str(hint.__name__).upper()
+
+
+# Python
+
+
+def public_names() -> str:
+    """Return the public names with their signatures and examples, and the dictionary transforms."""
+    import medstyle
+    from medstyle.transforms import dictionary
+
+    lines = ["# Python", "", NOTE, ""]
+    lines += _wrapped(
+        "`from medstyle import ...` gives every name below. Every error that a caller can act on is a `UserError`; a "
+        "`Refusal` is one with a [code](codes.md). Images are NumPy arrays `(D, H, W)` or `(H, W, 3)`."
+    )
+    for name in sorted(medstyle.__all__, key=str.lower):
+        lines += ["", f"## {name}", "", *_about(name, getattr(medstyle, name))]
+    lines += ["", "## MONAI dictionary transforms", ""]
+    lines += _wrapped(
+        "`medstyle.transforms.dictionary` has the preparation as transforms for `monai.transforms.Compose`."
+    )
+    lines += ["", "| transform | purpose |", "|---|---|"]
+    for name, item in vars(dictionary).items():
+        if inspect.isclass(item) and item.__module__ == dictionary.__name__ and not name.startswith("_"):
+            lines.append(f"| `{name}` | {_cell(_plain((inspect.getdoc(item) or '').partition(chr(10))[0]))} |")
+    return "\n".join([*lines, ""])
+
+
+def _about(name: str, item: Any) -> list[str]:
+    """Return the first paragraph of a name's docstring, its signature and its example."""
+    if not (inspect.isclass(item) or inspect.isfunction(item)):
+        tells = f", with the keys {', '.join(f'`{key}`' for key in item)}" if isinstance(item, dict) else ""
+        return _wrapped(f"A constant or type alias{tells}.")
+    doc = inspect.getdoc(item) or ""
+    lines = _wrapped(_plain(doc.partition("\n\n")[0]))
+    if inspect.isfunction(item):
+        parameters = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(item).parameters.values())
+        lines = ["```python", f"{name}({parameters})", "```", "", *lines]
+    _, mark, example = doc.partition("Example:\n")
+    if mark:
+        lines += ["", "```python", *(line[4:] for line in example.partition("\n\n")[0].splitlines()), "```"]
+    return lines
 
 
 # codes
