@@ -120,37 +120,49 @@ def write_derived(volume: Volume, derivation: Derivation, out_dir: Path) -> list
             modality, ``E_NO_GEOMETRY`` the source has no position in space, ``E_4D`` it holds
             several volumes, ``E_NOT_FINITE`` the volume has NaN or infinite voxels.
     """
-    source, model, kind, contrasts = derivation.source, derivation.model, derivation.kind, derivation.contrasts
-    modality = DOMAINS[volume.domain].dicom
-    if modality not in _STORAGE:
-        raise Refusal(Code.E_SOPCLASS, f"domain {volume.domain} is not an MR or CT image; write pictures instead")
-    if source.kind == "4d":
-        raise Refusal(Code.E_4D, f"the source holds {source.volumes} volumes; choose one")
-    if source.affine is None:
-        raise Refusal(Code.E_NO_GEOMETRY, "the source has no position in the patient, which MR and CT images must have")
-    if not all(frame.instance.sop_uid for one in (source, *contrasts) for frame in one.frames):
-        raise Refusal(Code.E_DECODE, "an image of the source has no SOPInstanceUID, so nothing could refer to it")
+    series_uid, final = check_derived(derivation, volume.domain, out_dir)
+    modality = str(DOMAINS[volume.domain].dicom)
     stored, pixel_module, facts = _quantise(volume, modality)
-    first = source.frames[0].instance
-    begin = (source.series_uid, first.sop_uid, str(source.frames[0].number))
-    series_uid = uid_of(*begin, model.sha256, volume.domain, kind, *(other.series_uid for other in contrasts))
+    model = derivation.model
     details = json.dumps({**model.details, **facts}, sort_keys=True, allow_nan=False)
     common = _common(modality, model, derivation.now or datetime.now(), details) | {
         "SeriesInstanceUID": series_uid,
         "SeriesDescription": f"{_title(volume, derivation)[:44]} NOT FOR DIAGNOSIS",
         **pixel_module,
     }
-    final = Path(out_dir) / f"{kind}-{volume.domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
-    if final.exists():
-        raise Refusal(
-            Code.E_EXISTS, f"the output folder {final.name} exists already; remove it or choose another folder"
-        )
     with atomic_folder(final, own=True) as scratch, quiet():
-        if kind == "synthetic":
+        if derivation.kind == "synthetic":
             _write_slices(volume, derivation, stored, common, scratch)
         else:
             _write_map(volume, derivation, common, scratch)
     return sorted(final.iterdir())
+
+
+def check_derived(derivation: Derivation, domain: str, out_dir: Path) -> tuple[str, Path]:
+    """Return the series UID and the folder of a derived series, before the work that makes it.
+
+    Raises:
+        Refusal: those of :func:`write_derived` that do not depend on the voxels.
+    """
+    source, contrasts = derivation.source, derivation.contrasts
+    if DOMAINS[domain].dicom not in _STORAGE:
+        raise Refusal(Code.E_SOPCLASS, f"domain {domain} is not an MR or CT image; write pictures instead")
+    if source.kind == "4d":
+        raise Refusal(Code.E_4D, f"the source holds {source.volumes} volumes; choose one")
+    if source.affine is None:
+        raise Refusal(Code.E_NO_GEOMETRY, "the source has no position in the patient, which MR and CT images must have")
+    if not all(frame.instance.sop_uid for one in (source, *contrasts) for frame in one.frames):
+        raise Refusal(Code.E_DECODE, "an image of the source has no SOPInstanceUID, so nothing could refer to it")
+    first = source.frames[0]
+    begin = (source.series_uid, first.instance.sop_uid, str(first.number))
+    others = (other.series_uid for other in contrasts)
+    series_uid = uid_of(*begin, derivation.model.sha256, domain, derivation.kind, *others)
+    final = Path(out_dir) / f"{derivation.kind}-{domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
+    if final.exists():
+        raise Refusal(
+            Code.E_EXISTS, f"the output folder {final.name} exists already; remove it or choose another folder"
+        )
+    return series_uid, final
 
 
 def _title(volume: Volume, derivation: Derivation) -> str:

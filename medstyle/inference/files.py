@@ -35,6 +35,7 @@ from medstyle.networks.translator import Translator
 
 if TYPE_CHECKING:
     from medstyle.dicom.scan import Series
+    from medstyle.dicom.write import Derivation
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -281,10 +282,13 @@ def _translate(job: Job, translator: Translator) -> Translation:
     if not request.options.whole:
         why = "strength, colours, mask, sharpness and size apply to pictures only; a partly styled scan has no meaning"
         raise DataError(f"{_name(item)}: {why}")
-    if item.series is not None and item.affine is None:  # it could not be written: fail before the work
-        raise Refusal(
-            Code.E_NO_GEOMETRY, f"{_name(item)} has no position in the patient, which a derived series must have"
-        )
+    if item.series is not None:  # what cannot be written is known before the work
+        from medstyle.dicom.write import check_derived
+
+        try:
+            check_derived(_derivation(job, item.series, translator), job.target, job.out)
+        except Refusal as refusal:
+            raise Refusal(refusal.code, f"{_name(item)}: {refusal.reason}") from None
     names = translator.config.contrasts
     volumes = [other.load(name, allow=request.allow) for other, name in zip(job.contrasts, names, strict=True)]
     source = item.load(job.domain, allow=request.allow)
@@ -307,23 +311,32 @@ def _write(job: Job, result: Translation, translator: Translator) -> Path:
     return job.out
 
 
-def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, translator: Translator) -> Path:
+def _derivation(job: Job, series: Series, translator: Translator) -> Derivation:
     from importlib.metadata import version
 
-    from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
+    from medstyle.dicom.write import Derivation, ModelIdentity
 
-    config, uncertainty = translator.config, result.uncertainty
+    name = f"medstyle {DOMAINS[job.domain].label}->{DOMAINS[job.target].label}"
+    contrasts = tuple(other.series for other in job.contrasts if other.series is not None)
+    aligned = translator.config.alignment != "headers"
+    return Derivation(
+        series, ModelIdentity(name, version("medstyle"), translator.sha256), job.domain, contrasts, aligned=aligned
+    )
+
+
+def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, translator: Translator) -> Path:
+    from medstyle.dicom.write import write_derived
+
+    uncertainty = result.uncertainty
     details: dict[str, Any] = {"ood_score": result.ood.score, "ood_verdict": result.ood.verdict}
-    details["config_sha256"] = hashlib.sha256(config.to_json().encode()).hexdigest()
+    details["config_sha256"] = hashlib.sha256(translator.config.to_json().encode()).hexdigest()
     if uncertainty is not None:
         inside = uncertainty.voxels[uncertainty.voxels > 0]
         details["uncertainty_mean"] = float(inside.mean()) if inside.size else 0.0
         details["uncertainty_max"] = float(uncertainty.voxels.max())
-    name = f"medstyle {DOMAINS[job.domain].label}->{DOMAINS[image.domain].label}"
-    model = ModelIdentity(name, version("medstyle"), translator.sha256, details)
-    contrasts = tuple(other.series for other in job.contrasts if other.series is not None)
-    aligned = config.alignment != "headers"
-    derivation = Derivation(series, model, job.domain, contrasts, _neighbourhood(image, translator), aligned)
+    derivation = _derivation(job, series, translator)
+    model = replace(derivation.model, details=details)
+    derivation = replace(derivation, model=model, neighbourhood=_neighbourhood(image, translator))
     written = write_derived(image, derivation, job.out)[0].parent
     if uncertainty is not None:
         write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)

@@ -143,7 +143,7 @@ def _derive(work: tuple[str, Path], folder: Path, translator: Translator, target
 def _key(study: Path, translator: Translator, target: str | None) -> str:
     """Hash the request: the bytes of the files in any order, the weights and the target."""
     digests = []
-    for path in find_files([study]):
+    for path in filter(Path.is_file, find_files([study])):  # a FIFO would never end
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     parts = [translator.sha256, target or translator.config.target, *sorted(digests)]
@@ -152,7 +152,7 @@ def _key(study: Path, translator: Translator, target: str | None) -> str:
 
 def _settled(study: Path, settle_s: float) -> bool:
     """Return whether nothing has changed for ``settle_s``; a study may still be arriving."""
-    changed = max(path.stat().st_ctime for path in (study, *find_files([study])))
+    changed = max(path.lstat().st_ctime for path in (study, *find_files([study])))
     return time.time() - changed >= settle_s
 
 

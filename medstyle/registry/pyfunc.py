@@ -28,6 +28,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from medstyle.errors import Code, ParamsError
 
 MAX_BYTES = 1 << 30  # limit for the content of a zip, counted while it is unpacked
+SEEDS = 2**63
 MAX_MEMBERS = 20_000
 CONTENT = {
     "dicom": ("application/dicom", ".dcm"),
@@ -99,6 +100,8 @@ def unpack(data: bytes, folder: Path) -> None:
             members = [info for info in archive.infolist() if not info.is_dir()]
             if len(members) > MAX_MEMBERS:
                 raise Refusal(Code.E_TOO_LARGE, f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
+            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
+                raise Refusal(Code.E_DECODE, "the zip is compressed by another method than deflate; zip it again")
             left = MAX_BYTES
             for number, info in enumerate(members):
                 with archive.open(info) as member, (folder / f"{number:06d}.dcm").open("wb") as file:
@@ -174,7 +177,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         config = self.translator.config
         target = params.get("target") or config.target
         self.translator.index(target)
-        seed, uncertainty = int(params.get("seed", -1)), bool(params.get("uncertainty"))
+        seed, uncertainty = _seed(params.get("seed", -1)), bool(params.get("uncertainty"))
         from medstyle.inference.files import Request, read_reference, translate_path
 
         with _folder() as folder:
@@ -218,13 +221,14 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
 
         try:
             array = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError, MemoryError):  # the last if its header claims too much
+            with np.errstate(over="ignore"):
+                voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
+        except Exception:  # its header may claim too much, or be what Python cannot parse
             raise Refusal(Code.E_DECODE, "the NPY is damaged or holds objects") from None
-        if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+        if array.ndim not in (2, 3) or array.dtype.kind not in "fiu" or not array.size or not np.isfinite(voxels).all():
             raise Refusal(
                 Code.E_SHAPE, f"expected finite numbers (H, W) or (D, H, W), got {array.shape}, kind {array.dtype.kind}"
             )
-        voxels = array.astype(np.float32).reshape(-1, *array.shape[-2:])
         volume = Volume(voxels, np.eye(4), self.translator.config.source)
         result = translate_volume(volume, self.translator, **options)
         assert isinstance(result.image, Volume)
@@ -249,6 +253,16 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             "weights_sha256": self.translator.sha256,
             "warnings": "; ".join(warnings),
         }
+
+
+def _seed(value: Any) -> int:
+    try:
+        seed = int(value)
+    except (TypeError, ValueError, OverflowError):
+        seed = SEEDS
+    if seed >= SEEDS:
+        raise ParamsError(f"seed: send a whole number below {SEEDS}")
+    return seed
 
 
 @contextmanager

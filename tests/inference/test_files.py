@@ -16,6 +16,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
+from medstyle.cohort.inventory import Item
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
 from medstyle.transforms.descriptors import Reference
@@ -65,7 +66,7 @@ def write_study(folder, number=1, domains=tuple(LABELS)):
     return folder
 
 
-def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
+def test_a_study_becomes_a_derived_series(study, translator, tmp_path, monkeypatch):
     """The T1 series of the study is found by the model's own rules, and the others are left
     alone."""
     import pydicom
@@ -79,6 +80,7 @@ def test_a_study_becomes_a_derived_series(study, translator, tmp_path):
     assert "T1->T2" in made.SeriesDescription
     assert "NOT FOR DIAGNOSIS" in made.SeriesDescription
     assert len(list((tmp_path / "out").rglob("uncertainty*/*.dcm"))) == 1, "one Parametric Map"
+    monkeypatch.setattr(Item, "load", lambda *_, **__: pytest.fail("the voxels are read before the output is checked"))
     with pytest.raises(Refusal, match="E_EXISTS"):
         translate_path(study, tmp_path / "out", translator)
 

@@ -75,6 +75,18 @@ def test_every_study_is_derived_once_or_in_quarantine(station, translator):
     assert everything(station)[1] == rows
 
 
+def test_what_is_no_file_stops_nothing(station, translator):
+    [study] = list((station / "inbox").glob("*0"))[:1]
+    os.mkfifo(study / "pipe")
+    os.mkfifo(study / "pipe.png")
+    (study / "link.dcm").symlink_to("nowhere")
+    os.mkfifo(station / "inbox/alone")
+    (station / "inbox/dangling").symlink_to("nowhere")
+    outcomes = list(process(station, translator, settle_s=0))
+    assert sum(outcome.status == "derived" for outcome in outcomes) >= 1
+    assert not [path for path in (station / "inbox").iterdir() if path.is_dir() and path.name == study.name]
+
+
 def film(path):
     import av
 

@@ -264,9 +264,15 @@ def test_nothing_is_left_when_it_ends(env, tmp_path: Path, kind: int) -> None:
         assert not alive
 
 
-def zipped(*files: bytes) -> bytes:
+def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+def zipped(*files: bytes, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method, compresslevel=1) as archive:
         for number, content in enumerate(files):
             archive.writestr(f"../../{number}.dcm", content)
     return buffer.getvalue()
@@ -283,6 +289,12 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a zip of too many files": (lambda: zipped(*[b""] * 20_001), "20001 files"),
     "a zip in a zip": (lambda: zipped(zipped(b"text")), "E_NOT_DICOM"),
     "an NPY that claims too much": (lambda: b"\x93NUMPY\x01\x00v\x00" + CLAIM.ljust(117).encode() + b"\n", "E_DECODE"),
+    "an NPY of no size": (lambda: npy(np.zeros((0, 8, 8))), "E_SHAPE"),
+    "an NPY beyond float32": (lambda: npy(np.full((8, 8), 1e300)), "E_SHAPE"),
+    "an NPY of one number": (lambda: npy(np.array(1.0)), "E_"),
+    "an NPY with nested brackets": (lambda: b"\x93NUMPY\x01\x00\x88\x13" + b"(" * 5000, "E_DECODE"),
+    "a zip by bzip2": (lambda: zipped(bytes(1 << 20), method=zipfile.ZIP_BZIP2), "E_DECODE"),
+    "a zip by LZMA": (lambda: zipped(bytes(1 << 20), method=zipfile.ZIP_LZMA), "E_DECODE"),
     "a picture that is called DICOM": (lambda: zipped(picture()), "E_NOT_DICOM"),
     "a picture for a scan model": (picture, "a picture cannot be an input"),
     "a picture behind DICOM's preamble": (lambda: bytes(128) + b"DICM" + picture(), "E_"),
