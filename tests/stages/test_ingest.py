@@ -111,7 +111,7 @@ def test_what_a_model_made_is_no_training_data(run, tmp_path):
     assert "flags" not in original
     assert (synthetic["flags"], synthetic["allowed"]) == (["DERIVED", "SYNTHETIC"], ["E_SYNTHETIC"])
     assert any("overrode 1 x E_SYNTHETIC" in line for line in lines)
-    with pytest.raises(UserError, match="'E_GAP' is none of E_BURNED_IN, E_INCOMPLETE, E_SYNTHETIC"):
+    with pytest.raises(UserError, match="'E_GAP' is none of E_BURNED_IN, E_INCOMPLETE, E_INTERLEAVED, E_SYNTHETIC"):
         Params(str(tmp_path / "raw"), rules, allow=("E_GAP",))
 
 
