@@ -25,6 +25,7 @@ CODECS = {
 TICKS = Fraction(1, 90_000)  # s: fine enough for any frame rate, as in MPEG
 RANGES = {1: "MPEG", 2: "JPEG"}  # AVColorRange
 MATRICES = {1: "ITU709", 5: "ITU624", 6: "SMPTE170M", 9: "BT2020"}  # AVColorSpace -> name for the scaler
+HDR = {16, 18}  # AVColorTransferCharacteristic: SMPTE 2084 (PQ), ARIB STD-B67 (HLG)
 HD = 720  # an unmarked video with at least this many lines is BT.709, otherwise BT.601, as in players
 
 
@@ -53,9 +54,14 @@ def read_frames(path: Path) -> Iterator[Frame]:
                 raise Refusal(Code.E_TOO_LARGE, f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
             stream.thread_type = "AUTO"
             start: int | None = None
-            for frame in container.decode(stream):
+            # AVI has no presentation times, and the decoder's guesses fall with B frames
+            rate = stream.average_rate if container.format.name == "avi" else None
+            for number, frame in enumerate(container.decode(stream)):
+                if int(stream.codec_context.color_trc or 0) in HDR:
+                    raise Refusal(Code.E_DECODE, "video: HDR (PQ or HLG) is not read; convert it to SDR (BT.709)")
                 start = frame.pts if start is None else start
-                yield Frame(_upright(frame), (frame.pts - start) * frame.time_base)
+                time = number / rate if rate else (frame.pts - start) * frame.time_base
+                yield Frame(_upright(frame), time)
     except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time stamp
         raise Refusal(Code.E_DECODE, "video: not readable; it may be cut short") from None
 
@@ -183,9 +189,14 @@ class VideoWriter:
                 name = own.codec_context.name
                 raise OutputError(f"{self.path.name}: this container cannot hold {name} audio; write .mkv") from None
 
+            picture = self.source.streams.video[0]
+            start = picture.start_time * picture.time_base if picture.start_time else Fraction(0)
+            ticks = round(start / own.time_base)  # the picture begins at 0, and the sound keeps its distance
+
             def packets() -> Iterator[Any]:
                 for packet in self.source.demux(own):
                     if packet.dts is not None:
+                        packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
                         packet.stream = copy
                         yield packet
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import nibabel
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 from medstyle.cohort.inventory import inventory
 from medstyle.errors import Refusal
 from medstyle.imaging.picture import read_picture
+from medstyle.imaging.video import VideoWriter, read_frames
 from medstyle.imaging.volume import Volume, read_volume, write_volume
 from tests.dicom.conftest import write_series
 
@@ -134,3 +137,56 @@ def test_lab_is_a_colour_space_and_its_a_no_opacity(tmp_path: Path) -> None:
     read = read_picture(tmp_path / "a.tif", alpha=True)
     assert read.shape == colours.shape
     assert np.abs(read.astype(int) - colours).mean() < 3
+
+
+def film(path: Path, *, late: float = 0, trc: int = 1, options: dict[str, str] | None = None) -> Path:
+    """Write 12 frames that get lighter, with sound that begins ``late`` seconds before them."""
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options=options or {"bf": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.codec_context.color_trc = trc
+        sound = out.add_stream("libmp3lame", rate=44_100) if late else None
+        if sound is not None:
+            for k in range(40):
+                samples = av.AudioFrame.from_ndarray(np.zeros((1, 1152), np.int16), format="s16", layout="mono")
+                samples.rate, samples.pts = 44_100, 1152 * k
+                out.mux(sound.encode(samples))
+            out.mux(sound.encode())
+        for k in range(12):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * k, np.uint8), format="rgb24")
+            frame.time_base, frame.pts = Fraction(1, 25), k + round(25 * late)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return path
+
+
+def test_frames_of_a_container_without_times_come_in_order(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.avi", options={"bf": "2", "b_strategy": "0"})
+    frames = list(read_frames(path))
+    assert [frame.time for frame in frames] == [Fraction(k, 25) for k in range(12)]
+    assert np.diff([frame.pixels.mean() for frame in frames]).min() > 10
+
+
+@pytest.mark.parametrize("trc", [16, 18])
+def test_high_dynamic_range_is_named(trc: int, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="HDR"):
+        next(read_frames(film(tmp_path / "a.mp4", trc=trc)))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_and_picture_keep_their_distance(suffix: str, tmp_path: Path) -> None:
+    source, out = film(tmp_path / "a.mkv", late=0.52), tmp_path / f"b{suffix}"
+    with VideoWriter(out, source) as writer:
+        for frame in read_frames(source):
+            writer.write(frame)
+
+    def distance(path: Path) -> float:
+        first: dict[str, float] = {}
+        with av.open(str(path)) as container:
+            for packet in container.demux():
+                if packet.pts is not None:
+                    first.setdefault(packet.stream.type, float(packet.pts * packet.time_base))
+        return first["video"] - first["audio"]
+
+    assert distance(source) > 0.5
+    assert distance(out) == pytest.approx(distance(source), abs=0.002)
