@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.evaluation.measured import Row
+from medstyle.evaluation.statistics import summary
 from medstyle.imaging.picture import from_unit
 from medstyle.imaging.video import Frame, VideoWriter
 from medstyle.jobs.atomic import write_text
@@ -49,22 +50,26 @@ def figure(
 
 
 def distribution(path: Path, rows: Sequence[Row], measures: Sequence[str]) -> None:
-    """Draw one panel per measure: a point per subject and method, and a line per subject."""
+    """Draw one panel per measure: a dot per subject and method, the mean and its 95 % interval.
+
+    Methods are no sequence, so no line joins them; a subject has the same offset in each.
+    """
     from matplotlib.figure import Figure
 
     methods = list(dict.fromkeys(row.method for row in rows))
-    subjects = list(dict.fromkeys(row.subject for row in rows))
-    value = {(row.subject, row.method): row.measures for row in rows}
     plot = Figure(figsize=(3.2 * len(measures), 3), layout="constrained")
     axes = plot.subplots(1, len(measures), squeeze=False)
     for axis, measure in zip(axes[0], measures, strict=True):
-        for subject in subjects:
-            axis.plot(
-                methods, [value[subject, m][measure] for m in methods], "o-", ms=4, lw=0.7, color="0.4", alpha=0.7
-            )
+        for place, method in enumerate(methods):
+            values = [row.measures[measure] for row in rows if row.method == method]
+            dots = place + np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else [place]
+            axis.plot(dots, values, "o", ms=4, color="0.4", alpha=0.6, mew=0)
+            found = summary(values)
+            ends = np.array([[found["mean"] - found["low"]], [found["high"] - found["mean"]]])
+            axis.errorbar(place + 0.3, found["mean"], np.maximum(ends, 0), fmt="D", ms=5, color="C0", capsize=3)
         axis.set_title(measure)
         axis.set_xticks(range(len(methods)), [m.replace("_", "\n") for m in methods], fontsize=8)
-        axis.set_xlim(-0.3, len(methods) - 0.7)
+        axis.set_xlim(-0.4, len(methods) - 0.4)
     plot.savefig(path, dpi=110, metadata={"Software": None})
 
 
