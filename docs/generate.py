@@ -339,12 +339,24 @@ def _about(name: str, item: Any) -> list[str]:
     doc = inspect.getdoc(item) or ""
     lines = _wrapped(_plain(doc.partition("\n\n")[0]))
     if inspect.isfunction(item):
-        parameters = ", ".join(str(p.replace(annotation=p.empty)) for p in inspect.signature(item).parameters.values())
-        lines = ["```python", f"{name}({parameters})", "```", "", *lines]
+        signature = inspect.signature(item)
+        bare = signature.replace(
+            parameters=[_without_type(parameter) for parameter in signature.parameters.values()],
+            return_annotation=signature.empty,
+        )
+        lines = ["```python", f"{name}{bare}".replace("'", '"'), "```", "", *lines]
     _, mark, example = doc.partition("Example:\n")
     if mark:
         lines += ["", "```python", *(line[4:] for line in example.partition("\n\n")[0].splitlines()), "```"]
     return lines
+
+
+def _without_type(parameter: inspect.Parameter) -> inspect.Parameter:
+    """Remove the annotation, and the fields of a default that is a dataclass."""
+    default = parameter.default
+    if dataclasses.is_dataclass(default):
+        default = type(type(default).__name__, (), {"__repr__": lambda self: f"{type(self).__name__}()"})()
+    return parameter.replace(annotation=parameter.empty, default=default)
 
 
 # codes

@@ -66,8 +66,8 @@ class IngestParams:
     """DICOM series with several images at each position (4-D): null refuses them; a number selects
     a time point, starting at 0."""
     allow: tuple[str, ...] = ()
-    """Codes to override after inspection: any of `E_BURNED_IN`, `E_SYNTHETIC` and `E_INCOMPLETE`.
-    The manifest and the log record where an override was needed."""
+    """Codes to override after inspection: any of `E_BURNED_IN`, `E_SYNTHETIC`, `E_INCOMPLETE`
+    and `E_INTERLEAVED`. The manifest and the log record where an override was needed."""
     min_pixels: int = 1
     """Smallest accepted length of a picture's shorter side, in pixels."""
     duplicates: Literal["refuse", "keep"] = "refuse"
