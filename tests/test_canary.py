@@ -451,18 +451,24 @@ def unzipped(data: bytes) -> list[bytes]:
         return [archive.read(name) for name in archive.namelist()]
 
 
+def drop_references(dataset: pydicom.Dataset) -> None:
+    """Remove the UIDs of the images and series that the file, or a frame of it, refers to."""
+    for element in dataset:
+        for item in element.value if element.VR == "SQ" else ():
+            drop_references(item)
+            item.pop("ReferencedSOPInstanceUID", None)
+            if element.keyword == "ReferencedSeriesSequence":
+                item.pop("SeriesInstanceUID", None)
+
+
 def assert_identity_alone(data: bytes) -> None:
     """Take away what may go back to the patient: no canary is left in the bytes of the file."""
     dataset = pydicom.dcmread(io.BytesIO(data))
     assert dataset.PatientID == f"{WORD} PatientID 0"
     for keyword in IDENTITY & {element.keyword for element in dataset}:
         delattr(dataset, keyword)
-    for item in dataset.SourceImageSequence:
-        del item.ReferencedSOPInstanceUID
-    for series in dataset.ReferencedSeriesSequence:
-        del series.SeriesInstanceUID
-        for item in series.ReferencedInstanceSequence:
-            del item.ReferencedSOPInstanceUID
+    assert dataset.SourceImageSequence
+    drop_references(dataset)
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     assert find(buffer.getvalue()) == []
