@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medstyle.errors import ModelError, UserError
+from medstyle.jobs.tables import markdown
 from medstyle.registry.tracking import connect
 
 NAME = "medstyle"
@@ -102,6 +103,7 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
     }
     with mlflow.start_run(run_id=runs[0].info.run_id if runs else None, run_name=None if runs else "import"):
         mlflow.log_metrics({f"test/{key}": value for key, value in flat.items()})
+        _explain(mlflow, metrics, folder)
         for file in files:
             mlflow.log_artifact(str(file), "report")
         package = Path(__file__).parents[1]
@@ -122,6 +124,24 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
         client.set_model_version_tag(NAME, number, key, value)
     client.update_model_version(NAME, number, description=(folder / CARD).read_text())
     return number, True
+
+
+def _explain(mlflow: Any, metrics: dict[str, Any], folder: Path) -> None:
+    """Describe the run by the table of results and the model card, and log its training data."""
+    from mlflow.data.meta_dataset import MetaDataset
+    from mlflow.data.sources import LocalArtifactDatasetSource
+
+    table = _main_table(metrics)
+    names = list(dict.fromkeys(name for row in table.values() for name in row))
+    rows = [
+        [method, *(f"{row[name]['mean']:.4g}" if name in row else "" for name in names)]
+        for method, row in table.items()
+    ]
+    card = (folder / CARD).read_text()
+    mlflow.set_tag("mlflow.note.content", f"{markdown(['method', *names], rows)}\n\n{card}")
+    if digest := lineage().get("dvc.data/slices"):
+        source = LocalArtifactDatasetSource("data/slices")
+        mlflow.log_input(MetaDataset(source, name="slices", digest=digest[:36]), context="training")
 
 
 def _of_weights(sha256: str) -> Any:

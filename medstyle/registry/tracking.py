@@ -16,6 +16,7 @@ import numpy as np
 from medstyle.errors import ServiceError
 
 EXPERIMENT = "medstyle"
+KIND = "custom_model_development"  # what the page of the experiment shows first: trainings, not traces
 SEND_EVERY = 20  # points per request, because a request per point would cost 10 to 40 ms
 
 
@@ -50,6 +51,9 @@ def connect() -> Any:
         uri = mlflow.get_tracking_uri()
         place = Path("mlruns").resolve().as_uri() if uri.startswith("sqlite") else None
         mlflow.create_experiment(EXPERIMENT, artifact_location=place)
+        mlflow.MlflowClient().set_experiment_tag(
+            mlflow.get_experiment_by_name(EXPERIMENT).experiment_id, "mlflow.experimentKind", KIND
+        )
     mlflow.set_experiment(EXPERIMENT)
     return mlflow
 

@@ -190,3 +190,18 @@ def test_registered_metrics_are_those_of_the_reference(registry, run, tmp_path):
     row = registry.versions()[0]
     assert row["version"] == version
     assert float(row["psnr"]) == pytest.approx(metrics["tables"]["truth"]["model"]["psnr"]["mean"], abs=1e-4)
+
+
+def test_a_run_says_what_came_out_and_of_which_data(registry, run, tmp_path, monkeypatch):
+    (tmp_path / "r.html").write_text("")
+    monkeypatch.setattr(registry, "lineage", lambda: {"dvc.data/slices": "0123abcd" * 4 + ".dir"})
+    version, _ = registry.add_version(run.translator, METRICS, [tmp_path / "r.html"])
+    client = registry.connect().MlflowClient()
+    made = client.get_run(client.get_model_version(registry.NAME, version).run_id)
+    note = made.data.tags["mlflow.note.content"]
+    assert note.startswith("| method |")
+    assert (run.translator / registry.CARD).read_text() in note
+    [data] = made.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("slices", "0123abcd" * 4 + ".dir")
+    kind = client.get_experiment(made.info.experiment_id).tags["mlflow.experimentKind"]
+    assert kind == "custom_model_development"
