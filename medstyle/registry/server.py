@@ -349,15 +349,16 @@ async def _serve(
         socket = config.bind_socket()
     except SystemExit:
         raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
-    starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
-    for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn handles them
-        asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
-    front = Front(await starting, reference, limits, audit)
-    config.app = front.app
-    following = asyncio.create_task(front.follow(poll_s))
-    try:
-        await uvicorn.Server(config).serve([socket])
-    finally:
-        following.cancel()
-        await asyncio.wait([following])
-        await front.fleet.end()
+    with socket:
+        starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
+        for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn handles them
+            asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+        front = Front(await starting, reference, limits, audit)
+        config.app = front.app
+        following = asyncio.create_task(front.follow(poll_s))
+        try:
+            await uvicorn.Server(config).serve([socket])
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+            await front.fleet.end()

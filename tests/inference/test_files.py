@@ -548,3 +548,14 @@ def test_translators_join_to_an_ensemble(nifti, medstyle, tmp_path):
         assert done.returncode == 2
         assert message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_pages_that_are_left_out_are_said(tmp_path, rng):
+    from PIL import Image
+
+    first, *rest = (Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)) for _ in range(3))
+    first.save(tmp_path / "pages.tif", save_all=True, append_images=rest)
+    [row] = translate_path(
+        tmp_path / "pages.tif", tmp_path / "out.tif", make_translator(("photo", "painting")), Request(force=True)
+    )
+    assert "only the first of 3 pages was translated" in " ".join(row["warnings"])
