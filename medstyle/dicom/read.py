@@ -145,7 +145,10 @@ class _Reader:
             except Exception as error:  # depends on what is wrong with the table
                 raise Refusal(Code.E_DECODE, "ModalityLUTSequence is damaged; export the original images") from error
             if inverted:  # the least value is white after the table (PS3.3 C.7.6.3.1.2)
-                np.subtract((1 << int(dataset.ModalityLUTSequence[0].LUTDescriptor[2])) - 1, out, out=out)
+                lut = dataset.ModalityLUTSequence[0]
+                inputs = np.arange(int(lut.LUTDescriptor[0]) or 1 << 16) + int(lut.LUTDescriptor[1])
+                values = apply_modality_lut(inputs, dataset)
+                np.subtract(float(values.min()) + float(values.max()), out, out=out)
         elif frame.slope == 1 and instance.bits_stored <= 16:
             out[:] = stored
             if frame.intercept:
