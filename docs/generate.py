@@ -42,6 +42,7 @@ ENVIRONMENT = {  # variables that the commands read
     "MLFLOW_TRACKING_URI": "The MLflow server; without it everything is in `mlflow.db` and `mlruns/`.",
     "PREFECT_API_URL": "The Prefect server of the flows; without it they run without one.",
     "OMP_NUM_THREADS": "The number of threads of each process of `medstyle serve`.",
+    "OMP_WAIT_POLICY": "`passive` unless it is set: idle threads sleep; `active` is faster for one job on a machine.",
 }
 REFERENCE_PAGES = {  # pages written by hand, listed in the index beside the generated ones
     "dicom.md": "DICOM and volume files: what is read, what is refused, what is written",
