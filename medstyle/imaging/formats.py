@@ -60,7 +60,9 @@ def kind_of(path: Path) -> Kind | None:
 
     A file with the prefix of DICOM (PS3.10 7.1) is DICOM, whatever its suffix.
     """
-    with suppress(OSError), path.open("rb") as file:
-        if file.read(132)[128:] == b"DICM":
-            return None
-    return next((kind for kind, one in FORMATS.items() if one.suffix(path) is not None), None)
+    kind = next((kind for kind, one in FORMATS.items() if one.suffix(path) is not None), None)
+    if kind is not None:  # others are opened by the reader of DICOM anyway
+        with suppress(OSError), path.open("rb") as file:
+            if file.read(132)[128:] == b"DICM":
+                return None
+    return kind

@@ -153,15 +153,15 @@ def _check_bytes(header: VolumeHeader) -> None:
 
     ITK returns zeros or uninitialised memory for them without an error.
     """
-    packed, need, have = header.packed, header.bytes, 0
+    packed, nifti, need, have = header.packed, header.nifti, header.bytes, 0
     if packed.how == "text":  # whose length is not defined
         return
-    real = None
-    if header.nifti is not None:
-        real = {16: "f4", 64: "f8"}.get(int(header.nifti.get("h", 70)[0]))
-    number = np.dtype(f"{header.nifti.order}{real}") if header.nifti is not None and real is not None else None
+    real = {16: "f4", 64: "f8"}.get(int(nifti.get("h", 70)[0])) if nifti is not None else None
+    number = np.dtype(f"{nifti.order}{real}") if nifti is not None and real is not None else None
+    if not packed.how and number is None:  # nothing to verify but the length
+        have = packed.path.stat().st_size - packed.offset
     try:
-        for block in _unpacked(packed):
+        for block in _unpacked(packed) if packed.how or number is not None else ():
             if number is not None:
                 numbers = np.frombuffer(block[: need - have], number, min(len(block), need - have) // number.itemsize)
                 if not np.isfinite(numbers).all():

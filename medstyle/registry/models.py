@@ -98,12 +98,11 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
 
     from medstyle.registry.pyfunc import SIGNATURE
 
-    flat = {
-        f"{method}/{name}": row["mean"] for method, table in _main_table(metrics).items() for name, row in table.items()
-    }
+    main, origin = _main_table(metrics), lineage()
+    flat = {f"{method}/{name}": row["mean"] for method, table in main.items() for name, row in table.items()}
     with mlflow.start_run(run_id=runs[0].info.run_id if runs else None, run_name=None if runs else "import"):
         mlflow.log_metrics({f"test/{key}": value for key, value in flat.items()})
-        _explain(mlflow, metrics, folder)
+        _explain(mlflow, main, (folder / CARD).read_text(), origin.get("dvc.data/slices"))
         for file in files:
             mlflow.log_artifact(str(file), "report")
         package = Path(__file__).parents[1]
@@ -118,7 +117,7 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
             registered_model_name=NAME,
         )
     number = str(info.registered_model_version)
-    tags = {"weights_sha256": sha256, **lineage()}
+    tags = {"weights_sha256": sha256, **origin}
     tags |= {f"test.{key}": f"{value:.4f}" for key, value in flat.items() if key.startswith("model/")}
     for key, value in tags.items():
         client.set_model_version_tag(NAME, number, key, value)
@@ -126,22 +125,20 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
     return number, True
 
 
-def _explain(mlflow: Any, metrics: dict[str, Any], folder: Path) -> None:
+def _explain(mlflow: Any, table: dict[str, Any], card: str, data: str | None) -> None:
     """Describe the run by the table of results and the model card, and log its training data."""
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.data.sources import LocalArtifactDatasetSource
 
-    table = _main_table(metrics)
     names = list(dict.fromkeys(name for row in table.values() for name in row))
     rows = [
         [method, *(f"{row[name]['mean']:.4g}" if name in row else "" for name in names)]
         for method, row in table.items()
     ]
-    card = (folder / CARD).read_text()
     mlflow.set_tag("mlflow.note.content", f"{markdown(['method', *names], rows)}\n\n{card}")
-    if digest := lineage().get("dvc.data/slices"):
+    if data is not None:
         source = LocalArtifactDatasetSource("data/slices")
-        mlflow.log_input(MetaDataset(source, name="slices", digest=digest[:36]), context="training")
+        mlflow.log_input(MetaDataset(source, name="slices", digest=data[:36]), context="training")
 
 
 def _of_weights(sha256: str) -> Any:
