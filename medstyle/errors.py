@@ -15,6 +15,7 @@ is not installed =====================
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Iterator
@@ -204,6 +205,9 @@ class Code(StrEnum):
     )
 
 
+# errors of the operating system that other files would meet too: a full disk, no file handles
+NO_FILES_FAULT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
+
 USABLE: tuple[str, ...] = ("", Code.E_TILT_NEEDS_RESAMPLE)  # codes of images that are read without an override
 
 
@@ -261,18 +265,28 @@ class Refusal(UserError):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Turn an unexpected error of a reader into a :class:`Refusal`: one bad file stops no run.
+def reading(name: str = "") -> Iterator[None]:
+    """Turn whatever a reader raises into a :class:`Refusal`: one bad file stops no run.
 
-    Errors of the disk and of the memory are not caused by the file and pass through.
+    Every call of a decoder happens within it. Errors that no file causes (:data:`NO_FILES_FAULT`)
+    pass through.
+
+    Args:
+        name: of the file, which begins the reason.
     """
+    start = name and f"{name}: "
     try:
         yield
-    except (UserError, OSError, MemoryError):
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        reason = f"reading failed ({type(error).__name__}): damaged or of an unknown kind; export it again"
-        raise Refusal(Code.E_DECODE, reason) from error
+    except MemoryError as error:
+        reason = "needs more memory than there is; scale it down, or use a larger machine"
+        raise Refusal(Code.E_TOO_LARGE, start + reason) from error
+    except BaseException as error:  # decoders raise anything; a panic in Rust is not even an Exception
+        if isinstance(error, OSError) and error.errno in NO_FILES_FAULT:
+            raise
+        reason = f"cannot be read ({type(error).__name__}): damaged, cut short or of an unknown kind; export it again"
+        raise Refusal(Code.E_DECODE, start + reason) from error
 
 
 def outline(error: BaseException) -> str:

@@ -221,12 +221,10 @@ def inventory(paths: Iterable[Path]) -> Inventory:
             dicom.append(path)
             continue
         try:
-            item = _READERS[source](path)
+            with reading():
+                item = _READERS[source](path)
         except Refusal as refusal:
             item = Item(source, "refused", refusal.code, refusal.reason, (path,))
-        except Exception as error:  # a damaged file may raise anything, and the message would quote its path
-            reason = f"the header is damaged ({type(error).__name__}); export the file again"
-            item = Item(source, "refused", Code.E_DECODE, reason, (path,))
         items.append(item)
         files.append(FileVerdict(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
@@ -268,8 +266,6 @@ def _picture(path: Path) -> Item:
             flags = _flags([*image.info.values(), *exif.values()])
     except Image.DecompressionBombError:
         raise Refusal(Code.E_TOO_LARGE, f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
-    except Exception as error:  # damaged pictures raise many types of errors, with paths in their messages
-        raise Refusal(Code.E_DECODE, f"not a readable picture ({type(error).__name__})") from None
     if width * height > MAX_PIXELS:
         raise Refusal(Code.E_TOO_LARGE, f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
     return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name}, flags)
@@ -280,12 +276,9 @@ def _video(path: Path) -> Item:
         import av
     except ImportError:
         return Item("video", "video", "", "", (path,), attributes={"Name": path.name})
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            shape = (int(stream.frames), int(stream.height), int(stream.width))
-    except Exception as error:
-        raise Refusal(Code.E_DECODE, f"not a readable video ({type(error).__name__})") from None
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        shape = (int(stream.frames), int(stream.height), int(stream.width))
     return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
 
 

@@ -35,7 +35,7 @@ from medstyle.dicom.elements import (
     words,
 )
 from medstyle.dicom.mosaic import tiling
-from medstyle.errors import Code, Refusal
+from medstyle.errors import Code, Refusal, reading
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -204,17 +204,11 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
         Refusal: an unusable image (``E_NOT_DICOM``, ``E_TRUNCATED``, ``E_TOO_LARGE``, ``E_DECODE``,
             ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
     """
-    try:
+    with reading():
         if not S_ISREG(path.stat().st_mode):  # reading a pipe could block forever
             raise Skip(Code.E_NOT_DICOM, "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
-    except Refusal:
-        raise
-    except OSError as error:
-        raise Refusal(Code.E_DECODE, f"cannot be read from disk (errno {error.errno})") from None
-    except Exception as error:  # a damaged header may raise anything, and the message would quote values
-        raise Refusal(Code.E_DECODE, f"the header is damaged ({type(error).__name__}); export the file again") from None
 
 
 def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:

@@ -253,7 +253,9 @@ def _check_claim(dataset: Dataset, frame: Frame) -> None:
     found = frame_size(data)
     if found != (i.rows, i.columns, i.samples):
         size = " x ".join(map(str, found)) if found else "no known size"
-        reason = f"the codestream of frame {frame.number + 1} has {size}, the header {i.rows} x {i.columns} x {i.samples}"
+        reason = (
+            f"the codestream of frame {frame.number + 1} has {size}, the header {i.rows} x {i.columns} x {i.samples}"
+        )
         raise Refusal(Code.E_DECODE, f"{reason}; export it again")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from medstyle.errors import Code, Refusal
+from medstyle.errors import Code, Refusal, reading
 from medstyle.jobs.atomic import atomic
 
 if TYPE_CHECKING:
@@ -57,24 +57,22 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
 
     path = Path(source)
     label = name or path.name
-    try:
-        with opened(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                size = f"{file.width} x {file.height}"
-                raise Refusal(Code.E_TOO_LARGE, f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
-            bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
-            if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
-                raise Refusal(
-                    Code.E_BITS, f"{label}: its number of bits does not define white; write it with 8 or 16 bits"
-                )
-            colours, opacity = _layers(file, path)
-            pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
-    except Refusal:
-        raise
-    except Image.DecompressionBombError:
-        raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
-    except Exception:  # decoders raise many types of errors, whose messages quote the file
-        raise Refusal(Code.E_DECODE, f"{label}: not a readable picture; it may be cut short") from None
+    with reading(label):
+        try:
+            with opened(path) as file:
+                return _read(file, path, label, alpha)
+        except Image.DecompressionBombError:
+            raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
+
+
+def _read(file: ImageFile.ImageFile, path: Path, label: str, alpha: bool) -> Pixels:
+    if file.width * file.height > MAX_PIXELS:
+        raise Refusal(Code.E_TOO_LARGE, f"{label}: {file.width} x {file.height} pixels; the limit is {MAX_PIXELS}")
+    bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
+    if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
+        raise Refusal(Code.E_BITS, f"{label}: its number of bits does not define white; write it with 8 or 16 bits")
+    colours, opacity = _layers(file, path)
+    pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
     return np.ascontiguousarray(pixels if alpha else over_white(pixels))
 
 

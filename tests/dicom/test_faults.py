@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +190,7 @@ def test_what_no_reader_meant_to_raise_is_a_verdict_but_not_a_full_disk() -> Non
     with pytest.raises(Refusal, match="KeyError"), reading():
         raise KeyError("ZZCANARY^NAME")
     with pytest.raises(OSError, match="full"), reading():
-        raise OSError("full")
+        raise OSError(errno.ENOSPC, "full")
 
 
 def test_a_copy_holds_of_a_table_what_its_descriptor_says(tmp_path: Path) -> None:
