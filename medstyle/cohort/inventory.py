@@ -228,11 +228,23 @@ def inventory(paths: Iterable[Path]) -> Inventory:
         items.append(item)
         files.append(FileVerdict(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
-    for file in found.files:
-        known = why_unread(file.path) if file.code == Code.E_NOT_DICOM else None
-        files.append(replace(file, reason=known) if known else file)
+    files += map(_explained, found.files)
     items += [Item.of(series) for series in found.series]
     return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
+
+
+def _explained(file: FileVerdict) -> FileVerdict:
+    """Name the kind of a file that is not read, and the files that a DICOMDIR lists in vain."""
+    if file.code == Code.E_NOT_DICOM and (known := why_unread(file.path)):
+        return replace(file, reason=known)
+    if file.code == Code.E_SOPCLASS and file.path.name.upper() == "DICOMDIR":
+        from medstyle.cohort.dicomdir import check_directory
+
+        try:
+            check_directory(file.path)
+        except Refusal as refusal:
+            return FileVerdict(file.path, "refused", refusal.code, refusal.reason)
+    return file
 
 
 def _volume(path: Path) -> Item:

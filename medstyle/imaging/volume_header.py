@@ -175,7 +175,10 @@ def read_volume_header(path: Path) -> VolumeHeader:
     if not (spacing > 0).all():
         raise _no_spacing()
     direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
-    if not np.allclose(np.linalg.norm(direction, axis=0), 1, atol=SHEAR_TOLERANCE):
+    lengths = np.linalg.norm(direction, axis=0)
+    if not (lengths > 0).all():
+        raise _no_spacing()
+    if not np.allclose(lengths, 1, atol=SHEAR_TOLERANCE):
         raise Refusal(Code.E_NO_GEOMETRY, "its axes are not of unit length; write it again with direction cosines")
     affine = np.eye(4)
     affine[:3, :3] = direction * spacing
