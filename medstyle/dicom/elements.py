@@ -67,7 +67,8 @@ _FACTS = words(
     "RescaleIntercept RescaleType DiffusionGradientOrientation "
     "ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
     "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
-    "ConversionType DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+    "ConversionType DiffusionBValue FrameTime NumberOfSlices ImagesInAcquisition SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence"
 )
 _GROUPS = words(
     "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
@@ -79,7 +80,7 @@ _GROUPS = words(
 _TAG = {name: int(tag_for_keyword(name) or 0) for name in {*ATTRIBUTES, *_FACTS, *_GROUPS}}
 _BINARY = {  # value representations that are not text
     "Rows": "H", "Columns": "H", "SamplesPerPixel": "H", "BitsAllocated": "H", "BitsStored": "H", "HighBit": "H",
-    "PixelRepresentation": "H", "DiffusionGradientOrientation": "d",
+    "PixelRepresentation": "H", "NumberOfSlices": "H", "DiffusionGradientOrientation": "d",
     "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
     "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
 }  # fmt: skip

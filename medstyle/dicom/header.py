@@ -273,7 +273,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
         # enhanced objects have only the word
-        "MOSAIC": bool(image_type & {"MOSAIC", "VFRAME"}) and count("NumberOfFrames", 1) == 1,
+        "MOSAIC": count("NumberOfFrames", 1) == 1 and _tiled(header, sop_class, image_type),
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": may_show_text(burned, sop_class, image_type, said("ConversionType")),
@@ -306,6 +306,20 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         attributes=_attributes(tuple(map(said, ATTRIBUTES))),
         flags=_same(frozenset(name for name, present in flags.items() if present)),
     )
+
+
+def _tiled(header: Header, sop_class: str, image_type: Collection[str]) -> bool:
+    """Return whether one picture holds several slices, by its words or by counting them.
+
+    A header that counts slices which would fit, and gives no position, leaves a doubt.
+    """
+    if {"MOSAIC", "VFRAME"} & {*image_type}:
+        return True
+    slices = int(max(first(header, "NumberOfSlices", 0), first(header, "ImagesInAcquisition", 0)))
+    if sop_class not in TOMOGRAPHIC or has(header, "ImagePositionPatient") or slices < 2:
+        return False
+    across = math.isqrt(slices - 1) + 1
+    return not any(first(header, name, 1) % across for name in ("Rows", "Columns"))
 
 
 @lru_cache(4096)

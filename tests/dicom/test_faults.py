@@ -141,6 +141,24 @@ def test_a_volume_of_a_diffusion_series_holds_one_direction(tmp_path: Path) -> N
         assert len(np.unique(read_series(series.volume(n), "mr_t1").voxels)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "slices", "code"),
+    [
+        ("NumberOfSlices", 4, "E_4D"),
+        ("ImagesInAcquisition", 4, "E_4D"),
+        ("ImagesInAcquisition", 1, ""),
+        ("ImagesInAcquisition", 9, ""),
+    ],
+)
+def test_a_sheet_of_slices_that_says_nothing_but_their_number_is_doubted(
+    name: str, slices: int, code: str, tmp_path: Path
+) -> None:
+    """One that does not fit (9 slices on 4 x 6 pixels) is a picture."""
+    sheet = np.zeros((1, 4, 6), np.uint16)
+    write_series(tmp_path, sheet, **{name: slices, "ImagePositionPatient": None, "ImageOrientationPatient": None})
+    assert only(tmp_path).code == code
+
+
 def test_times_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
     diffusion(tmp_path, directions=False)
     assert only(tmp_path).code == "E_DUP_CONFLICT"
