@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.valuerep import validate_value
 
 from medstyle.cohort.inventory import inventory
 from medstyle.data.canonical import shared_ids
@@ -17,7 +18,7 @@ from medstyle.dicom.deidentify import deidentify_folder
 from medstyle.dicom.header import read_frames
 from medstyle.dicom.read import read_image, read_series
 from medstyle.dicom.scan import Series, scan
-from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
+from medstyle.dicom.write import _IDENTIFIERS, _KEEP, Derivation, ModelIdentity, write_derived
 from medstyle.errors import Refusal, reading
 from tests.dicom.conftest import enhanced, save, slice_header, write_series
 
@@ -225,6 +226,39 @@ def test_vendors_kinds_of_images_stay_apart_in_a_copy(tmp_path: Path) -> None:
     deidentify_folder(tmp_path / "in", tmp_path / "out")
     assert [one.shape[0] for one in scan([tmp_path / "out"]).series] == [6, 6]
     assert all(b"FFE" not in path.read_bytes() for path in (tmp_path / "out").rglob("*.dcm"))
+
+
+JUNK = ["x" * 100, "lower", "1.23456789012345678901", "20241399", "-5", "1e400", "a\\b", "\u00e9" * 17]
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize("value", JUNK)
+def test_no_value_that_the_standard_forbids_is_carried_on(value: str, tmp_path: Path) -> None:
+    """Whatever element of the source has it; identifiers stay what they are."""
+    descriptive = set(_KEEP) - set(_IDENTIFIERS) - {"DeidentificationMethodCodeSequence"}
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        for name in sorted(descriptive):
+            element = pydicom.DataElement(name, "LO", value, validation_mode=pydicom.config.IGNORE)
+            element.VR = "LO"
+            dataset[element.tag] = element
+        dataset.PatientID = "x" * 70
+
+    write_series(tmp_path / "in", STORED, change=change)
+    source = only(tmp_path / "in")
+    files = write_derived(
+        read_series(source, "mr_t1"), Derivation(source, ModelIdentity("m", "1.0.0", "ab" * 32)), tmp_path / "out"
+    )
+    for path in files:
+        made = pydicom.dcmread(path)
+        assert made.PatientID == "x" * 70
+        for element in made.iterall():
+            if element.VR != "SQ" and element.keyword not in _IDENTIFIERS and not element.tag.is_private:
+                for one in element.value if element.VM > 1 else [element.value] * element.VM:
+                    text = str(one) if element.VR in ("DS", "IS") else one
+                    validate_value(element.VR, text, pydicom.config.RAISE)
+                assert pydicom.datadict.dictionary_VR(element.tag).count(element.VR)
 
 
 def test_a_derived_series_has_the_identifiers_that_it_must_have(tmp_path: Path) -> None:
