@@ -37,15 +37,20 @@ def damage(rng: np.random.Generator, files: list[bytes]) -> bytes:
     return bytes(data)
 
 
-def _limited(fuzz: Fuzz, cases: int, seed: int, folder: Path) -> None:
+def _limited(fuzz: Fuzz, cases: int, seed: int, folder: Path, reserved: int) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
+    resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY + reserved,) * 2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fuzz(cases, seed, folder)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MEMORY >> 10  # kB
 
 
-def within_limits(fuzz: Fuzz, cases: int, seed: int, folder: Path) -> None:
-    """Run ``fuzz``, which writes the number of each case: a codec may end the process."""
-    process = multiprocessing.get_context("spawn").Process(target=_limited, args=(fuzz, cases, seed, folder))
+def within_limits(fuzz: Fuzz, cases: int, seed: int, folder: Path, reserved: int = 0) -> None:
+    """Run ``fuzz``, which writes the number of each case: a codec may end the process.
+
+    ``reserved`` are bytes of addresses that threads reserve and do not use.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_limited, args=(fuzz, cases, seed, folder, reserved))
     process.start()
     process.join(500)
     if process.exitcode is None:

@@ -238,7 +238,7 @@ def _explained(file: FileVerdict) -> FileVerdict:
     if file.code == Code.E_NOT_DICOM and (known := why_unread(file.path)):
         return replace(file, reason=known)
     if file.code == Code.E_SOPCLASS and file.path.name.upper() == "DICOMDIR":
-        from medstyle.cohort.dicomdir import check_directory
+        from medstyle.dicom.directory import check_directory
 
         try:
             check_directory(file.path)

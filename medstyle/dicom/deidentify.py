@@ -16,13 +16,14 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from medstyle.dicom.elements import BoundedFile, Skip, quiet, words
+from medstyle.dicom.elements import Skip, quiet, words
 from medstyle.dicom.header import Instance, read_frames
 from medstyle.dicom.read import read_pixels
 from medstyle.dicom.scan import find_files
 from medstyle.dicom.uids import uid_from
 from medstyle.dicom.write import code, save, settle_laterality
 from medstyle.errors import Code, ParamsError, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 from medstyle.imaging.verdict import FileVerdict
 from medstyle.jobs.atomic import part_of
 from medstyle.jobs.progress import track

@@ -21,7 +21,6 @@ from medstyle.dicom.elements import (
     EXPLICIT,
     IMPLICIT,
     UNDEFINED,
-    BoundedFile,
     Header,
     Skip,
     csa_of,
@@ -36,6 +35,7 @@ from medstyle.dicom.elements import (
 )
 from medstyle.dicom.mosaic import tiling
 from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 

@@ -15,10 +15,11 @@ from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
 from pydicom.uid import UID, RLELossless
 
-from medstyle.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
+from medstyle.dicom.elements import DEFLATED, inflate, quiet
 from medstyle.dicom.header import LIMITS, LITTLE, NATIVE, Frame, Instance
 from medstyle.dicom.scan import Series
 from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 from medstyle.imaging.codestream import frame_size
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 from medstyle.jobs.atomic import atomic
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     from PIL import Image, PngImagePlugin
 
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
-    with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+    with warnings.catch_warnings(action="ignore"), BoundedFile(path) as bytes_, Image.open(bytes_) as file:
         yield file
 
 

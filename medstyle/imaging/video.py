@@ -52,6 +52,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
         if stream.width * stream.height > MAX_PIXELS:
             raise Refusal(Code.E_TOO_LARGE, f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
         stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change within the stream
         start: int | None = None
         # AVI has no presentation times, and the decoder's guesses fall with B frames
         rate = stream.average_rate if container.format.name == "avi" else None

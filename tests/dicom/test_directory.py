@@ -7,8 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from medstyle.cli import app
-from medstyle.cohort.dicomdir import check_directory
 from medstyle.cohort.inventory import inventory
+from medstyle.dicom.directory import check_directory
 from medstyle.errors import Refusal
 
 MEDIUM = Path(pydicom.__file__).parent / "data/test_files/dicomdirtests"

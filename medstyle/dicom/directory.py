@@ -6,8 +6,9 @@ from pathlib import Path
 
 from pydicom import dcmread
 
-from medstyle.dicom.elements import BoundedFile, quiet
+from medstyle.dicom.elements import quiet
 from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
