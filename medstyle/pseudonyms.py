@@ -12,7 +12,7 @@ from medstyle.errors import ParamsError
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-PUBLIC_SECRET = "medstyle"  # noqa: S105 - not secret: with it, a key can be guessed by hashing candidate names
+PUBLIC_SECRET = "medstyle"  # not secret: with it, a key can be guessed by hashing candidate names
 NO_SECRET = (
     "no secret is set, so anyone who can guess a PatientID recognises its key; "
     "export MEDSTYLE_SECRET=... or MEDSTYLE_SECRET_FILE=FILE, kept outside the repository"
