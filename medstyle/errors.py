@@ -58,7 +58,7 @@ class Code(StrEnum):
     )
     E_CHANGED = (
         "E_CHANGED",
-        ("a study in the inbox changed while it was translated: no action is needed; it is translated anew, as a whole"),
+        ("a study in the inbox changed while it was translated: no action is needed; the whole is translated anew"),
     )
     E_COLOR = "E_COLOR", ("colours where grey values are expected: read it with `read_colour`, or as a picture")
     E_DECODE = (

@@ -1,4 +1,4 @@
-"""Bound the connections of `medstyle serve`: their number, and how long one may wait for a request."""
+"""Bound the connections of `medstyle serve`: their number, and how long one may say nothing."""
 
 from __future__ import annotations
 

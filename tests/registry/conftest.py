@@ -27,7 +27,6 @@ from medstyle import Translator
 from tests.conftest import ROOT, Once, Run
 from tests.flows.conftest import wait_for
 
-
 DESCRIPTORS = 256  # of each service: few enough for a test to use up
 
 

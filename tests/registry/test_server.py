@@ -231,7 +231,7 @@ def test_who_leaves_or_dawdles_while_sending_harms_nobody(strict: Service, array
 
 def answers_of(sockets: list[socket.socket], drip: bytes) -> list[bytes]:
     """Send ``drip`` to each a second until all are closed; return what each has answered."""
-    got = {one: b"" for one in sockets}
+    got = dict.fromkeys(sockets, b"")
     left = list(sockets)
     for _ in range(60):
         for one in left:
