@@ -94,7 +94,7 @@ def settle(part: Path, path: Path) -> None:
 
 def sync(path: Path) -> None:
     """Have the disk write a file, or a folder with everything in it."""
-    for one in (path, *path.rglob("*")):
+    for one in (path, *sorted(path.rglob("*"))):
         if not one.is_symlink() and (one.is_file() or one.is_dir()):
             descriptor = os.open(one, os.O_RDONLY)
             try:

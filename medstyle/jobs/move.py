@@ -84,5 +84,5 @@ def _copy(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> Non
 
 def _content(path: Path) -> dict[Path, int]:
     """Return the sizes of the files and links by their place."""
-    files = (one for one in (path, *path.rglob("*")) if one.is_symlink() or one.is_file())
+    files = (one for one in (path, *sorted(path.rglob("*"))) if one.is_symlink() or one.is_file())
     return {one.relative_to(path): one.lstat().st_size for one in files}
