@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from medstyle.jobs.atomic import disk, part_of, remove, sync
@@ -74,6 +75,9 @@ def _finish(taken: Path, source: Path, place: Path) -> None:
             return
         part.replace(place)
     remove(taken)
+    with suppress(OSError):  # until a folder still holds another
+        for folder in taken.parents[: len(taken.relative_to(source.parent).parts) - 1]:
+            folder.rmdir()
 
 
 def _copy(source: os.PathLike[str] | str, target: os.PathLike[str] | str) -> None:
