@@ -29,7 +29,7 @@ from medstyle.dicom.scan import find_files
 from medstyle.errors import Code, DataError, DiskFull, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.inference.files import Request, translate_path
-from medstyle.jobs.atomic import atomic_folder, write_json, write_text
+from medstyle.jobs.atomic import atomic_folder, part_of, remove, write_json, write_text
 from medstyle.jobs.move import finish_moves, move
 from medstyle.jobs.workers import Workers, each
 from medstyle.networks.translator import Translator
@@ -202,6 +202,7 @@ def _derive(study: Study, folder: Path, translator: Translator, target: str | No
     attempts, count = _attempts(folder, study.key)
     try:
         if count >= DEATHS:
+            remove(part_of(folder / "derived" / study.key))  # of the last attempt
             reason = f"ended the process {count} times; {Code.E_KILLED.meaning}"
             outcome = _quarantined(study, folder, Code.E_KILLED, "Killed", reason)
         else:
