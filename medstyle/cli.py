@@ -676,8 +676,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(help="Time limit in seconds to translate; also to wait for a worker.")
     ] = 300.0,
+    rows: Annotated[int, typer.Option(help="Largest number of images in a request.")] = 1000,
     poll: Annotated[float, typer.Option(help="Interval in seconds between checks of the alias.")] = 5.0,
-    audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per image.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per request.")] = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias without downtime.
 
@@ -686,7 +687,7 @@ def serve(
     from medstyle.registry.server import RequestLimits
     from medstyle.registry.server import serve as start
 
-    start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout), poll, audit)
+    start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout, rows), poll, audit)
 
 
 if __name__ == "__main__":

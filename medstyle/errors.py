@@ -57,6 +57,10 @@ class Code(StrEnum):
             "or set `ingest.allow`; BurnedInAnnotation YES is always refused"
         ),
     )
+    E_CHANGED = (
+        "E_CHANGED",
+        ("a study in the inbox changed while it was translated: no action is needed; the whole is translated anew"),
+    )
     E_COLOR = "E_COLOR", ("colours where grey values are expected: read it with `read_colour`, or as a picture")
     E_DECODE = (
         "E_DECODE",
@@ -71,6 +75,10 @@ class Code(StrEnum):
             "an NRRD or MetaImage header whose voxels are outside its folder, in several files, or "
             "missing: write one file"
         ),
+    )
+    E_DISK_FULL = (
+        "E_DISK_FULL",
+        ("the disk is full, or a quota is used up: free disk space and repeat; the inbox does so by itself"),
     )
     E_DOMAIN = "E_DOMAIN", ("the modality cannot be of this domain: correct the rule, or name the right domain")
     E_DUPLICATE = (
@@ -112,6 +120,13 @@ class Code(StrEnum):
         (
             "the slices of two volumes of one series alternate, so they may be one scan: look at"
             " them, then set `ingest.allow`"
+        ),
+    )
+    E_KILLED = (
+        "E_KILLED",
+        (
+            "a study in the inbox has ended the process twice, most often for want of memory: give it more, then move"
+            " the study back into the inbox"
         ),
     )
     E_LOCALIZER = "E_LOCALIZER", "a localizer, scout or surview: it is no scan"
@@ -199,6 +214,13 @@ class Code(StrEnum):
             "export the original images"
         ),
     )
+    E_UNREADABLE = (
+        "E_UNREADABLE",
+        (
+            "a study in the inbox, or what is beside it, cannot be read, written or moved: correct what"
+            " `waiting.json` names; it is tried again"
+        ),
+    )
     E_ZERO_SPACING = (
         "E_ZERO_SPACING",
         ("the distance of voxels is missing, zero or negative: export the original images"),
@@ -233,6 +255,12 @@ class TrainingError(UserError):
 
 class OutputError(UserError):
     """An output that already exists or cannot be written."""
+
+
+class DiskFull(OutputError):
+    """A disk without room for an output, or a quota that is used up."""
+
+    code = Code.E_DISK_FULL
 
 
 class ServiceError(UserError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -206,9 +207,9 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
         pixels = from_unit(to_unit(pixels), np.uint8)
     if pixels.ndim == 3 and suffix not in (".png", ".tif", ".tiff", ".webp"):
         pixels = over_white(pixels)
+    data = io.BytesIO()  # PIL does not notice that a full disk takes only the first bytes of its last block
     if pixels.dtype == np.uint16:
-        with atomic(path) as part:
-            _write_deep(part, pixels, note)
+        _write_deep(data, suffix, pixels, note)
     else:
         options: dict[str, Any] = {}
         if note and suffix == ".png":
@@ -219,27 +220,27 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
             options["exif"][DESCRIPTION] = note
         if suffix in (".jpg", ".jpeg", ".webp"):
             options["quality"] = 95
-        with atomic(path) as part:
-            Image.fromarray(pixels).save(part, **options)
+        Image.fromarray(pixels).save(data, Image.registered_extensions()[suffix], **options)
+    with atomic(path) as part:
+        part.write_bytes(data.getbuffer())
 
 
-def _write_deep(path: Path, pixels: Pixels, note: str) -> None:
+def _write_deep(file: io.BytesIO, suffix: str, pixels: Pixels, note: str) -> None:
     """Write a PNG or TIFF of 16 bits."""
     import imagecodecs
     import tifffile
     from PIL import PngImagePlugin
 
-    if path.suffix.lower() == ".png":
+    if suffix == ".png":
         data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
         head = 33  # bytes of the signature and the header, after which text is allowed
-        with path.open("wb") as file:
-            file.write(data[:head])
-            if note:
-                PngImagePlugin.putchunk(file, b"tEXt", b"Comment\0" + note.encode("latin-1"))
-            file.write(data[head:])
+        file.write(data[:head])
+        if note:
+            PngImagePlugin.putchunk(file, b"tEXt", b"Comment\0" + note.encode("latin-1"))
+        file.write(data[head:])
     else:
         tifffile.imwrite(
-            path,
+            file,
             pixels,
             photometric="rgb" if pixels.ndim == 3 else "minisblack",
             extrasamples=["unassalpha"] if pixels.shape[2:] == (4,) else None,

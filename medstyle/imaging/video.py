@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from medstyle.errors import Code, MissingPackage, OutputError, Refusal, reading
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
-from medstyle.jobs.atomic import part_of as scratch_of
+from medstyle.jobs.atomic import atomic
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -123,12 +124,15 @@ class VideoWriter:
         suffix = (part_of or path).suffix.lower()
         if suffix not in CODECS:
             raise OutputError(f"{path}: a video is written as one of {', '.join(CODECS)}")
-        self.path, self.scratch = path, scratch_of(path)
+        self.path = path
         self.codec, options = CODECS[suffix]
         self.options = options if crf is None else {**options, "crf": str(crf)}
         self.with_sound = sound
-        self.source = av.open(str(like))
-        self.out = av.open(str(self.scratch), "w")
+        with ExitStack() as stack:
+            self.source = stack.enter_context(av.open(str(like)))
+            scratch = stack.enter_context(atomic(path))
+            self.out = stack.enter_context(av.open(str(scratch), "w"))
+            self.files = stack.pop_all()
         self.out.metadata["comment"] = note
         self.rate = self.source.streams.video[0].average_rate or Fraction(25)
         self.stream: Any = None
@@ -139,20 +143,17 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Complete the file; after an error it does not exist."""
-        try:
-            if kind is None and self.stream is not None:
-                if self.encodes:
-                    self.out.mux(self.stream.encode())
-                self._mux_sound(None)
-        finally:
-            self.out.close()
-            self.source.close()
-        if kind is None and self.stream is not None:
-            self.scratch.replace(self.path)
-        else:
-            self.scratch.unlink(missing_ok=True)
+        if kind is not None:
+            self.files.__exit__(kind, *error)
+            return
+        with self.files:
+            if self.stream is None:
+                raise OutputError(f"{self.path.name}: no frame was written")
+            if self.encodes:
+                self.out.mux(self.stream.encode())
+            self._mux_sound(None)
 
     def write(self, frame: Frame) -> None:
         """Append a frame; all frames have the same size, and their times must rise."""
