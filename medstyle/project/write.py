@@ -135,7 +135,7 @@ def _set_up(folder: Path) -> Iterator[str]:
     (folder / ".dvc" / "config").write_text(template("dvc_config"), encoding="utf-8")
     _run([git, "add", "--all", "."], folder)
     if _run([git, "commit", "--quiet", "--message", "medstyle init"], folder).returncode != 0:
-        yield "nothing was committed, because git does not know who you are: `git config --global user.name` and user.email"
+        yield "nothing was committed: git does not know you; `git config --global user.name` and user.email"
 
 
 def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
