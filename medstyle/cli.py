@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from medstyle.errors import USABLE, DataError, OutputError, ParamsError, UserError, outline
+from medstyle.errors import USABLE, DataError, MissingPackage, OutputError, ParamsError, UserError, outline
 
 # before a runtime is loaded: idle threads sleep instead of spinning, so that other jobs can use the
 # cores
@@ -688,6 +688,29 @@ def serve(
     from medstyle.registry.server import serve as start
 
     start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout, rows), poll, audit)
+
+
+@app.command()
+def studio(
+    model: Model = DEFAULT_MODEL,
+    host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's asks for a token.")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 5102,
+    upload_mb: Annotated[int, typer.Option(min=1, help="Largest size in MiB of what one browser drops.")] = 2048,
+    idle_minutes: Annotated[float, typer.Option(help="What was dropped is deleted after so long without use.")] = 30.0,
+) -> None:
+    """Open the studio: drop images on a page, translate, compare, and decide about models.
+
+    Example: medstyle studio --model models/translator
+    """
+    try:
+        from medstyle.studio.server import studio as start
+        from medstyle.studio.sessions import Limits
+    except ImportError as error:
+        raise MissingPackage(f'studio: needs {error.name}: pip install "medstyle[ops]"') from None
+
+    start(model, host, port, Limits(upload_bytes=upload_mb << 20, idle_s=60 * idle_minutes))
 
 
 if __name__ == "__main__":

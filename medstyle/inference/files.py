@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,14 +160,19 @@ def _why_none(source: Path, root: Path, translator: Translator, wanted: str, cou
     return f"none of its {count} images matches the model's rules for {wanted}; set the domain with --from"
 
 
-def translate_job(job: Job, translator: Translator) -> Row:
-    """Translate one image and write it; return its row of facts."""
+def translate_job(job: Job, translator: Translator, look: Callable[[Translation], None] | None = None) -> Row:
+    """Translate one image and write it; return its row of facts.
+
+    ``look`` is called with what was made, unless it is a video.
+    """
     if job.item.source == "video":
         return _film(job, translator)
     result = _translate(job, translator)
     if result.ood.verdict == "refuse" and not job.request.force:
         raise _unlike(job.item, result.ood.score)
     written = _write(job, result, translator)
+    if look is not None:
+        look(result)
     shape = result.image.voxels.shape if isinstance(result.image, Volume) else result.image.shape
     notes = [*result.warnings, *(f"the source: {doubt.reason}" for doubt in job.item.doubts())]
     if job.item.source == "picture" and job.item.shape[0] > 1:

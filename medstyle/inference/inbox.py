@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -307,6 +308,60 @@ def _filed(study: Study, outcome: Outcome, folder: Path) -> Outcome:
     except (Changed, OSError, DiskFull) as error:
         return _postponed(outcome, error)
     return outcome
+
+
+def entries(folder: Path) -> list[dict[str, str]]:
+    """List every study that is known in ``folder``, what has become of it and why; writes nothing.
+
+    The reason of a study in quarantine may name the patient: it is for the person who looks.
+    """
+    rows = []
+    waiting = _read(folder / "waiting.json")
+    for path in sorted(folder.glob("inbox/[!.]*")):
+        why = waiting.get(path.name, {})
+        rows.append({"key": "", "status": "waiting", "code": why.get("code", ""), "reason": why.get("reason", "")})
+    rows += [{"key": path.name, "status": "running"} for path in sorted(folder.glob("attempts/*"))]
+    if (folder / "ledger.db").is_file():
+        with closing(sqlite3.connect(f"{(folder / 'ledger.db').resolve().as_uri()}?mode=ro", uri=True)) as ledger:
+            query = "SELECT key, status, code, series, warned, finished FROM studies ORDER BY finished DESC"
+            known = ledger.execute(query).fetchall()
+        for key, status, code, series, warned, finished in known:
+            row = {"key": key, "status": status, "code": code, "series": str(series), "warned": str(warned)}
+            why = _read(folder / "quarantine" / key / "reason.json").get("reason", "")
+            place = f"{'quarantine' if status == 'quarantined' else 'derived'}/{key}"
+            rows.append({**row, "finished": finished, "reason": why, "place": place})
+    return rows
+
+
+def _read(file: Path) -> dict:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def retry(folder: Path, key: str) -> str:
+    """Forget a study in quarantine and put it back into the inbox; return a sentence.
+
+    Raises:
+        UserError: there is none of this key, or another process works in ``folder``.
+    """
+    home = folder / "quarantine" / key
+    studies = [path for path in sorted(home.iterdir()) if path.name != "reason.json"] if home.is_dir() else []
+    if not (key.isalnum() and studies):
+        raise DataError(f"{key}: no study of this key is in quarantine")
+    with _alone(folder), closing(sqlite3.connect(folder / "ledger.db")) as ledger:
+        ledger.execute(TABLE)
+        taken = [path.name for path in studies if os.path.lexists(folder / "inbox" / path.name)]
+        if taken:
+            raise DataError(f"{key}: the inbox holds something of the same name; move that away first")
+        with ledger:
+            ledger.execute("DELETE FROM studies WHERE key = ?", (key,))
+        for path in studies:
+            shutil.move(path, folder / "inbox" / path.name)
+        remove(home)
+    return f"{key}: back in the inbox; it is tried again by the next run"
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,24 +45,44 @@ table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text
 """
 
 
-def write_thumbnails(found: Survey, path: Path) -> None:
-    """Write the page: up to :data:`SHOWN` images of each domain, and the reasons of the others."""
-    from jinja2 import Environment
+class Shown(NamedTuple):
+    """A domain: why its images belong to it, and up to :data:`SHOWN` of them by key."""
 
+    name: str
+    why: str
+    count: int
+    subjects: int
+    images: list[tuple[str, str]]
+
+
+class Gallery(NamedTuple):
+    """What the page shows: one sentence, the domains, and what is left out: (reason, number)."""
+
+    lead: str
+    domains: list[Shown]
+    left: list[tuple[str, int]]
+
+
+def gallery(found: Survey) -> Gallery:
+    """Choose what is shown of a survey, with small pictures as URLs of data."""
     domains = []
     for name, subjects in found.domains.items():
         images = [image for of in subjects.values() for image in of]
         shown = [(short_key("item", image.path), data) for image in images[:SHOWN] if (data := _data(image))]
         reasons = Counter(image.why for image in images).most_common(3)
         why = ", ".join(f"{reason} ({n})" if len(reasons) > 1 else reason for reason, n in reasons)
-        domains.append((name, why, len(images), len(subjects), shown))
+        domains.append(Shown(name, why, len(images), len(subjects), shown))
     left = [*found.left_out().most_common(), *((f"refused: {code}", n) for code, n in found.refused.most_common())]
-    template = Environment(autoescape=True).from_string(TEMPLATE)
     lead = f"{len(found.images)} images were read; {sum(n for _, n in left)} are not used."
-    page = template.render(
-        title="What the data show", lead=lead, domains=domains, left=left or [("none", 0)], side=SIDE
-    )
-    write_text(path, page)
+    return Gallery(lead, domains, left or [("none", 0)])
+
+
+def write_thumbnails(found: Survey, path: Path) -> None:
+    """Write the page: up to :data:`SHOWN` images of each domain, and the reasons of the others."""
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True).from_string(TEMPLATE)
+    write_text(path, template.render(title="What the data show", side=SIDE, **gallery(found)._asdict()))
 
 
 def _data(image: Image) -> str:

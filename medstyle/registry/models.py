@@ -369,6 +369,38 @@ def versions() -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -int(row["version"]))
 
 
+def described(version: str) -> dict[str, Any]:
+    """Return what is known of a version: table of results, verdict with reasons, origin.
+
+    The table has one row for each method, the model and its baselines.
+    """
+    mlflow = connect()
+    from mlflow.exceptions import MlflowException
+
+    client = mlflow.MlflowClient()
+    try:
+        found = client.get_model_version(NAME, version)
+        metrics = client.get_run(found.run_id).data.metrics
+    except MlflowException:
+        raise _unknown(f"models:/{NAME}/{version}") from None
+    table: dict[str, dict[str, float]] = {}
+    for key, value in metrics.items():
+        part, _, rest = key.partition("/")
+        method, _, name = rest.partition("/")
+        if part == "test" and name:
+            table.setdefault(method, {})[name] = value
+    reasons = found.tags.get("gate.reasons", "none")
+    return {
+        "table": table,
+        "gate": found.tags.get("gate", "not asked"),
+        "reasons": [] if reasons == "none" else reasons.split("; "),
+        "overruled": found.tags.get("gate.overruled", ""),
+        "promoted": found.tags.get("promoted", ""),
+        "git": found.tags.get("git.sha", ""),
+        "weights_sha256": found.tags.get("weights_sha256", ""),
+    }
+
+
 def fetch(reference: str) -> Path:
     """Return the local translator folder of ``models:/...``.
 

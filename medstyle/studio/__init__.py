@@ -1,0 +1,1 @@
+"""Serve the studio: one page to translate, compare, and decide about models."""

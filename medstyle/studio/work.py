@@ -1,0 +1,421 @@
+"""Define the studio's jobs: the functions that the commands call, on what was dropped."""
+
+from __future__ import annotations
+
+import functools
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from medstyle.cohort.inventory import Inventory, Item, inventory
+from medstyle.errors import DataError, ModelError, Refusal, UserError
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.picture import SYNTHETIC_NOTE, over_white, read_picture, to_unit, write_picture
+from medstyle.imaging.volume import Volume, write_volume
+from medstyle.inference.files import CLINICAL_NOTE, Job, Request, domain_in, plan, translate_job
+from medstyle.inference.render_options import RenderOptions
+from medstyle.inference.translate import Translation
+from medstyle.networks.translator import Translator
+from medstyle.studio import shelf
+from medstyle.studio.sessions import safe_name
+
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
+
+SIDE, PREVIEW = 1600, 256  # pixels: the longer side of a picture that is shown, the shorter one of a preview
+UNPACKED, MEMBERS = 4 << 30, 20_000  # bytes and files that a zip may hold
+NAMED = 100  # files that are named in a verdict
+PASSES = 5  # of a network for a map of uncertainty; for the estimate of progress alone
+MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".mp4": "video/mp4",
+         ".m4v": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", ".mkv": "video/x-matroska",
+         ".zip": "application/zip", ".gz": "application/gzip"}  # fmt: skip
+REMEDIES = {  # of the command line -> of the page
+    "override with --force": "tick “Translate anyway”",
+    "set the domain with --from": "tick “Treat the image as the model's source”",
+}
+
+
+@dataclass
+class Place:
+    """Where a job works, and what it tells.
+
+    Attributes:
+        session: folder of the session.
+        out: new folder of the job.
+        model: the model that the studio was started with.
+        say: sends progress.
+        files: what may be downloaded: name -> path, media type and name of the saved file.
+    """
+
+    session: Path
+    out: Path
+    model: str
+    say: Callable[[dict[str, Any]], None]
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def offer(self, name: str, path: Path, saved: str = "") -> str:
+        """Let the page have a file under a name; return the name."""
+        media = MEDIA.get(path.suffix.lower(), "application/octet-stream")
+        self.files[name] = {"path": str(path), "media": media, "saved": saved or name}
+        return name
+
+    def dropped(self, name: str) -> Path:
+        """Return the folder of a set of files."""
+        return self.session / "sets" / name
+
+    def cleaned(self, text: str) -> str:
+        """Return an error without the folders of the server, and with the page's remedies."""
+        for folder in (self.out, self.session / "sets", self.session):
+            text = re.sub(re.escape(str(folder)) + r"(/[0-9a-f]{16}(?=[/:]))?/?", "", text)
+        for remedy, ours in REMEDIES.items():
+            text = text.replace(remedy, ours)
+        return text.strip().removeprefix(":").strip()
+
+
+class Look(BaseModel):
+    """Arguments of `inspect` and `view`: files, a model, and one image of them."""
+
+    model_config = ConfigDict(extra="forbid")
+    set: str
+    model: str = "given"
+    item: str = ""
+    as_source: bool = False
+
+
+class Make(BaseModel):
+    """Arguments of `translate` and `style`."""
+
+    model_config = ConfigDict(extra="forbid")
+    set: str
+    model: str = "given"
+    target: str | None = None
+    as_source: bool = False
+    uncertainty: bool = False
+    force: bool = False
+    exemplars: str | None = None
+    weights: list[float] = Field(default=[], max_length=16)
+    method: str | None = None
+    strength: float = 1.0
+    keep_colour: bool = False
+    size: int | None = None
+    seed: int | None = None
+    preview: bool = False
+
+
+def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Say what the files are, which would be used by the model, and what was refused and why."""
+    asked = Look(**arguments)
+    folder = place.dropped(asked.set)
+    unpack(folder)
+    found = inventory([folder])
+    used, why = {}, ""
+    try:
+        used = _used(folder, found, asked, place)
+    except UserError as error:
+        why = place.cleaned(str(error))
+    rows = [
+        {
+            "item": item.key,
+            "what": words(item),
+            "kind": item.source,
+            "use": used.get(item.key, "not used" if item.usable else "refused"),
+            "why": place.cleaned(item.reason or item.code),
+            "doubts": [place.cleaned(doubt.reason) for doubt in item.doubts()] if item.usable else [],
+            "view": item.usable and item.kind in ("volume", "image", "video"),
+        }
+        for item in found.volumes
+    ]
+    lost = [file for file in found.files if file.verdict != "used"]
+    named = [
+        {"file": place.cleaned(str(file.path)), "code": str(file.code), "why": place.cleaned(file.reason)}
+        for file in lost[:NAMED]
+    ]
+    counts = Counter(str(file.code) for file in lost)
+    return {"images": rows, "files": len(found.files), "refused": named, "counts": counts, "why": why}
+
+
+def _used(folder: Path, found: Inventory, asked: Look, place: Place) -> dict[str, str]:
+    """Return what the model would use: key -> in which role."""
+    if not any(item.usable for item in found.volumes):
+        return {}
+    translator = shelf.translator(asked.model, place.model)
+    source = translator.config.source
+    picture = asked.as_source or DOMAINS[source].picture
+    scratch = place.out / "plan"
+    used = {}
+    for job in plan(folder, scratch, translator, Request(source_domain=source if picture else None)):
+        used[job.item.key] = f"used as {DOMAINS[source].label}"
+        used |= {one.key: "used as a further contrast" for one in job.contrasts}
+    return used
+
+
+def words(item: Item) -> str:
+    """Describe an image.
+
+    Example: ``DICOM series, 8 slices of 48 × 48, voxels of 4.8 × 4.8 × 12 mm``
+    """
+    kind = {"dicom": "DICOM series", "volume": "Volume file", "picture": "Picture", "video": "Clip"}[item.source]
+    depth, height, width = item.shape
+    if item.source == "dicom" and item.kind == "image":
+        kind = "DICOM image"
+    if not height:
+        return kind
+    if item.source in ("picture", "video"):
+        frames = f", {depth} frames" if item.source == "video" and depth else ""
+        return f"{kind}{frames}, {width} × {height} pixels"
+    size = f"{depth} slices of {height} × {width}" if depth != 1 else f"one slice of {height} × {width}"
+    spacing = item.spacing_mm
+    return f"{kind}, {size}" + (f", voxels of {' × '.join(f'{v:.2g}' for v in spacing)} mm" if spacing else "")
+
+
+def view(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Prepare one image to be shown."""
+    asked = Look(**arguments)
+    folder = place.dropped(asked.set)
+    items = [item for item in inventory([folder]).volumes if item.key == asked.item]
+    if len(items) != 1:
+        raise DataError("this image is no longer there; drop it again")
+    [item] = items
+    domain = None
+    try:
+        translator = shelf.translator(asked.model, place.model)
+        domain = domain_in(item, item.path.relative_to(folder).as_posix(), translator)
+    except UserError:
+        pass  # it can be shown without a model
+    return {"images": [shown(place, item, "source", domain)]}
+
+
+def shown(place: Place, item: Item, name: str, domain: str | None) -> dict[str, Any]:
+    """Write one image in a form that browsers show; return how it is shown."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    if item.source == "video":
+        return {"kind": "video", name: place.offer(f"{name}{item.path.suffix.lower()}", item.path)}
+    if item.source == "picture":
+        return {"kind": "picture", name: place.offer(f"{name}.png", _small(item.path, place.out / f"{name}.png"))}
+    return _volume(place, item.load(domain or "mr_t1", allow=("E_DOMAIN",)), name, "", domain)
+
+
+def _volume(place: Place, volume: Volume, name: str, note: str, domain: str | None = None) -> dict[str, Any]:
+    """Write a volume as NIfTI; return how it is shown."""
+    place.out.mkdir(parents=True, exist_ok=True)
+    path = place.out / f"{name}.nii.gz"
+    write_volume(path, volume, note)
+    return {"kind": "volume", name: place.offer(path.name, path), f"{name}_window": _window(volume, domain)}
+
+
+def _window(volume: Volume, domain: str | None) -> list[float]:
+    if (domain or volume.domain) == "ct":
+        return [-160.0, 240.0]
+    low, high = np.percentile(volume.voxels, (1, 99.5))
+    return [float(low), float(max(high, low + 1e-3))]
+
+
+def _small(path: Path, out: Path, side: int = SIDE, *, shorter: bool = False) -> Path:
+    """Write a picture with 8 bits, and not larger than ``side``."""
+    from PIL import Image
+
+    pixels = read_picture(path)
+    image = Image.fromarray((pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels)
+    scale = side / (min if shorter else max)(image.size)
+    if scale < 1:
+        image = image.resize(tuple(max(1, round(n * scale)) for n in image.size), Image.Resampling.LANCZOS)
+    image.save(out)
+    return out
+
+
+def translate(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate what the model can use of a set, and prepare source and result to be shown."""
+    asked = Make(**arguments)
+    place.say({"progress": 0.02, "said": "loading the model"})
+    translator = shelf.translator(asked.model, place.model)
+    source = translator.config.source
+    folder, made = place.dropped(asked.set), place.out / "made"
+    picture = asked.as_source or DOMAINS[source].picture
+    request = Request(
+        asked.target,
+        source if picture else None,
+        uncertainty=asked.uncertainty and not DOMAINS[source].picture,
+        force=asked.force,
+    )
+    jobs = [
+        replace(job, out=made / f"{number}") if job.item.series is not None else job
+        for number, job in enumerate(plan(folder, made, translator, request))
+    ]
+    images = []
+    for number, job in enumerate(jobs):
+        results: list[Translation] = []
+        with _progress(place, translator, job, (number / len(jobs), 1 / len(jobs))):
+            row = translate_job(job, translator, results.append)
+        images.append(_compared(place, job, row, results, number))
+    return {"images": images, "downloads": _downloads(place, jobs, made)}
+
+
+@contextmanager
+def _progress(place: Place, translator: Translator, job: Job, share: tuple[float, float]) -> Iterator[None]:
+    """Tell how many slices have passed through the network."""
+    passes = len(translator.members) * (PASSES if job.request.uncertainty else 1)
+    total, done = max(1, job.item.shape[0]) * passes, 0
+
+    def count(module: Any, inputs: Any, output: Any) -> None:
+        nonlocal done
+        done += len(inputs[0])
+        part = min(done / total, 1.0)
+        place.say({"progress": share[0] + share[1] * (0.1 + 0.8 * part), "said": f"translating, {part:.0%}"})
+
+    place.say({"progress": share[0] + share[1] * 0.05, "said": "preparing the image"})
+    hooks = [one.generator.register_forward_hook(count) for one in translator.members]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _compared(
+    place: Place, job: Job, row: Mapping[str, Any], results: list[Translation], number: int
+) -> dict[str, Any]:
+    """Return source and result of a translation, as they are shown."""
+    place.say({"said": "preparing the view"})
+    facts = shown(place, job.item, f"{number}-source", job.domain)
+    made = f"{number}-synthetic"
+    volumes = [one for one in results if isinstance(one.image, Volume)]
+    for one in volumes:
+        assert isinstance(one.image, Volume)
+        facts |= _volume(place, one.image, made, CLINICAL_NOTE)
+        if one.uncertainty is not None:
+            facts |= _volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+    if not volumes:
+        [item] = inventory([job.out]).volumes
+        facts |= shown(place, item, made, job.target)
+    facts = {name.removeprefix(f"{number}-"): value for name, value in facts.items()}
+    labels = {"from": DOMAINS[job.domain].label, "to": DOMAINS[job.target].label, "unit": DOMAINS[job.target].unit}
+    found = {"score": row["ood_score"], "verdict": row["ood_verdict"]}
+    return {**facts, **labels, "ood": found, "warnings": [place.cleaned(text) for text in row["warnings"]]}
+
+
+def _downloads(place: Place, jobs: list[Job], made: Path) -> list[dict[str, str]]:
+    """Offer what was made: a zip of DICOM, NIfTI, and files of the kind that was dropped."""
+    offers = []
+    if any(job.item.series is not None for job in jobs):
+        packed = place.out / "synthetic-dicom.zip"
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for path in sorted(made.rglob("*")):
+                if path.is_file():
+                    archive.write(path, path.relative_to(made).as_posix())
+        offers.append({"file": place.offer("dicom", packed, packed.name), "label": "DICOM (zip)"})
+    for name in [name for name in place.files if name.endswith("synthetic.nii.gz")]:
+        place.files[name]["saved"] = f"synthetic-{name}".replace("-synthetic", "")
+        offers.append({"file": name, "label": "NIfTI"})
+    for number, job in enumerate(jobs):
+        if job.item.series is None and job.item.source != "volume":
+            suffix = job.out.suffix.lower()
+            label = suffix.removeprefix(".").upper()
+            name = place.offer(f"{number}-made{suffix}", job.out, f"synthetic-{number}{suffix}")
+            offers.append({"file": name, "label": label})
+    return offers
+
+
+def style(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Style one picture by exemplars: by a model, or by a classical method without one."""
+    asked = Make(**arguments)
+    sources = _pictures(place.dropped(asked.set))
+    exemplars = _pictures(place.dropped(asked.exemplars)) if asked.exemplars else []
+    if len(sources) != 1:
+        raise DataError(f"drop one picture to style; found {len(sources)}")
+    place.out.mkdir(parents=True, exist_ok=True)
+    source = sources[0]
+    if asked.preview:
+        source = _small(source, place.out / "small.png", PREVIEW, shorter=True)
+    size = min(asked.size, PREVIEW) if asked.preview and asked.size else asked.size
+    options = RenderOptions(asked.strength, asked.keep_colour, size=size)
+    out = place.out / f"styled{source.suffix.lower() if source.suffix.lower() in ('.png', '.jpg', '.webp') else '.png'}"
+    facts: dict[str, Any] = {"kind": "picture", "from": "Picture", "to": "Styled", "warnings": [], "ood": None}
+    if asked.method:
+        _classical(source, exemplars, asked.method, options, out)
+    else:
+        translator = shelf.translator(asked.model, place.model)
+        if not DOMAINS[translator.config.source].picture:
+            raise ModelError("this model translates scans; choose a model of pictures, or a classical method")
+        weights = asked.weights or [1.0] * len(exemplars)
+        if len(weights) != len(exemplars):
+            raise DataError(f"{len(weights)} weights for {len(exemplars)} exemplars; give one for each")
+        mixture = list(zip(weights, exemplars, strict=True))
+        request = Request(asked.target, translator.config.source, mixture, asked.seed, options=options, force=True)
+        [job] = plan(source, out, translator, request)
+        with _progress(place, translator, job, (0, 1)):
+            row = translate_job(job, translator)
+        facts |= {"ood": {"score": row["ood_score"], "verdict": row["ood_verdict"]}, "warnings": row["warnings"]}
+    facts["source"] = place.offer("source.png", _small(source, place.out / "source.png"))
+    facts["synthetic"] = place.offer("synthetic.png", _small(out, place.out / "synthetic.png"))
+    label = out.suffix.removeprefix(".").upper()
+    return {"images": [facts], "downloads": [{"file": place.offer("made", out, out.name), "label": label}]}
+
+
+def _pictures(folder: Path) -> list[Path]:
+    unpack(folder)
+    items = inventory([folder]).volumes
+    refused = [item.reason for item in items if item.source == "picture" and not item.usable]
+    if refused:
+        raise DataError(f"a picture cannot be used: {refused[0]}")
+    return [item.path for item in items if item.source == "picture"]
+
+
+def _classical(source: Path, exemplars: list[Path], method: str, options: RenderOptions, out: Path) -> None:
+    from medstyle.evaluation.baselines import PICTURE_METHODS
+
+    if method not in PICTURE_METHODS:
+        raise DataError(f"{method}: none of {', '.join(PICTURE_METHODS)}")
+    if len(exemplars) != 1:
+        raise DataError(f"a classical method takes the style of one exemplar; found {len(exemplars)}")
+    pixels = read_picture(source, alpha=True)
+    styled = to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(exemplars[0])))
+    write_picture(out, options.apply(pixels, styled), SYNTHETIC_NOTE)
+
+
+def unpack(folder: Path) -> None:
+    """Replace every zip below ``folder`` by its content.
+
+    Raises:
+        DataError: it is damaged, encrypted or too large.
+    """
+    left, members = UNPACKED, MEMBERS
+    for packed in sorted(folder.rglob("*.[zZ][iI][pP]")):
+        try:
+            with zipfile.ZipFile(packed) as archive:
+                found = [one for one in archive.infolist() if not one.is_dir()]
+                members -= len(found)
+                if members < 0 or sum(one.file_size for one in found) > left:
+                    raise DataError(f"the zip holds too much: the limit is {MEMBERS} files, {UNPACKED >> 30} GiB")
+                for number, one in enumerate(found):
+                    place = packed.with_suffix("") / safe_name(one.filename)
+                    if place.exists() or any(above.is_file() for above in place.parents):
+                        place = packed.with_suffix("") / f"{number:05d}" / place.name
+                    place.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(one) as member, place.open("wb") as file:
+                        while chunk := member.read(1 << 20):
+                            left -= len(chunk)
+                            if left < 0:
+                                raise DataError(f"the zip unpacks to more than {UNPACKED >> 30} GiB")
+                            file.write(chunk)
+        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, Refusal):
+            raise DataError("the zip is damaged or encrypted; zip the files again") from None
+        packed.unlink()
+
+
+KINDS: dict[str, Callable[[Place, Mapping[str, Any]], dict[str, Any]]] = {
+    "inspect": inspect,
+    "view": view,
+    "translate": translate,
+    "style": style,
+    **{
+        name: functools.partial(lambda ask, place, arguments: ask(place.model, **arguments), ask)
+        for name, ask in shelf.ASKED.items()
+    },
+}

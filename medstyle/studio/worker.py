@@ -1,0 +1,44 @@
+"""Do the studio's jobs in a process of its own: a line of JSON for each job, lines in return."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from medstyle.errors import UserError, outline
+
+__patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
+
+
+def main() -> None:
+    """Answer jobs until the server ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # what libraries print must not come between the answers
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+
+        def say(answer: dict[str, Any]) -> None:
+            answers.write(json.dumps(answer) + "\n")
+            answers.flush()
+
+        from medstyle.studio.work import KINDS, Place  # loads libraries, while nobody waits for an answer
+
+        for line in sys.stdin:
+            job = json.loads(line)
+            place = Place(Path(job["folder"]), Path(job["out"]), sys.argv[1], say)
+            try:
+                result = KINDS[job["kind"]](place, job["arguments"])
+                say({"result": result, "files": place.files})
+            except UserError as error:
+                say({"error": place.cleaned(str(error))})
+            except Exception as error:
+                print(outline(error), end="", file=sys.stderr)
+                say({"error": f"unexpected {type(error).__name__}; what the studio printed shows where"})
+
+
+if __name__ == "__main__":
+    main()
