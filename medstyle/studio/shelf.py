@@ -7,11 +7,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medstyle.errors import ModelError, ParamsError, UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.networks.translator import Translator
+
+if TYPE_CHECKING:
+    from medstyle.networks.translator import Translator
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -50,6 +52,8 @@ def translator(name: str, given: str) -> Translator:
 
 @functools.lru_cache(maxsize=2)
 def _loaded(folder: Path, changed: int) -> Translator:
+    from medstyle.networks.translator import Translator
+
     return Translator.load(folder)
 
 

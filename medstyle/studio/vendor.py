@@ -9,14 +9,16 @@ import tarfile
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import unquote_to_bytes
 
 from medstyle.errors import ServiceError
 
+QUOTED = b'export const esm = "'
 WEB = Path(__file__).parent / "web" / "vendor"
 
 
 class Package(NamedTuple):
-    """A file of an npm package: where it lies in it, where it goes, and the hash of its bytes."""
+    """A file of an npm package: where it lies in it, where it goes, and the hash of what is written."""
 
     name: str
     member: str
@@ -28,7 +30,7 @@ NIIVUE = Package(
     "@niivue/niivue@0.69.0",
     "package/build/index.min.js",
     WEB / "niivue.js",
-    "f83a59526eb34aa7b6b4952c83121bbda54f60700ca86096d847cbb0b9358549",
+    "bcb456b66a26e20126b7257c2b6071f48b347b7f910f99bca26721a71a96cbed",
 )
 AXE = Package(  # checks accessibility; not part of the package, and not in the repository
     "axe-core@4.14.1",
@@ -54,6 +56,8 @@ def fetch(package: Package) -> None:
         with tarfile.open(found[0]) as archive:
             member = archive.extractfile(package.member)
             content = member.read() if member else b""
+    if content.startswith(QUOTED):  # NiiVue's one file is a string that holds the module, percent-encoded
+        content = unquote_to_bytes(content.removeprefix(QUOTED).rstrip()[:-1])
     if hashlib.sha256(content).hexdigest() != package.sha256:
         raise ServiceError(f"{package.name}: {package.member} is not the file that was reviewed; compare before use")
     package.place.parent.mkdir(parents=True, exist_ok=True)

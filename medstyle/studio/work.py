@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ from medstyle.inference.render_options import RenderOptions
 from medstyle.inference.translate import Translation
 from medstyle.networks.translator import Translator
 from medstyle.studio import shelf
+from medstyle.studio.place import Place
 from medstyle.studio.sessions import safe_name
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
@@ -33,50 +32,6 @@ SIDE, PREVIEW = 1600, 256  # pixels: the longer side of a picture that is shown,
 UNPACKED, MEMBERS = 4 << 30, 20_000  # bytes and files that a zip may hold
 NAMED = 100  # files that are named in a verdict
 PASSES = 5  # of a network for a map of uncertainty; for the estimate of progress alone
-MEDIA = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp", ".mp4": "video/mp4",
-         ".m4v": "video/mp4", ".mov": "video/quicktime", ".webm": "video/webm", ".mkv": "video/x-matroska",
-         ".zip": "application/zip", ".gz": "application/gzip"}  # fmt: skip
-REMEDIES = {  # of the command line -> of the page
-    "override with --force": "tick “Translate anyway”",
-    "set the domain with --from": "tick “Treat the image as the model's source”",
-}
-
-
-@dataclass
-class Place:
-    """Where a job works, and what it tells.
-
-    Attributes:
-        session: folder of the session.
-        out: new folder of the job.
-        model: the model that the studio was started with.
-        say: sends progress.
-        files: what may be downloaded: name -> path, media type and name of the saved file.
-    """
-
-    session: Path
-    out: Path
-    model: str
-    say: Callable[[dict[str, Any]], None]
-    files: dict[str, dict[str, str]] = field(default_factory=dict)
-
-    def offer(self, name: str, path: Path, saved: str = "") -> str:
-        """Let the page have a file under a name; return the name."""
-        media = MEDIA.get(path.suffix.lower(), "application/octet-stream")
-        self.files[name] = {"path": str(path), "media": media, "saved": saved or name}
-        return name
-
-    def dropped(self, name: str) -> Path:
-        """Return the folder of a set of files."""
-        return self.session / "sets" / name
-
-    def cleaned(self, text: str) -> str:
-        """Return an error without the folders of the server, and with the page's remedies."""
-        for folder in (self.out, self.session / "sets", self.session):
-            text = re.sub(re.escape(str(folder)) + r"(/[0-9a-f]{16}(?=[/:]))?/?", "", text)
-        for remedy, ours in REMEDIES.items():
-            text = text.replace(remedy, ours)
-        return text.strip().removeprefix(":").strip()
 
 
 class Look(BaseModel):
@@ -414,8 +369,4 @@ KINDS: dict[str, Callable[[Place, Mapping[str, Any]], dict[str, Any]]] = {
     "view": view,
     "translate": translate,
     "style": style,
-    **{
-        name: functools.partial(lambda ask, place, arguments: ask(place.model, **arguments), ask)
-        for name, ask in shelf.ASKED.items()
-    },
 }

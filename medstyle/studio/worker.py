@@ -6,12 +6,30 @@ import json
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from medstyle.errors import UserError, outline
+from medstyle.studio.place import Place
+from medstyle.studio.shelf import ASKED
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
+
+
+def _load() -> None:
+    """Import what takes seconds, while nobody waits for an answer."""
+    import medstyle.studio.work  # noqa: F401
+
+
+def _function(kind: str) -> Callable[[Place, Mapping[str, Any]], dict[str, Any]]:
+    """Return the function of a job; those that only ask do not wait for the libraries of images."""
+    if kind in ASKED:
+        return lambda place, arguments: ASKED[kind](place.model, **arguments)
+    from medstyle.studio.work import KINDS
+
+    return KINDS[kind]
 
 
 def main() -> None:
@@ -25,13 +43,12 @@ def main() -> None:
             answers.write(json.dumps(answer) + "\n")
             answers.flush()
 
-        from medstyle.studio.work import KINDS, Place  # loads libraries, while nobody waits for an answer
-
+        threading.Thread(target=_load, daemon=True).start()
         for line in sys.stdin:
             job = json.loads(line)
             place = Place(Path(job["folder"]), Path(job["out"]), sys.argv[1], say)
             try:
-                result = KINDS[job["kind"]](place, job["arguments"])
+                result = _function(job["kind"])(place, job["arguments"])
                 say({"result": result, "files": place.files})
             except UserError as error:
                 say({"error": place.cleaned(str(error))})

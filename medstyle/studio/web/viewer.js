@@ -4,6 +4,7 @@ import { field, h } from "./dom.js";
 const MARK = "RESEARCH ONLY";
 const PLANES = { "Three planes": 3, Axial: 0, Coronal: 1, Sagittal: 2 };
 const CROSSHAIR = 8, WINDOWING = 9, PAN = 3; // NiiVue's modes of dragging
+const BOTTOM = 34; // its name for the middle of the lower edge
 const STEPS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
   PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
 const MODES = { side: "Side by side", slider: "Slider", blend: "Blend", source: "Source", result: "Result" };
@@ -76,7 +77,7 @@ class Pane {
     this.fresh("volume");
     const nv = this.nv = new library.Niivue({
       backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: 1, isRadiologicalConvention: true,
-      multiplanarShowRender: library.SHOW_RENDER.NEVER, dragMode: WINDOWING, dragModePrimary: CROSSHAIR,
+      multiplanarShowRender: 0, dragMode: WINDOWING, dragModePrimary: CROSSHAIR,
       dragAndDropEnabled: false, logLevel: "error", show3Dcrosshair: false, multiplanarPadPixels: 2,
     });
     await nv.attachToCanvas(this.canvas, false);
@@ -88,7 +89,7 @@ class Pane {
     await nv.loadVolumes(volumes);
     const style = { textColor: [1, .85, .47, 1], textScale: .8, textAlignment: "left", lineWidth: 0,
       lineColor: [0, 0, 0, 0], lineTerminator: "none", backgroundColor: [0, 0, 0, .55] };
-    nv.addLabel(MARK, style, undefined, library.LabelAnchorPoint.BOTTOMCENTER);
+    nv.addLabel(MARK, style, undefined, BOTTOM);
     nv.onLocationChange = spot => {
       const value = spot.values?.[0]?.value;
       this.spot.textContent = [...spot.mm].slice(0, 3).map(one => one.toFixed(0)).join(", ") + " mm"
