@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hmac
-from http.cookies import SimpleCookie
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -68,11 +67,12 @@ class Guard:
                     headers.append("Set-Cookie", cookie(self.cookie, given or "", request))
             await send(message)
 
-        refused = self._refusal(request.headers, scope["method"], known)
+        refused = self._refusal(request, known)
         answer: ASGIApp = self.app if refused is None else PlainTextResponse(refused[1], refused[0])
         await answer(scope, receive, guarded)
 
-    def _refusal(self, headers: Headers, method: str, known: bool) -> tuple[int, str] | None:
+    def _refusal(self, request: Request, known: bool) -> tuple[int, str] | None:
+        headers, method = request.headers, request.method
         host, origin = headers.get("host", ""), headers.get("origin")
         if self.token is None and host.lower() not in self.hosts:
             return 421, "this address is not the studio's; open the link that it printed"
@@ -82,8 +82,7 @@ class Guard:
             return 403, "another site may not use the studio"
         if self.token is None or known:
             return None
-        held = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        if held is None or not _same(held.value, self.token):
+        if not _same(request.cookies.get(self.cookie, ""), self.token):
             return 401, "the token is missing or wrong; open the link that the studio printed"
         return None
 

@@ -6,8 +6,19 @@ export function h(name, facts = {}, ...children) {
     else if (value === true) made.setAttribute(key, "");
     else if (value !== false && value != null) made.setAttribute(key, value);
   }
-  made.append(...children.flat().filter(one => one != null && one !== false));
+  made.append(...children.flat().filter(one => one != null && one !== false).flatMap(worded));
   return made;
+}
+
+// Text between backticks is code.
+function worded(one) {
+  if (typeof one !== "string" || !one.includes("`")) return [one];
+  return one.split("`").map((text, place) => {
+    if (place % 2 === 0) return text;
+    const code = document.createElement("code");
+    code.textContent = text;
+    return code;
+  });
 }
 
 export const field = (title, input) => h("label", {}, h("span", {}, title), input);

@@ -37,9 +37,9 @@ class Translate {
           h("details", {}, h("summary", {}, "Overrides"),
             h("label", { class: "check" }, this.as, this.asTitle),
             check("Translate anyway, even if it does not resemble the training images", this.force)),
-          h("div", { class: "row" }, this.go, this.stop), this.bar, this.said),
-        this.made),
+          h("div", { class: "row" }, this.go, this.stop), this.bar, this.said)),
       this.viewer.element);
+    this.viewer.below.append(this.made);
     this.choice.load().catch(error => this.chosen(error));
   }
 
@@ -57,6 +57,7 @@ class Translate {
     this.set = null;
     this.go.disabled = true;
     this.made.hidden = true;
+    this.said.textContent = "";
     this.verdict.hidden = false;
     const bar = h("progress", { max: files.length, value: 0, "aria-label": "Files sent" });
     const count = h("p", {}, `Sending ${files.length} ${files.length === 1 ? "file" : "files"} …`);

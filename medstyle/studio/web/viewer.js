@@ -76,7 +76,8 @@ class Pane {
   async volume(library, url, title, [low, high], overlay) {
     this.fresh("volume");
     const nv = this.nv = new library.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: 1, isRadiologicalConvention: true,
+      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: .8, crosshairWidthUnit: "mm",
+      fontColor: [.9, .9, .9, 1], isRadiologicalConvention: true,
       multiplanarShowRender: 0, dragMode: WINDOWING, dragModePrimary: CROSSHAIR,
       dragAndDropEnabled: false, logLevel: "error", show3Dcrosshair: false, multiplanarPadPixels: 2,
     });
@@ -84,7 +85,7 @@ class Pane {
     const volumes = [{ url, name: "image.nii.gz", colormap: "gray", cal_min: low, cal_max: high }];
     if (overlay) {
       volumes.push({ url: overlay.url, name: "overlay.nii.gz", colormap: "warm", opacity: 0,
-        cal_min: 1e-6, cal_max: overlay.high });
+        cal_min: overlay.high / 10, cal_max: overlay.high });
     }
     await nv.loadVolumes(volumes);
     const style = { textColor: [1, .85, .47, 1], textScale: .8, textAlignment: "left", lineWidth: 0,
@@ -134,7 +135,8 @@ export class Viewer {
       h("button", { type: "button", onclick: () => this.save() }, "Save picture"));
     this.empty = h("div", { class: "empty" }, words);
     this.full = h("div", { class: "viewer", hidden: true }, this.bar, this.stage, this.windows);
-    this.element = h("section", { "aria-label": "Viewer" }, this.empty, this.full);
+    this.below = h("div", {}); // for what a page says about the image
+    this.element = h("section", { "aria-label": "Viewer" }, this.empty, this.full, this.below);
   }
 
   each(act) {
@@ -150,7 +152,8 @@ export class Viewer {
     this.empty.hidden = true;
     this.full.hidden = false;
     const modes = both ? Object.keys(MODES) : ["source"];
-    const before = modes.includes(this.mode.value) && both ? this.mode.value : modes[0];
+    const before = this.both && both ? this.mode.value : modes[0];
+    this.both = both;
     this.mode.replaceChildren(...modes.map(one => h("option", { value: one }, MODES[one])));
     this.mode.value = before;
     for (const one of [...this.forVolumes, this.windows]) one.hidden = image.kind !== "volume";
@@ -198,7 +201,8 @@ export class Viewer {
       } });
     const bottom = made(low), top = made(high);
     nv.onIntensityChange = () => { bottom.value = volume.cal_min; top.value = volume.cal_max; };
-    return h("fieldset", {}, h("legend", {}, `Window of ${pane.title.textContent.toLowerCase()}`),
+    const name = pane === this.source ? "source" : "synthetic image";
+    return h("fieldset", {}, h("legend", {}, `Window of the ${name}`),
       field("from", bottom), field("to", top));
   }
 
@@ -232,7 +236,9 @@ export class Viewer {
     const top = this.result.element.style;
     top.clipPath = mode === "slider" ? `inset(0 0 0 ${share}%)` : "";
     top.opacity = mode === "blend" ? share / 100 : "";
-    requestAnimationFrame(() => this.each(nv => nv.resizeListener()));
+    requestAnimationFrame(() => {
+      for (const pane of [this.source, this.result]) if (!pane.element.hidden && pane.pane.clientWidth) pane.nv?.resizeListener();
+    });
   }
 
   async save() {

@@ -1,0 +1,479 @@
+"""`medstyle studio` as a person uses it, in a real browser; and as an attacker does."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import signal
+import sqlite3
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+import requests
+from PIL import Image
+
+from medstyle import Volume, read_volume, write_volume
+from medstyle.cohort.inventory import inventory
+from tests.conftest import Run
+from tests.flows.conftest import wait_for
+from tests.studio.conftest import BROWSER, GRAPHICS, Running, here, studio
+
+pytestmark = [pytest.mark.ops, pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")]
+AXE = Path(__file__).with_name("axe.min.js")
+LONG = 120_000  # ms: the worker loads libraries while others use the machine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        started = driver.chromium.launch(executable_path=BROWSER, args=list(GRAPHICS))
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser: Any, running: Running) -> Iterator[Any]:
+    """Return a page of a new session; at the end it has shown no fault."""
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, accept_downloads=True)
+    one, faults = context.new_page(), []
+    one.set_default_timeout(LONG)
+    one.on("pageerror", lambda error: faults.append(str(error)))
+    one.on("console", lambda said: faults.append(said.text) if said.type == "error" else None)
+    one.goto(running.url)
+    yield one
+    context.close()
+    assert faults == []
+
+
+def drop(page: Any, *paths: Path) -> None:
+    """Give files, or one folder, to the place for them."""
+    if paths[0].is_dir():
+        page.locator("input[webkitdirectory]").first.set_input_files(str(paths[0]))
+    else:
+        page.locator("#files").set_input_files([str(path) for path in paths])
+
+
+def translate(page: Any) -> None:
+    page.get_by_role("button", name="Translate", exact=True).click()
+    page.locator("[data-shown=both]").wait_for()
+
+
+def download(page: Any, label: str) -> tuple[str, bytes]:
+    with page.expect_download() as waiting:
+        page.get_by_role("link", name=f"Download {label}").first.click()
+    return waiting.value.suggested_filename, Path(waiting.value.path()).read_bytes()
+
+
+def pixels(page: Any, role: str) -> np.ndarray:
+    """Return what a canvas shows."""
+    image = page.locator(f"figure.{role} canvas").screenshot()
+    return np.asarray(Image.open(io.BytesIO(image)).convert("L"), np.float32)
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (96, 128)) -> Path:
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def test_a_study_is_seen_translated_compared_and_downloaded(page: Any, run: Run, tmp_path: Path) -> None:
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for()
+    verdict = page.get_by_role("region", name="Viewer").locator("xpath=..").inner_text()
+    assert "1 of 2 images will be translated" in verdict
+    assert "DICOM series, 8 slices of 48 × 48, voxels of 4.8 × 4.8 × 12 mm\nused as T1" in verdict
+    page.get_by_label("Map of uncertainty").check()
+    translate(page)
+    page.wait_for_timeout(500)
+    source, result = pixels(page, "source"), pixels(page, "result")
+    assert source.std() > 20
+    assert result.std() > 20
+    page.get_by_role("combobox", name="View", exact=True).select_option("slider")
+    page.get_by_role("slider", name="Before – after").fill("30")
+    assert "inset(0px 0px 0px 30%)" in page.locator("figure.result").get_attribute("style")
+    page.get_by_role("combobox", name="View", exact=True).select_option("result")
+    plain = pixels(page, "result")
+    page.get_by_role("slider", name="Uncertainty").fill("90")
+    page.wait_for_timeout(500)
+    assert np.abs(pixels(page, "result") - plain).mean() > 1
+    name, content = download(page, "DICOM (zip)")
+    assert name == "synthetic-dicom.zip"
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        assert all(re.fullmatch(r"[\w./-]+", one) and ".." not in one for one in archive.namelist())
+        archive.extractall(tmp_path / "made")
+    files = [pydicom.dcmread(path) for path in (tmp_path / "made").rglob("*") if path.is_file()]
+    assert {str(file.PatientID) for file in files} == {"PHANTOM-0000"}
+    assert all("DERIVED" in file.ImageType for file in files)
+    [series] = [item for item in inventory([tmp_path / "made"]).volumes if item.kind == "volume"]
+    assert "SYNTHETIC" in series.flags
+    name, content = download(page, "NIfTI")
+    (tmp_path / name).write_bytes(content)
+    assert read_volume(tmp_path / name, "mr_t2").voxels.shape == (8, 48, 48)
+
+
+def test_the_crosshair_is_linked_and_moves_by_keys(page: Any, run: Run) -> None:
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for()
+    translate(page)
+    canvas, beside = page.locator("figure.source canvas"), page.locator("figure.result output")
+    canvas.focus()
+    for _ in range(3):
+        page.keyboard.press("PageUp")
+    wait_for(lambda: beside.inner_text() != "")
+    before = beside.inner_text()
+    page.keyboard.press("PageUp")
+    page.keyboard.press("ArrowLeft")
+    wait_for(lambda: beside.inner_text() != before)
+    place = page.locator("figure.source output").inner_text().partition(" mm")[0]
+    wait_for(lambda: beside.inner_text().partition(" mm")[0] == place)
+
+
+def test_a_picture_and_a_clip_are_translated_and_shown(page: Any, tmp_path: Path) -> None:
+    import av
+
+    page.get_by_role("combobox", name="Model").select_option("local")
+    drop(page, picture(tmp_path / "photo.png"))
+    page.locator("[data-shown=source]").wait_for()
+    translate(page)
+    _, content = download(page, "PNG")
+    made = Image.open(io.BytesIO(content))
+    assert made.size == (128, 96)
+    assert "AI SYNTHETIC" in str(made.info)
+    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        frames = [np.asarray(Image.open(picture(tmp_path / "frame.png", seed))) for seed in (1, 1, 1, 2, 2)]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+    drop(page, tmp_path / "clip.mp4")
+    page.get_by_text("Clip, 5 frames, 128 × 96 pixels").wait_for()
+    translate(page)
+    page.get_by_role("button", name="Play").click()
+    first = pixels(page, "result")
+    wait_for(lambda: bool(np.abs(pixels(page, "result") - first).mean() > 1), 30)
+    name, content = download(page, "MP4")
+    assert name == "synthetic-0.mp4"
+    assert content[4:8] == b"ftyp"
+
+
+def test_a_picture_is_styled_by_exemplars(page: Any, tmp_path: Path) -> None:
+    page.get_by_role("link", name="Style").click()
+    page.locator("#picture").set_input_files(str(picture(tmp_path / "a.png", 1, (600, 800))))
+    page.locator("#exemplars").set_input_files([str(picture(tmp_path / f"{n}.png", n)) for n in (2, 3)])
+    page.get_by_role("combobox", name="Method").select_option("")
+    page.get_by_role("combobox", name="Model").select_option("local")
+    page.get_by_role("slider", name="Weight of exemplar 2").fill("0.5")
+    page.get_by_role("button", name="Preview").click()
+    page.get_by_text("Preview in").wait_for()
+    assert page.locator("figure.result canvas").evaluate("canvas => [canvas.width, canvas.height]") == [341, 256]
+    page.get_by_role("button", name="Full size").click()
+    page.get_by_text("Done in").wait_for()
+    _, content = download(page, "PNG")
+    assert Image.open(io.BytesIO(content)).size == (800, 600)
+    page.get_by_role("combobox", name="Method").select_option("histogram_matching")
+    page.get_by_role("button", name="Preview").click()
+    page.get_by_text("takes the style of one exemplar; found 2").wait_for()
+
+
+def test_wrong_files_get_words(page: Any, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no image")
+    (tmp_path / "scan.nii.gz").write_bytes(b"\x1f\x8b damaged")
+    (tmp_path / "bad.zip").write_bytes(b"PK\x03\x04 damaged")
+    drop(page, tmp_path / "notes.txt", tmp_path / "scan.nii.gz")
+    page.get_by_text("Nothing here can be translated.").wait_for()
+    said = page.locator(".side").inner_text()
+    assert "notes.txt" in said
+    assert "E_NOT_DICOM" in said
+    assert "scan.nii.gz" in said
+    assert "/tmp" not in said
+    assert page.get_by_role("button", name="Translate", exact=True).is_disabled()
+    drop(page, tmp_path / "bad.zip")
+    page.get_by_text("the zip is damaged or encrypted; zip the files again").wait_for()
+
+
+def test_what_does_not_resemble_the_training_images_needs_a_tick(page: Any, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(500, 200, (8, 48, 48)).astype(np.float32)
+    write_volume(tmp_path / "mr_t1.nii.gz", Volume(noise, np.diag([4.8, 4.8, 12, 1]), "mr_t1"))
+    drop(page, tmp_path / "mr_t1.nii.gz")
+    page.locator("[data-shown=source]").wait_for()
+    page.get_by_role("button", name="Translate", exact=True).click()
+    page.get_by_text("does not resemble the training images").first.wait_for()
+    page.get_by_text("Overrides").click()
+    page.get_by_label("Translate anyway").check()
+    translate(page)
+
+
+def test_a_job_is_cancelled_and_the_next_one_runs(page: Any, tmp_path: Path) -> None:
+    z, y, x = np.ogrid[:60, -1:1:320j, -1:1:320j]
+    slow = 400.0 * ((x / 0.7) ** 2 + (y / 0.8) ** 2 < 1) + 100.0 * (x**2 + y**2 < 0.1) + z % 2
+    write_volume(tmp_path / "mr_t1.nii.gz", Volume(np.float32(slow), np.diag([0.7, 0.7, 2, 1]), "mr_t1"))
+    drop(page, tmp_path / "mr_t1.nii.gz")
+    page.locator("[data-shown=source]").wait_for()
+    page.get_by_role("button", name="Translate", exact=True).click()
+    page.get_by_text(re.compile("preparing|translating")).wait_for()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_text("Cancelled.").wait_for()
+    page.get_by_role("combobox", name="Model").select_option("local")
+    drop(page, picture(tmp_path / "photo.png"))
+    page.get_by_text("used as").wait_for()
+    translate(page)
+
+
+def test_two_tabs_share_a_session_but_not_what_they_show(page: Any, running: Running, run: Run, tmp_path: Path) -> None:
+    other = page.context.new_page()
+    other.set_default_timeout(LONG)
+    other.goto(running.url)
+    other.get_by_role("combobox", name="Model").select_option("local")
+    drop(page, run.study)
+    drop(other, picture(tmp_path / "photo.png"))
+    page.get_by_text("used as T1").wait_for()
+    other.get_by_text("Picture, 128 × 96 pixels").wait_for()
+    page.locator("[data-shown=source]").wait_for()
+    translate(page)
+    translate(other)
+    assert len(page.context.cookies()) == 1
+
+
+def test_the_end_of_a_session_deletes_its_files(page: Any, running: Running, run: Run) -> None:
+    before = set(running.sessions)
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for()
+    assert all(path.stat().st_mode & 0o777 == 0o700 for path in running.sessions)
+    page.get_by_role("button", name="End session").click()
+    page.get_by_role("button", name="End and delete").click()
+    wait_for(lambda: not any(list(path.rglob("*.dcm")) for path in running.sessions if path not in before))
+    page.get_by_text("What you drop is shown here").wait_for()
+
+
+def test_promote_and_roll_back_say_what_changes(page: Any) -> None:
+    page.get_by_role("link", name="Models").click()
+    row = page.get_by_role("row").filter(has_text="champion")
+    row.wait_for()
+    assert row.inner_text().startswith("1")
+    page.get_by_role("row").filter(has_text=re.compile(r"^2")).get_by_role("button", name="Promote").click()
+    asked = page.get_by_role("dialog")
+    assert "Version 2 becomes the champion; version 1 becomes “previous”." in asked.inner_text()
+    asked.get_by_label("Reason").fill("a test")
+    asked.get_by_role("button", name="Promote").click()
+    page.get_by_text("version 2 is the new champion, after 1").wait_for()
+    page.get_by_role("button", name="Roll back").click()
+    assert "Version 1 becomes the champion again; version 2" in page.get_by_role("dialog").inner_text()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back").click()
+    page.get_by_text("version 1 is champion again, after 2").wait_for()
+    page.get_by_role("row").filter(has_text=re.compile(r"^1\s")).get_by_role("button", name="Details").click()
+    results = page.get_by_role("region", name="Results")
+    results.wait_for()
+    assert {"model", "histogram matching"} <= {line.split("\t")[0] for line in results.inner_text().splitlines()}
+
+
+def test_the_data_of_the_project_are_shown(page: Any) -> None:
+    page.get_by_role("link", name="Data").click()
+    page.get_by_text("mr_t1: 5 images of 5 subjects").wait_for()
+    assert page.get_by_role("img", name=re.compile("mr_t1, image")).count() == 5
+    assert "validation\t1\t1" in page.get_by_role("region", name="Splits").inner_text()
+    assert "PHANTOM" not in page.locator("main").inner_text()
+
+
+def test_a_study_in_quarantine_has_its_reason_and_is_put_back(page: Any, running: Running) -> None:
+    station, key = running.folder / "data/station", "0123456789abcdef"
+    (station / "inbox").mkdir(parents=True, exist_ok=True)
+    (station / "quarantine" / key / "study").mkdir(parents=True)
+    reason = {"code": "E_INPUT", "type": "DataError", "reason": "nothing to translate"}
+    (station / "quarantine" / key / "reason.json").write_text(json.dumps(reason))
+    from medstyle.inference.inbox import TABLE
+
+    with sqlite3.connect(station / "ledger.db") as ledger:
+        ledger.execute(TABLE)
+        row = (key, "0" * 64, "quarantined", "E_INPUT", 0, 0, "2026-01-01T00:00:00+00:00")
+        ledger.execute("INSERT INTO studies VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+    ledger.close()
+    page.get_by_role("link", name="Jobs").click()
+    page.get_by_text("E_INPUT: nothing to translate").wait_for()
+    page.get_by_role("button", name="Retry").click()
+    page.get_by_text("back in the inbox").wait_for()
+    assert (station / "inbox/study").is_dir()
+    assert not (station / "quarantine" / key).exists()
+    page.get_by_role("cell", name="waiting", exact=True).wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.skipif(not AXE.is_file(), reason="axe-core is fetched by python -m medstyle.studio.vendor")
+def test_no_serious_fault_of_accessibility(browser: Any, running: Running, run: Run, scheme: str) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 860}, color_scheme=scheme, bypass_csp=True)
+    page = context.new_page()
+    page.set_default_timeout(LONG)
+    page.goto(running.url)
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for()
+    translate(page)
+    faults = []
+    for name in ("Translate", "Style", "Models", "Jobs", "Data"):
+        page.get_by_role("link", name=name, exact=True).click()
+        page.get_by_role("heading", name=name, level=1).wait_for()
+        page.wait_for_timeout(1500)
+        page.add_script_tag(path=str(AXE))
+        found = page.evaluate("axe.run()")["violations"]
+        faults += [(name, one["id"], one["nodes"][0]["html"][:200]) for one in found
+                   if one["impact"] in ("serious", "critical")]  # fmt: skip
+    context.close()
+    assert faults == []
+
+
+def test_the_page_is_small_and_quick_and_asks_no_other_host(browser: Any, running: Running, run: Run) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    asked: list[Any] = []
+    page.on("response", asked.append)
+    page.goto(running.url)
+    page.get_by_role("heading", name="Translate", level=1).wait_for()
+    seconds = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for(timeout=LONG)
+    size = sum(len(one.body()) for one in asked if "/web/" in one.url or one.url == running.url)
+    hosts = {one.url.split("/")[2] for one in asked if one.url.startswith("http")}
+    context.close()
+    assert hosts == {running.url.split("/")[2]}
+    assert seconds < 2
+    assert 2e6 < size < 4e6
+
+
+class Visitor:
+    """Asks as the page does, without a browser."""
+
+    def __init__(self, running: Running) -> None:
+        self.url, self.session = running.url, requests.Session()
+        self.session.headers["Origin"] = running.url.rstrip("/")
+        self.session.get(running.link, timeout=30).raise_for_status()
+
+    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        return self.session.request(method, self.url + path, timeout=60, **more)
+
+    def upload(self, name: str, content: Any, **more: Any) -> tuple[str, requests.Response]:
+        made = self.ask("POST", "api/sets").json()["set"]
+        return made, self.ask("PUT", f"api/sets/{made}", data=content, headers={"X-Name": name}, **more)
+
+
+def test_names_that_look_like_paths_are_harmless(running: Running) -> None:
+    visitor, before = Visitor(running), set(running.sessions)
+    visitor = Visitor(running)
+    names = ("../../../../evil", "%2e%2e/%2e%2e/evil", "/etc/evil", "a/../../evil", "..%5c..%5cevil", "%00", "a/b", "a")
+    made = visitor.ask("POST", "api/sets").json()["set"]
+    for name in (*names, *names):
+        answer = visitor.ask("PUT", f"api/sets/{made}", data=b"x", headers={"X-Name": name})
+        assert answer.status_code == 204, name
+    [folder] = set(running.sessions) - before
+    files = [path for path in running.temporary.rglob("*") if path.is_file() and path.read_bytes() == b"x"]
+    assert len(files) == 2 * len(names)
+    assert all(path.is_relative_to(folder / "sets" / made) for path in files)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in ("../../../evil.txt", "/tmp/evil.txt", "a/b.txt", "a/b.txt/c.txt"):
+            archive.writestr(name, "zipped")
+    made, _ = visitor.upload("study.zip", packed.getvalue())
+    job = visitor.ask("POST", "api/jobs/inspect", json={"set": made}).json()["name"]
+    events = visitor.ask("GET", f"api/jobs/{job}/events").text
+    assert '"state": "done"' in events
+    files = [path for path in running.temporary.rglob("*") if path.is_file() and path.read_bytes() == b"zipped"]
+    assert len(files) == 4
+    assert all(path.is_relative_to(folder / "sets" / made) for path in files)
+
+
+def test_nobody_sees_the_files_or_jobs_of_another_session(running: Running) -> None:
+    one, other = Visitor(running), Visitor(running)
+    made, _ = one.upload("a.txt", b"x")
+    job = one.ask("POST", "api/jobs/inspect", json={"set": made}).json()["name"]
+    assert other.ask("GET", f"api/jobs/{job}/events").status_code == 404
+    assert other.ask("DELETE", f"api/jobs/{job}").status_code == 404
+    assert other.ask("POST", "api/jobs/inspect", json={"set": made}).status_code == 404
+    assert other.ask("PUT", f"api/sets/{made}", data=b"x").status_code == 404
+    assert one.ask("GET", f"api/jobs/{job}/files/..%2f..%2fetc").status_code == 404
+    assert requests.post(f"{running.url}api/sets", timeout=30).status_code == 403
+    assert requests.get(f"{running.url}api/jobs/{job}/events", timeout=30).status_code == 401
+
+
+def test_what_is_too_large_is_refused_and_leaves_nothing(running: Running) -> None:
+    visitor, before = Visitor(running), set(running.sessions)
+    visitor = Visitor(running)
+    _, answer = visitor.upload("large", iter([b"x" * (1 << 20)] * 30))  # without a length
+    assert answer.status_code == 413
+    assert "more than 24 MiB in this session" in answer.json()["error"]
+    made = visitor.ask("POST", "api/sets").json()["set"]
+    claimed = {"X-Name": "large", "Content-Length": str(2 << 30)}
+    request = requests.Request("PUT", f"{running.url}api/sets/{made}", headers=claimed).prepare()
+    request.headers |= {
+        **visitor.session.headers,
+        "Cookie": "; ".join(f"{k}={v}" for k, v in visitor.session.cookies.items()),
+    }
+    request.headers["Content-Length"] = str(2 << 30)
+    assert visitor.session.send(request, timeout=30).status_code == 413
+    [folder] = set(running.sessions) - before
+    assert not [path for path in folder.rglob("*") if path.is_file()]
+    _, answer = visitor.upload("small", b"x" * (20 << 20))
+    assert answer.status_code == 204  # what was refused does not count
+
+
+def test_memory_does_not_grow_with_uploads(running: Running) -> None:
+    def some(count: int) -> int:
+        for _ in range(count):
+            visitor = Visitor(running)
+            made, answer = visitor.upload("a.nii", b"x" * (4 << 20))
+            assert answer.status_code == 204
+            job = visitor.ask("POST", "api/jobs/inspect", json={"set": made}).json()["name"]
+            assert "done" in visitor.ask("GET", f"api/jobs/{job}/events").text
+            assert visitor.ask("DELETE", "api/session").status_code == 204
+        return running.memory
+
+    before = some(20)
+    assert some(40) - before < 16 << 20
+
+
+def test_another_address_asks_for_the_token(project: tuple[Path, dict[str, str]], run: Run) -> None:
+    with studio(*project, "--host", "0.0.0.0", "--model", str(run.translator)) as running:
+        port = running.url.split(":")[2].strip("/")
+        token = running.link.partition("token=")[2]
+        url = f"http://127.0.0.1:{port}/"
+        assert len(token) >= 43
+        for wrong in ("", "?token=", "?token=wrong", f"?token={token[:-1]}"):
+            assert requests.get(url + wrong, timeout=30).status_code == 401
+        session = requests.Session()
+        assert "medstyle" in session.get(f"{url}?token={token}", timeout=30).text
+        assert session.get(f"{url}web/app.js", timeout=30).status_code == 200
+        own = {"Origin": url.rstrip("/")}
+        assert session.post(f"{url}api/sets", headers=own, timeout=30).status_code == 200
+        assert session.post(f"{url}api/sets", headers={"Origin": "http://evil.example"}, timeout=30).status_code == 403
+
+
+def test_a_studio_that_is_killed_leaves_nothing_to_the_next_one(tmp_path: Path, run: Run) -> None:
+    with studio(tmp_path, here(), "--model", str(run.translator)) as running:
+        visitor = Visitor(running)
+        visitor.upload("a", b"of a patient")
+        running.end(signal.SIGKILL)
+        [left] = running.temporary.glob("medstyle-studio-*")
+        shutil.copytree(left, tmp_path / "kept")
+        env = {**here(), "TMPDIR": str(running.temporary)}
+        with studio(tmp_path, env, "--model", str(run.translator)) as again:
+            shutil.copytree(tmp_path / "kept", again.temporary / "medstyle-studio-left")
+        with studio(tmp_path, env, "--model", str(run.translator)):
+            pass
+    assert "Traceback" not in (tmp_path / "studio.errors").read_text()
+
+
+def test_a_session_ends_by_itself(tmp_path: Path, run: Run) -> None:
+    with studio(tmp_path, here(), "--model", str(run.translator), "--idle-minutes", "0.02") as running:
+        visitor = Visitor(running)
+        visitor.upload("a", b"of a patient")
+        assert running.sessions
+        wait_for(lambda: not running.sessions)
+        assert "reload the page" in visitor.ask("POST", "api/sets").json()["error"]
+        running.end()
+        assert not list(running.temporary.glob("medstyle-studio-*"))
