@@ -18,7 +18,7 @@ WEB = Path(__file__).parent / "web" / "vendor"
 
 
 class Package(NamedTuple):
-    """A file of an npm package: where it lies in it, where it goes, and the hash of what is written."""
+    """A file of an npm package: where it lies and goes, and the hash of what is written."""
 
     name: str
     member: str

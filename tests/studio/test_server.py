@@ -27,7 +27,7 @@ from tests.studio.conftest import BROWSER, GRAPHICS, Running, here, studio
 
 pytestmark = [pytest.mark.ops, pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")]
 AXE = Path(__file__).with_name("axe.min.js")
-LONG = 120_000  # ms: the worker loads libraries while others use the machine
+LONG = 40_000  # ms: the worker loads libraries while others use the machine
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +157,7 @@ def test_a_picture_and_a_clip_are_translated_and_shown(page: Any, tmp_path: Path
         container.mux(stream.encode())
     drop(page, tmp_path / "clip.mp4")
     page.get_by_text("Clip, 5 frames, 128 × 96 pixels").wait_for()
+    page.locator("[data-shown=source]").wait_for()
     translate(page)
     page.get_by_role("button", name="Play").click()
     first = pixels(page, "result")

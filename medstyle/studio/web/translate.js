@@ -55,6 +55,7 @@ class Translate {
   async take(files) {
     this.job?.cancel().catch(() => {});
     this.set = null;
+    this.viewer.clear();
     this.go.disabled = true;
     this.made.hidden = true;
     this.said.textContent = "";

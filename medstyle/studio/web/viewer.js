@@ -143,12 +143,19 @@ export class Viewer {
     for (const pane of [this.source, this.result]) if (pane.nv) act(pane.nv);
   }
 
+  clear() {
+    delete this.element.dataset.shown;
+    this.full.hidden = true;
+    this.empty.hidden = false;
+  }
+
   // `image` is what a job made of one image; `base` begins the addresses of its files
   async show(base, image) {
     const both = image.synthetic != null;
     const from = image.from ? `Source: ${image.from}` : "Source";
     const to = image.to ? `Synthetic: ${image.to}` : "Synthetic";
     this.image = image;
+    delete this.element.dataset.shown;
     this.empty.hidden = true;
     this.full.hidden = false;
     const modes = both ? Object.keys(MODES) : ["source"];
