@@ -87,7 +87,7 @@ def project(run: Run, versions: Path, tmp_path_factory: pytest.TempPathFactory) 
     (folder / "data").mkdir()
     for name in ("data/raw", "data/slices", "reports", "params.yaml"):
         (folder / name).symlink_to(run.root / name)
-    pictures = make_translator(("photo", "painting"), rules=())
+    pictures = make_translator(("photo", "painting"), rules=(), style=("domain", "reference"), size=[32, 32])
     pictures.save(folder / "models/translator")
     return folder, env
 
