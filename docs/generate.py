@@ -33,6 +33,7 @@ FILES = {  # what has no docstring
     "docs/": "This documentation; `docs/generate.py` writes the generated pages of `docs/reference/`.",
     "tests/": "Tests; the folders mirror those of `medstyle/`.",
     "medstyle/evaluation/report.html": "Template of the report.",
+    "medstyle/studio/web/": "The page of the studio; `vendor/` is NiiVue with its licence.",
 }
 ENVIRONMENT = {  # variables that the commands read
     "MEDSTYLE_SECRET": "The secret of the keyed hashes that name subjects.",

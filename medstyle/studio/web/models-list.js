@@ -19,8 +19,12 @@ export class ModelChoice {
   }
 
   async look() {
+    const asked = this.select.value;
+    this.facts = null; // until the answer is there, nothing is done with the model chosen before
     try {
-      this.facts = await run("model", { name: this.select.value });
+      const facts = await run("model", { name: asked });
+      if (asked !== this.select.value) return;
+      this.facts = facts;
       this.target.replaceChildren(...this.facts.targets.map(one => h("option", { value: one.name }, one.label)));
       this.target.value = this.facts.target;
       this.target.disabled = this.facts.targets.length < 2;

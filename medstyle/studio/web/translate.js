@@ -73,16 +73,19 @@ class Translate {
   }
 
   async inspect() {
+    const turn = this.turn = (this.turn ?? 0) + 1; // what was asked before is no longer shown
+    this.go.disabled = true;
     if (!this.set || !this.choice.facts) return this.waits();
     const given = { set: this.set, model: this.choice.select.value, as_source: this.as.checked };
     this.verdict.replaceChildren(h("h2", {}, "Verdict"), h("p", { class: "soft" }, "Looking at it …"));
     try {
       const found = await run("inspect", given);
+      if (turn !== this.turn) return;
       this.judged(found);
       const first = found.images.find(one => one.view && one.use.startsWith("used as")) ?? found.images.find(one => one.view);
       if (first && this.seen !== first.item) await this.look(first.item);
     } catch (error) {
-      this.verdict.replaceChildren(h("h2", {}, "Verdict"), problem(error.message));
+      if (turn === this.turn) this.verdict.replaceChildren(h("h2", {}, "Verdict"), problem(error.message));
     }
   }
 
