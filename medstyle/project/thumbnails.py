@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
     name: str
     why: str
-    count: int
+    number: int
     subjects: int
     images: list[tuple[str, str]]
 

@@ -180,7 +180,7 @@ def _small(path: Path, out: Path, side: int = SIDE, *, shorter: bool = False) ->
     image = Image.fromarray((pixels >> 8).astype(np.uint8) if pixels.dtype == np.uint16 else pixels)
     scale = side / (min if shorter else max)(image.size)
     if scale < 1:
-        image = image.resize(tuple(max(1, round(n * scale)) for n in image.size), Image.Resampling.LANCZOS)
+        image = image.resize([max(1, round(n * scale)) for n in image.size], Image.Resampling.LANCZOS)
     image.save(out)
     return out
 

@@ -7,7 +7,7 @@ from medstyle.studio.place import Place
 FOLDER = "0123456789abcdef"
 
 
-def test_an_error_names_the_page's_remedy_and_no_folder_of_the_server():
+def test_an_error_names_the_remedy_and_no_folder_of_the_server():
     place = Place(Path("/tmp/s"), Path("/tmp/s/jobs/1"), "models/translator", print)
     said = place.cleaned(f"/tmp/s/sets/{FOLDER}/study: image 1 does not resemble ...; or override with --force")
     assert said == "study: image 1 does not resemble ...; or tick “Translate anyway”"

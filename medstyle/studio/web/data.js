@@ -20,7 +20,7 @@ class Data {
         parts.length ? h("section", { class: "card" }, h("h2", {}, "Subjects in each part of the slice store"),
           table(["Part", ...names], parts.map(([part, of]) => [part, ...names.map(one => of[one] ?? 0)]), "Splits")) : "",
         ...found.domains.map(one => h("section", { class: "card" },
-          h("h2", {}, `${one.name}: ${one.count} images of ${one.subjects} subjects`), h("p", { class: "soft" }, `Recognised by ${one.why}.`),
+          h("h2", {}, `${one.name}: ${one.number} images of ${one.subjects} subjects`), h("p", { class: "soft" }, `Recognised by ${one.why}.`),
           h("div", { class: "thumbs" }, one.images.map(([key, data]) => h("figure", {},
             h("img", { src: data, alt: `${one.name}, image ${key}` }), h("figcaption", {}, key)))))),
         h("section", { class: "card" }, h("h2", {}, "Left out"),
