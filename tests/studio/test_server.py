@@ -334,7 +334,7 @@ def test_the_page_is_small_and_quick_and_asks_no_other_host(browser: Any, runnin
     context = browser.new_context()
     page = context.new_page()
     asked: list[Any] = []
-    page.on("response", asked.append)
+    page.on("response", lambda answer: asked.append(answer))
     page.goto(running.url)
     page.get_by_role("heading", name="Translate", level=1).wait_for()
     seconds = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
