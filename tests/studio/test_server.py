@@ -413,6 +413,7 @@ def test_what_is_too_large_is_refused_and_leaves_nothing(running: Running) -> No
     made = visitor.ask("POST", "api/sets").json()["set"]
     claimed = {"X-Name": "large", "Content-Length": str(2 << 30)}
     request = requests.Request("PUT", f"{running.url}api/sets/{made}", headers=claimed).prepare()
+    cookies = "; ".join(f"{name}={value}" for name, value in visitor.session.cookies.items())
     request.headers.update({**visitor.session.headers, "Cookie": cookies})
     request.headers["Content-Length"] = str(2 << 30)
     assert visitor.session.send(request, timeout=30).status_code == 413
