@@ -59,6 +59,22 @@ TISSUE_VALUES = {
     "muscle": (900.0, 1260.0, 47.0, 1.00, 55.0),
     "bone": (1.0, 1.0, 1.0, 0.0, 1150.0),
     "lesion": (1200.0, 1700.0, 237.0, 0.76, 22.0),
+    # Of heads from label maps alone (medstyle.phantom.heads). Nuclei: T1 as far between white and
+    # grey matter as in Gelman et al., MRM 45:71, 2001, T2 shortened by iron. Blood: Stanisz et
+    # al., MRM 54:507, 2005. No single source has the rest: fluid of the eye is nearly free water,
+    # mucosa and plexus hold much water, skin has short T2, marrow is half fat between trabeculae.
+    "thalamus": (635.0, 1034.0, 76.0, 0.82, 35.0),
+    "caudate": (731.0, 1178.0, 79.0, 0.85, 37.0),
+    "putamen": (678.0, 1099.0, 73.0, 0.83, 37.0),
+    "pallidum": (571.0, 939.0, 60.0, 0.79, 37.0),
+    "brain_stem": (570.0, 930.0, 74.0, 0.79, 30.0),
+    "cord": (560.0, 920.0, 74.0, 0.78, 32.0),
+    "plexus": (1000.0, 1500.0, 130.0, 0.90, 40.0),
+    "blood": (1441.0, 1932.0, 280.0, 0.80, 48.0),
+    "marrow": (380.0, 480.0, 70.0, 0.50, 420.0),
+    "skin": (800.0, 1100.0, 35.0, 0.75, 30.0),
+    "mucosa": (1000.0, 1400.0, 100.0, 0.95, 40.0),
+    "eye": (4000.0, 4000.0, 1200.0, 1.00, 10.0),
 }
 # Coefficients of variation of T1, T2 and PD: between subjects (common to all tissues; per tissue),
 # and within a tissue.
