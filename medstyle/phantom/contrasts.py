@@ -24,7 +24,7 @@ TEXTURE = {"t1": 0.05, "t2": 0.06, "pd": 0.015, "hu": -2.0}
 COARSE_TEXTURE = 2.5  # of soft tissue outside the brain, relative to that of the brain
 ROUGH = ("muscle", "fat", "skin", "marrow", "bone", "mucosa")
 SPREAD, SPREAD_EACH = 0.06, 0.04  # coefficients of variation between heads: of all tissues, of each
-LEVEL = 1000.0  # stored value of the largest signal of a tissue in the brain
+LEVEL = 1000.0  # stored value of white matter in T1, of grey matter in the other protocols
 FIELDS = {"1.5 T": 0.0, "3 T": 1.0}  # share of the T1 at 3 T
 # A lesion multiplies the T1, T2 and proton density of its place, and adds HU. Ranges of a plaque:
 # Truyen et al., Neurology 47:1469, 1996, and BrainWeb's lesion; a cavity is nearly CSF.
@@ -33,6 +33,7 @@ CHANGES = {
     "tumour": ((1.4, 2.4), (1.5, 3.0), (1.02, 1.15), (-14.0, -4.0)),
     "cavity": ((2.6, 4.0), (5.0, 14.0), (1.1, 1.25), (-28.0, -15.0)),
 }
+FLOW = 0.3  # share of the signal that flowing blood keeps in the protocols
 T1, T2, PD, HU = range(4)
 PROTOCOLS = {  # at 3 T, of the contrasts that are asked for
     "mr_t1": Sequence("T1 MPRAGE", 2000, 3, 900),
@@ -139,14 +140,16 @@ def image(head: Head, values: NDArray[np.float64], lesions: NDArray[np.float64],
 def target(head: Head, tissues: Tissues, domain: str) -> Array:
     """Return a head in one of :data:`PROTOCOLS` or in HU, without noise, ``(D, H, W)``.
 
-    MR is scaled so that the brightest tissue of the healthy brain is :data:`LEVEL`.
+    The gain of MR is the same for all heads: average grey matter has the value :data:`LEVEL`, in T1
+    average white matter.
     """
-    values = tissues.at(1.0)
+    values = tissues.at(1.0).copy()
     if domain == "ct":
         return _blurred(head, image(head, values, tissues.lesions, _hounsfield), 0.5, -1000.0)
     signal = partial(_signal, sequence=PROTOCOLS[domain])
-    level = LEVEL / signal(values[[INDEX[name] for name in BRAIN]]).max()
-    found = image(head, values, tissues.lesions, signal) * level
+    values[INDEX["blood"], PD] *= FLOW
+    average = signal(_table(1)[[INDEX["wm" if domain == "mr_t1" else "gm"]]])
+    found = image(head, values, tissues.lesions, signal) * np.float32(LEVEL / average[0])
     return _blurred(head, found, 0.5)
 
 
@@ -301,7 +304,9 @@ def hidden(rng: np.random.Generator, head: Head) -> NDArray[np.bool_] | None:
         own = head.volume(head.share(*BRAIN, "wm_middle", "wm_deep")) > 0.3
         closed = binary_closing(np.pad(own, 4), iterations=3)[4:-4, 4:-4, 4:-4]
         brain = np.stack([binary_fill_holes(one) for one in closed])
-        grown: NDArray[np.bool_] = binary_dilation(brain, iterations=int(rng.integers(0, 3))) if rng.random() < 0.7 else brain
+        grown: NDArray[np.bool_] = (
+            binary_dilation(brain, iterations=int(rng.integers(0, 3))) if rng.random() < 0.7 else brain
+        )
         return ~grown
     if choice < 0.3:  # before and below a plane through the eyes
         z, y, _ = np.indices(head.shape)

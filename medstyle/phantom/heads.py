@@ -100,9 +100,7 @@ def label_map(values: NDArray, spacing_mm: NDArray[np.float64], name: str = "lab
     ``spacing_mm`` is ``(x, y, z)``.
     """
     labels = np.rint(values).astype(np.int16)
-    inside = tuple(
-        slice(max(w.min() - 2, 0), w.max() + 3) for w in np.nonzero(labels)
-    )
+    inside = tuple(slice(max(w.min() - 2, 0), w.max() + 3) for w in np.nonzero(labels))
     labels = np.ascontiguousarray(labels[inside])
     table = np.full(max(1024, labels.max() + 1), INDEX["muscle"], np.uint8)
     for tissue, members in KINDS.items():

@@ -175,6 +175,11 @@ class PhantomParams:
     sites: int = 1
     """1: a single scanner. 2: every other subject is scanned at 3 T with another protocol, gain and
     resolution."""
+    labels: str | None = None
+    """Folder of label maps of whole heads (`*.nii.gz`, FreeSurfer's labels): heads are drawn from
+    them instead of the MNI152 atlas and written as NIfTI, in the fixed protocols of a scanner and,
+    as domain `brain` and its variants (`brain@2`), in random contrasts and qualities. `lesions`,
+    `noise` and `bias` are then random."""
 
     def __post_init__(self) -> None:
         """Raise UserError if a value is out of range."""
@@ -184,8 +189,10 @@ class PhantomParams:
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ParamsError(f"{key}: expected {low} to {high}, got {getattr(self, key)}")
-        if not self.domains or len(set(self.domains)) < len(self.domains) or not set(self.domains) <= set(DOMAINS):
-            raise ParamsError(f"domains: expected different ones of {', '.join(DOMAINS)}, got {list(self.domains)}")
+        known = (*DOMAINS, "brain") if self.labels else DOMAINS
+        bases = [name.partition("@")[0] if name.startswith("brain") and self.labels else name for name in self.domains]
+        if not self.domains or len(set(self.domains)) < len(self.domains) or not set(bases) <= set(known):
+            raise ParamsError(f"domains: expected different ones of {', '.join(known)}, got {list(self.domains)}")
         if len(self.spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in self.spacing_mm):
             raise ParamsError(f"spacing_mm: expected three distances of 0.2 to 20, got {list(self.spacing_mm)}")
 
@@ -343,7 +350,7 @@ def _gain(site: Site, domain: str) -> float:
 def _attributes(params: PhantomParams, subject: Subject, number: int, domain: str) -> dict[str, Any]:
     from medstyle.dicom.uids import uid_of
 
-    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains")}
+    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains", "labels")}
     study = uid_of("medstyle phantom", json.dumps(same, sort_keys=True), subject.index)
     site = subject.site
     attributes: dict[str, Any] = {

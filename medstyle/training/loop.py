@@ -118,6 +118,7 @@ class Session:
             settings.seed,
             plan.augmentation,
             contrasts=plan.contrasts,
+            variants=plan.variants,
             paired=self.objective.paired,
             all_directions=self.objective.directions == "all",
             foreground=settings.foreground,

@@ -81,8 +81,12 @@ class Plan:
     contrasts: tuple[str, ...] = ()
     """Further domains of the same subject, given to the generator beside the source (T1 + T2 ->
     FLAIR)."""
+    variants: tuple[str, ...] = ()
+    """Paired objectives: further domains of the same subject that take turns with the source as the
+    only input, such as other scans of it (`brain@2`)."""
     domains: tuple[str, ...] = ()
-    """Further domains to learn, for multi_domain and harmonization."""
+    """Further domains to learn: for multi_domain and harmonization, and further targets of a paired
+    objective, each with its own style code."""
     training: Training = Training()
     """Length, speed, seed and device."""
     objective: AnyObjective = PairedParams()
@@ -94,16 +98,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         named = [("source", self.source), ("target", self.target)]
-        named += [("contrasts", name) for name in self.contrasts] + [("domains", name) for name in self.domains]
+        named += [(role, name) for role in ("contrasts", "variants", "domains") for name in getattr(self, role)]
         for role, name in named:
             if name not in DOMAINS:
                 raise ParamsError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
-        if len(set(self.learned)) < len(self.learned) or set(self.contrasts) & {self.source, self.target}:
-            raise ParamsError("train: a domain appears twice among source, target, contrasts and domains")
+        every = (*self.learned, *self.variants)
+        if len(set(every)) < len(every) or set(self.contrasts) & {self.source, self.target, *self.variants}:
+            raise ParamsError("train: a domain appears twice among source, target, contrasts, variants and domains")
         kind = OBJECTIVES[self.objective.kind]
         kind.resolve(self.objective)
         if self.contrasts and not kind.several_contrasts:
             raise ParamsError(f"train.contrasts: {self.objective.kind} supports none; use a paired objective")
+        if self.variants and not kind.paired:
+            raise ParamsError(f"train.variants: {self.objective.kind} supports none; use a paired objective")
         if not kind.paired and (self.training.patience or self.training.keep == "best"):
             raise ParamsError(
                 f"training.patience, training.keep: {self.objective.kind} has no pairs that determine the best weights"

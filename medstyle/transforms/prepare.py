@@ -54,6 +54,9 @@ class Preparation:
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are mapped to -1 and +1 in network units. A narrow window is finer in soft tissue,
     but loses the values below it."""
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """MR domains whose values have a known scale: those that are mapped to -1 and +1 in network
+    units, in place of `normalisation`, which differs from image to image."""
 
     def __post_init__(self) -> None:
         for domain, places in self.landmarks.items():
@@ -61,6 +64,9 @@ class Preparation:
                 raise ParamsError(f"landmarks.{domain}: must be {len(QUANTILES)} rising numbers, got {list(places)}")
         if self.ct_window[0] >= self.ct_window[1]:
             raise ParamsError(f"ct_window: must rise, got {list(self.ct_window)}")
+        for domain, (low, high) in self.scales.items():
+            if low >= high:
+                raise ParamsError(f"scales.{domain}: must rise, got {[low, high]}")
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
             raise ParamsError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
 
@@ -71,6 +77,8 @@ class Preparation:
         """
         if DOMAINS[domain].dicom == "CT":
             return Fingerprint(self.ct_window)
+        if domain in self.scales:
+            return Fingerprint(self.scales[domain])
         return DOMAINS[domain].fingerprint(values, foreground, self.normalisation, self.landmarks.get(domain, ()))
 
 
@@ -168,7 +176,8 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
         if settings.bias_field:
             values = CorrectBias()(values)
     array = np.asarray(values[0])
-    mask = foreground_mask(array)
+    scale = settings.scales.get(volume.domain)  # bright fat must not raise the threshold above the brain
+    mask = foreground_mask(array if scale is None else np.minimum(array, np.float32(sum(scale) / 2)))
     fingerprint = settings.fingerprint(volume.domain, array, mask)
     foreground = np.ascontiguousarray(mask.transpose(2, 1, 0))
     slices = torch.full((len(foreground), 1, *foreground.shape[1:]), -1.0)
