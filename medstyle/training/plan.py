@@ -38,6 +38,9 @@ class Training:
     """Slices with a smaller share of body are left out of training."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
+    freeze_start: Annotated[int, Field(ge=0)] = 0
+    """Steps at the beginning in which the encoder and the bottleneck taken from `train.start` are
+    kept as they are."""
     threads: Annotated[int, Field(ge=1)] = 2
     """CPU threads of a process. It is a parameter because another number changes the bits of the
     result."""
@@ -87,6 +90,9 @@ class Plan:
     domains: tuple[str, ...] = ()
     """Further domains to learn: for multi_domain and harmonization, and further targets of a paired
     objective, each with its own style code."""
+    start: str | None = None
+    """Model whose weights the training starts from: `anybrain` (ready-made, for heads), a translator
+    folder, or `models:/...`. Weights of equal name and shape are taken; the rest is named."""
     training: Training = Training()
     """Length, speed, seed and device."""
     objective: AnyObjective = PairedParams()
@@ -109,6 +115,8 @@ class Plan:
         kind.resolve(self.objective)
         if self.contrasts and not kind.several_contrasts:
             raise ParamsError(f"train.contrasts: {self.objective.kind} supports none; use a paired objective")
+        if self.training.freeze_start and self.start is None:
+            raise ParamsError("training.freeze_start: needs train.start, a model to start from")
         if self.variants and not kind.paired:
             raise ParamsError(f"train.variants: {self.objective.kind} supports none; use a paired objective")
         if not kind.paired and (self.training.patience or self.training.keep == "best"):
