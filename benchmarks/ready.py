@@ -65,7 +65,7 @@ def brain_cases() -> Iterator[Case]:
 
 
 def lesion_cases() -> Iterator[Case]:
-    """Yield the directions among T1, T2 and FLAIR of the two patients; each is the other's example."""
+    """Yield T1, T2 and FLAIR of two patients, in all directions; each is the other's example."""
     folder = DATA / "ms_lesion_mr"
     names = sorted(path.name for path in folder.iterdir())
     for name, other in zip(names, names[::-1], strict=True):
@@ -134,7 +134,7 @@ def zero_shot(model: str, out: Path) -> None:
 
 
 def zero_shot_table(rows: dict) -> str:
-    """Format the results; wins are over copying and over histogram matching, in MAE and in edges."""
+    """Format the results; wins are over copying and histogram matching, in MAE and in edges."""
     lines = ["| data and direction | method | PSNR | SSIM | MAE | edges | better than copying, matching (MAE; edges) "
              "| lesion contrast (real) | s |", "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for place, methods in rows.items():

@@ -33,7 +33,9 @@ app = typer.Typer(
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="File that contains the section of the stage.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Model = Annotated[str, typer.Option("--model", help="Translator folder, anybrain, or a model such as models:/medstyle@champion.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Translator folder, anybrain, or a model such as models:/medstyle@champion.")
+]
 REFUSED = 3  # exit code of `inspect`
 DEFAULT_MODEL = "models:/medstyle@champion"
 

@@ -72,8 +72,8 @@ def translate_volume(
         target: one of the translator's domains.
         contrasts: the other scans of the subject that the translator needs, on any grid and in any
             order.
-        reference: a scan of ``target`` that defines the style, or several with their weights. From a
-            model of any contrast, the output takes the grey levels of the one scan.
+        reference: a scan of ``target`` that defines the style, or several with their weights. With
+            a model of any contrast, the output takes the grey levels of the one scan.
         seed: seed of a random style.
         uncertainty: also measure how much the output changes where it should not.
 
@@ -148,7 +148,9 @@ def example_of(translator: Translator, target: str | None, reference: Reference 
     """
     domain = target or translator.config.target
     several = [(1.0, reference)] if isinstance(reference, Volume) else list(reference or [])
-    takes_any = DOMAINS[translator.config.source].any_contrast and "reference" not in translator.config.architecture.style
+    takes_any = (
+        DOMAINS[translator.config.source].any_contrast and "reference" not in translator.config.architecture.style
+    )
     if not takes_any or len(several) != 1 or DOMAINS[domain].absolute or not isinstance(several[0][1], Volume):
         return None
     example = several[0][1]

@@ -93,7 +93,7 @@ def draw_tissues(rng: np.random.Generator, head: Head) -> Tissues:
         tables.append(table)
     tables[0][:, HU] = tables[1][:, HU]
     lesions = np.array([[rng.uniform(*r) for r in CHANGES[kind]] for kind in head.lesion_kinds]).reshape(-1, 4)
-    return Tissues(*tables, lesions)
+    return Tissues(tables[0], tables[1], lesions)
 
 
 Signal = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # (n, 4) of tissues -> (n,)
@@ -310,7 +310,7 @@ def hidden(rng: np.random.Generator, head: Head) -> NDArray[np.bool_] | None:
         return ~grown
     if choice < 0.3:  # before and below a plane through the eyes
         z, y, _ = np.indices(head.shape)
-        x0, y0, z0 = head.affine[:3, 3]
+        _, y0, z0 = head.affine[:3, 3]
         spacing = np.linalg.norm(head.affine[:3, :3], axis=0)
         front = -(y * spacing[1] + y0) - rng.uniform(55, 80)
         below = -(z * spacing[2] + z0) - rng.uniform(-5, 25)

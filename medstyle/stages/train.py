@@ -47,8 +47,8 @@ def run(
     Write the translator folder ``out`` and the curve ``curve_file`` (CSV).
 
     An interrupted run that is started again with the same params, data and code resumes from its
-    state in ``states`` and gives bit-identical results. ``fetch`` finds the folder of the model that
-    ``params.start`` names.
+    state in ``states`` and gives bit-identical results. ``fetch`` finds the folder of the model
+    that ``params.start`` names.
     """
     store = SliceStore.open(slices)
     start = _start(params.start, fetch)

@@ -91,8 +91,9 @@ class Plan:
     """Further domains to learn: for multi_domain and harmonization, and further targets of a paired
     objective, each with its own style code."""
     start: str | None = None
-    """Model whose weights the training starts from: `anybrain` (ready-made, for heads), a translator
-    folder, or `models:/...`. Weights of equal name and shape are taken; the rest is named."""
+    """Model whose weights the training starts from: `anybrain` (ready-made, for heads), a
+    translator folder, or `models:/...`. Weights of equal name and shape are taken; the rest is
+    named."""
     training: Training = Training()
     """Length, speed, seed and device."""
     objective: AnyObjective = PairedParams()

@@ -32,8 +32,8 @@ class Augmentation:
     """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma). Changes to source values
     never apply to CT."""
     curve: float = 0.0
-    """Source contrast: strength of a random rising curve, whose slopes differ by about this power of
-    e between darker and brighter values; widens the contrasts that a model accepts."""
+    """Source contrast: strength of a random rising curve, whose slopes differ by about this power
+    of e between darker and brighter values; widens the contrasts that a model accepts."""
     bias: float = 0.0
     """Source: largest relative change by smooth shading like that of a coil."""
     noise: float = 0.0

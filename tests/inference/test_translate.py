@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from medstyle import Refusal, UserError, Volume, translate_picture, translate_volume
+from medstyle import ModelError, Refusal, UserError, Volume, translate_picture, translate_volume
 from medstyle.inference import synthesise as rendering
 from medstyle.inference.translate import prepare_source, style_of
 from medstyle.transforms.align import onto_grid
+from medstyle.transforms.intensity import foreground_mask
 from tests.conftest import ROOT, affine
 from tests.inference.conftest import Plain, head, make_translator
 
@@ -244,3 +245,43 @@ def test_a_large_scan_fits_into_memory(name):
     assert done.returncode == 0, done.stderr
     before, peak = (int(kilobytes) * 1024 for kilobytes in done.stdout.split())
     assert peak - before < 4.7 * 600 * 512 * 512 * 4
+
+
+class TestAnyContrast:
+    """A model whose source is any contrast of a brain."""
+
+    DOMAINS = ("brain", "mr_t1", "mr_t2", "ct")
+
+    def test_every_contrast_is_taken_and_a_domain_that_is_known_changes_nothing(self):
+        """T1, or CT in HU: the network sees the same as from a file whose domain nobody named."""
+        model = make_translator(self.DOMAINS, neighbours=3)
+        scan = head()
+        plain = translate_volume(scan.with_voxels(scan.voxels, "brain"), model, "mr_t2").image
+        assert np.array_equal(translate_volume(scan, model, "mr_t2").image.voxels, plain.voxels)
+        hounsfield = scan.with_voxels(scan.voxels - 1024, "ct")
+        assert np.allclose(translate_volume(hounsfield, model, "mr_t2").image.voxels, plain.voxels, atol=0.05)
+        assert plain.domain == "mr_t2"
+
+    def test_an_example_gives_its_grey_levels_and_moves_nothing(self):
+        """Quantiles in the body become the example's; the order of the values stays."""
+        model = make_translator(self.DOMAINS, neighbours=3)
+        scan, example = head(), head("mr_t2", seed=3)
+        example = example.with_voxels(example.voxels * 7 + 100 * (example.voxels > 50))
+        plain = translate_volume(scan, model, "mr_t2").image.voxels
+        alike = translate_volume(scan, model, "mr_t2", reference=example).image.voxels
+        mask, own = (foreground_mask(v.transpose(2, 1, 0)).transpose(2, 1, 0) for v in (alike, example.voxels))
+        found, wanted = (np.percentile(v[m], (10, 50, 90)) for v, m in ((alike, mask), (example.voxels, own)))
+        np.testing.assert_allclose(found, wanted, rtol=0.15)
+        inside = plain > 0
+        order = np.argsort(plain[inside], kind="stable")
+        assert (np.diff(alike[inside][order]) >= -1e-2).all()
+
+    def test_wrong_examples_are_refused(self):
+        model = make_translator(self.DOMAINS)
+        with pytest.raises(ModelError, match="the reference is mr_t1, but an example of mr_t2 is needed"):
+            translate_volume(head(), model, "mr_t2", reference=head())
+        with pytest.raises(ModelError, match="not from reference"):  # HU mean the same everywhere
+            translate_volume(head(), model, "ct", reference=head("ct"))
+        flat = head("mr_t2").with_voxels(np.zeros((10, 48, 40), np.float32))
+        with pytest.raises(Refusal, match="shows no body"):
+            translate_volume(head(), model, "mr_t2", reference=flat)

@@ -28,7 +28,9 @@ def test_files_are_functions_of_seed_and_number(labels_folder, tmp_path):
     assert len(files) == 2 * (len(SCANS) + 3)
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
     _, other = draw_subject(params(labels_folder, seed=1), 0)
-    assert not np.array_equal(other["mr_t1"].voxels, read_volume(tmp_path / "one/sub-0000/mr_t1.nii.gz", "mr_t1").voxels)
+    assert not np.array_equal(
+        other["mr_t1"].voxels, read_volume(tmp_path / "one/sub-0000/mr_t1.nii.gz", "mr_t1").voxels
+    )
 
 
 def test_another_list_of_domains_draws_the_same_head(labels_folder):

@@ -125,5 +125,5 @@ def test_an_unknown_start_is_one_line_with_the_remedy(store, tmp_path, monkeypat
     with pytest.raises(ModelError, match=r"^train\.start: model: not a translator folder .* anybrain$") as error:
         stage.run(plan(), store.folder, tmp_path / "out", tmp_path / "curve.csv")
     assert "\n" not in str(error.value)
-    with pytest.raises(UserError, match="freeze_start: needs train.start"):
+    with pytest.raises(UserError, match=r"freeze_start: needs train\.start"):
         parse(Plan, {**PLAN, "start": None, "training": {"freeze_start": 3}}, "train")

@@ -152,3 +152,19 @@ def test_pictures_lose_noise_and_little_else(method, rng):
     np.testing.assert_allclose(prepared(noisy, np.uint8), prepared(noisy), atol=4)
     np.testing.assert_allclose(prepared(np.full((48, 64, 3), 77.0)), 77, atol=0.01)
     assert np.abs(prepared(clean) - clean).mean() < 1
+
+
+def test_a_known_scale_takes_the_place_of_percentiles():
+    """A brighter spot moves percentiles, not a known scale; other domains stay as they were."""
+    known = replace(RAW, scales={"mr_t1": (0.0, 2000.0)})
+    z, y, x = np.mgrid[-1:1:12j, -1:1:40j, -1:1:40j]
+    voxels = (800.0 * (x**2 + y**2 + z**2 < 0.8)).astype(np.float32)
+    bright = voxels + 1000.0 * ((x**2 + y**2 < 0.1) & (voxels > 0))
+    for values in (voxels, bright.astype(np.float32)):
+        prepared = prepare(Volume(values, affine((2.0, 2.0, 3.0), (0, 0, 0)), "mr_t1"), known)
+        assert prepared.fingerprint == Fingerprint((0.0, 2000.0))
+        np.testing.assert_allclose(prepared.slices[6, 0, 20, 8], -0.2, atol=1e-5)
+    other = prepare(Volume(voxels, affine((2.0, 2.0, 3.0), (0, 0, 0)), "mr_t2"), known)
+    assert other.fingerprint != Fingerprint((0.0, 2000.0))
+    with pytest.raises(UserError, match=r"scales\.mr_t1: must rise"):
+        replace(RAW, scales={"mr_t1": (1.0, 1.0)})
