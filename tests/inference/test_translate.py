@@ -1,13 +1,16 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from medstyle import ModelError, Refusal, UserError, Volume, translate_picture, translate_volume
+from medstyle import ModelError, Refusal, Translator, UserError, Volume, translate_picture, translate_volume
 from medstyle.inference import synthesise as rendering
 from medstyle.inference.translate import prepare_source, style_of
+from medstyle.networks.translator import ready_folder
+from medstyle.phantom.studies import PhantomParams, draw_subject
 from medstyle.transforms.align import onto_grid
 from medstyle.transforms.intensity import foreground_mask
 from tests.conftest import ROOT, affine
@@ -285,3 +288,46 @@ class TestAnyContrast:
         flat = head("mr_t2").with_voxels(np.zeros((10, 48, 40), np.float32))
         with pytest.raises(Refusal, match="shows no body"):
             translate_volume(head(), model, "mr_t2", reference=flat)
+
+
+READY_DOMAINS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct")
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    """A head of the MNI152 phantom in each contrast, on a grid like that of a clinical scan."""
+    params = PhantomParams(subjects=1, matrix=112, slices=24, spacing_mm=(2.0, 2.0, 5.0), domains=READY_DOMAINS)
+    subject = draw_subject(params, 0)
+    return {domain: subject.image(domain) for domain in READY_DOMAINS}
+
+
+@pytest.mark.parametrize("target", READY_DOMAINS)
+def test_the_ready_model_knows_each_target_better_than_a_copy(target, phantom):
+    """On a head that is drawn by other code than it was trained on, from two other contrasts."""
+    model = Translator.load("anybrain")
+    mask = foreground_mask(phantom["mr_pd"].voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+    real = phantom[target].voxels[mask]
+    for source in [name for name in ("mr_t1", "mr_t2") if name != target]:
+        given = phantom[source]
+        made = translate_volume(given.with_voxels(given.voxels * 500, "brain"), model, target).image
+        assert made.domain == target
+        copied, ours = (np.corrcoef(v[mask], real)[0, 1] for v in (given.voxels, made.voxels))
+        assert ours > max(copied, 0.5), f"{source} -> {target}: correlation {ours:.2f}, of a copy {copied:.2f}"
+
+
+def test_the_ready_model_is_small_and_says_where_it_is_from():
+    folder = ready_folder("anybrain")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 16 * 2**20
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert Translator.load("anybrain").sha256 in card
+    for said in ("Apache-2.0", "10.1016/j.media.2023.102789", "not a medical device"):
+        assert said in card
+
+
+def test_a_folder_of_the_name_has_precedence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_translator().save(tmp_path / "anybrain")
+    assert Translator.load("anybrain").config.domains == ("mr_t1", "mr_t2")
+    assert ready_folder("models/anybrain") == Path("models/anybrain")
+    with pytest.raises(ModelError, match="or the ready anybrain"):
+        Translator.load("anybody")
