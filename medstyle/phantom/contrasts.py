@@ -162,20 +162,22 @@ def _blurred(head: Head, values: Array, sigma_mm: float, outside: float = 0.0) -
     return blurred
 
 
-def any_contrast(rng: np.random.Generator, head: Head, tissues: Tissues) -> Array:
+def any_contrast(rng: np.random.Generator, head: Head, tissues: Tissues, artefacts: float = 1.0) -> Array:
     """Scan a head with a random sequence and a random scanner: ``(D, H, W)``, from 0 to about 1000.
 
     A third are random contrasts, whose tissues have any grey level; the rest are spin echo, TSE,
-    inversion recovery, gradient echo, FLAIR, PD and windows of CT.
+    inversion recovery, gradient echo, FLAIR, PD and windows of CT. ``artefacts`` from 0 to 1 scales
+    the share of random contrasts and what the scanner adds.
     """
     kind = rng.random()
-    if kind < 0.35:
+    free = 0.35 * artefacts
+    if kind < free:
         values = np.zeros((len(TISSUES), 4))
         values[:, PD] = _random_levels(rng)
         values[:, HU] = rng.normal(0, 0.04, len(TISSUES))  # the sign and the strength of the texture
         lesions = np.zeros((len(head.lesion_kinds), 4))
         found = _free(head, values, rng, lesions)
-    elif kind < 0.47:
+    elif kind < free + 0.12:
         found = _window(rng, image(head, tissues.at(1.0), tissues.lesions, _hounsfield))
     else:
         values = tissues.at(rng.random())
@@ -186,7 +188,7 @@ def any_contrast(rng: np.random.Generator, head: Head, tissues: Tissues) -> Arra
         signal = partial(_signal, sequence=random_sequence(rng, values[INDEX["csf"], T1]))
         found = image(head, values, tissues.lesions, signal)
     top = np.percentile(found, 99.0)
-    return _scanned(rng, head, found * np.float32(LEVEL / max(float(top), 1e-6)))
+    return _scanned(rng, head, found * np.float32(LEVEL / max(float(top), 1e-6)), artefacts)
 
 
 def _random_levels(rng: np.random.Generator) -> NDArray[np.float64]:
@@ -247,22 +249,22 @@ def random_sequence(rng: np.random.Generator, csf_t1: float) -> Sequence:
     return Sequence("T1 GRE", u(6, 30), u(2, 8), flip_deg=u(8, 40))
 
 
-def _scanned(rng: np.random.Generator, head: Head, found: Array) -> Array:
+def _scanned(rng: np.random.Generator, head: Head, found: Array, artefacts: float) -> Array:
     """Add what a scanner adds: resolution, bias field, motion or ringing, noise."""
     from scipy.ndimage import gaussian_filter
 
     spacing = np.linalg.norm(head.affine[:3, :3], axis=0)[::-1]
     values = head.volume(found)
-    width = rng.uniform(0.5, 1.4, 3)  # mm: standard deviation of the point spread
-    if rng.random() < 0.5:  # thick slices, in any orientation, interpolated afterwards
+    width = 0.5 + artefacts * rng.uniform(0, 0.9, 3)  # mm: standard deviation of the point spread
+    if rng.random() < 0.5 * artefacts:  # thick slices, in any orientation, interpolated afterwards
         width[rng.integers(3)] = rng.uniform(1.5, 8.5) / 2.355
     width[0] = np.sqrt(max(width[0] ** 2 - (spacing[0] / 2.355) ** 2, 0))  # the grid itself has thick slices
     values = gaussian_filter(values, np.minimum(width / spacing, 4), truncate=2.5)
-    if rng.random() < 0.25:
+    if rng.random() < 0.25 * artefacts:
         values = _moved(rng, values)
     field = smooth_noise(rng, (8, 8, 8), 1.6)
-    values *= np.exp(_enlarged(field, values.shape) * np.float32(rng.uniform(0.0, 0.3)))
-    sigma = np.float32(LEVEL * rng.uniform(0.002, 0.06))
+    values *= np.exp(_enlarged(field, values.shape) * np.float32(artefacts * rng.uniform(0.0, 0.3)))
+    sigma = np.float32(LEVEL * (0.002 + artefacts * rng.uniform(0, 0.058)))
     noise = gaussian_filter(rng.standard_normal((2, *values.shape), np.float32), (0, 0, *rng.uniform(0, 0.5, 2)))
     return np.hypot(values + noise[0] * sigma, noise[1] * sigma).astype(np.float32)
 

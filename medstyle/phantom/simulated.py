@@ -40,7 +40,7 @@ def draw_subject(params: PhantomParams, index: int) -> tuple[Head, dict[str, Vol
     for number, domain in enumerate(params.domains):
         own = _rng(params.seed, index, 6, number)  # another list of domains draws the same head
         fixed = domain in PROTOCOLS or domain == "ct"
-        voxels = target(head, tissues, domain) if fixed else any_contrast(own, head, tissues)
+        voxels = target(head, tissues, domain) if fixed else any_contrast(own, head, tissues, params.artefacts)
         if gone is not None:
             voxels[gone] = AIR.get(domain, 0.0)
         scans[domain] = Volume(np.rint(voxels), head.affine, domain)  # integers, as scanners store

@@ -180,12 +180,15 @@ class PhantomParams:
     them instead of the MNI152 atlas and written as NIfTI, in the fixed protocols of a scanner and,
     as domain `brain` and its variants (`brain@2`), in random contrasts and qualities. `lesions`,
     `noise` and `bias` are then random."""
+    artefacts: float = 1.0
+    """With `labels`, how bad the scans of `brain` may be, from 0 to 1: noise, shading, thick
+    slices, motion, and contrasts that no sequence gives."""
 
     def __post_init__(self) -> None:
         """Raise UserError if a value is out of range."""
         for key, low, high in (
             ("subjects", 1, 9999), ("seed", 0, 2**63), ("matrix", 16, 1024), ("slices", 2, 1024), ("noise", 0, 1),
-            ("bias", 0, 1), ("lesions", 0, 200), ("sites", 1, len(SITES)),
+            ("bias", 0, 1), ("artefacts", 0, 1), ("lesions", 0, 200), ("sites", 1, len(SITES)),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ParamsError(f"{key}: expected {low} to {high}, got {getattr(self, key)}")
@@ -350,7 +353,7 @@ def _gain(site: Site, domain: str) -> float:
 def _attributes(params: PhantomParams, subject: Subject, number: int, domain: str) -> dict[str, Any]:
     from medstyle.dicom.uids import uid_of
 
-    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains", "labels")}
+    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains", "labels", "artefacts")}
     study = uid_of("medstyle phantom", json.dumps(same, sort_keys=True), subject.index)
     site = subject.site
     attributes: dict[str, Any] = {
