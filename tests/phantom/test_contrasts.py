@@ -81,3 +81,13 @@ def test_a_share_of_the_heads_is_stripped_defaced_or_cropped(drawn):
     stripped = [mask for mask in masks if mask is not None and mask[bone].all()]
     assert stripped, "some show the brain alone"
     assert all(mask[brain].mean() < 0.05 for mask in stripped)
+
+
+def test_artefacts_are_scaled(drawn):
+    """Without them the background is nearly dark and nothing but sequences and windows is drawn."""
+    head, tissues = drawn
+    air = np.ones(int(np.prod(head.shape)), bool)
+    air[head.inside] = False
+    scans = {a: [any_contrast(np.random.default_rng(s), head, tissues, a).ravel() for s in range(10)] for a in (0, 1)}
+    noise = {a: np.mean([scan[air].mean() for scan in of]) for a, of in scans.items()}
+    assert noise[0] < 0.5 * noise[1]
