@@ -21,6 +21,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -121,17 +122,18 @@ def zero_shot(model: str, out: Path) -> None:
     """Measure every case and print a table per direction: means, and on how many ours is better."""
     translator = Translator.load(model)
     rows = defaultdict(lambda: defaultdict(dict))
-    for case in (*brain_cases(), *lesion_cases()):
+    out.mkdir(parents=True, exist_ok=True)
+    for case in chain(lesion_cases(), brain_cases()):
         real, inside = scaled(case.real.voxels, case.real.voxels), body(case.real.voxels)
         direction = f"{case.source.domain[3:].upper()} -> {case.real.domain[3:].upper()}"
         for method, made, seconds in outputs(case, translator):
-            found = {**{name: plain(made, real, inside)[name] for name in MEASURES}, "seconds": seconds}
+            measured = plain(made, real, inside)
+            found = {**{name: measured[name] for name in MEASURES}, "seconds": seconds}
             if case.lesions is not None:
                 found |= {"lesions": contrast(made, case.lesions), "real_lesions": contrast(real, case.lesions)}
             rows[f"{case.data}, {direction}"][method][case.subject] = found
+        (out / "zero-shot.json").write_text(json.dumps({"sha256": translator.sha256, "rows": rows}, indent=1) + "\n")
         print(f"{time.strftime('%H:%M:%S')} {case.data} {case.subject} {direction}", flush=True)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "zero-shot.json").write_text(json.dumps({"sha256": translator.sha256, "rows": rows}, indent=1) + "\n")
     print(zero_shot_table(rows))
 
 
