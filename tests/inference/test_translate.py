@@ -303,16 +303,17 @@ def phantom():
 
 @pytest.mark.parametrize("target", READY_DOMAINS)
 def test_the_ready_model_knows_each_target_better_than_a_copy(target, phantom):
-    """On a head that is drawn by other code than it was trained on, from two other contrasts."""
+    """On a head that is drawn by other code than in training, from the less similar contrast."""
     model = Translator.load("anybrain")
     mask = foreground_mask(phantom["mr_pd"].voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
-    real = phantom[target].voxels[mask]
-    for source in [name for name in ("mr_t1", "mr_t2") if name != target]:
-        given = phantom[source]
-        made = translate_volume(given.with_voxels(given.voxels * 500, "brain"), model, target).image
-        assert made.domain == target
-        copied, ours = (np.corrcoef(v[mask], real)[0, 1] for v in (given.voxels, made.voxels))
-        assert ours > max(copied, 0.5), f"{source} -> {target}: correlation {ours:.2f}, of a copy {copied:.2f}"
+
+    def likeness(volume):
+        return float(np.corrcoef(volume.voxels[mask], phantom[target].voxels[mask])[0, 1])
+
+    given = min((phantom[name] for name in ("mr_t1", "mr_t2") if name != target), key=likeness)
+    made = translate_volume(given.with_voxels(given.voxels * 500, "brain"), model, target).image
+    assert made.domain == target
+    assert likeness(made) > max(likeness(given), 0.4) + 0.05
 
 
 def test_the_ready_model_is_small_and_says_where_it_is_from():
