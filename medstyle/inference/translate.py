@@ -146,12 +146,12 @@ def example_of(translator: Translator, target: str | None, reference: Reference 
     A model of any contrast has one protocol for each target, with grey levels of its own. Without a
     style from references, a reference is an example of the site's: one MR scan of the target.
     """
-    domain = target or translator.config.target
-    several = [(1.0, reference)] if isinstance(reference, Volume) else list(reference or [])
-    takes_any = (
-        DOMAINS[translator.config.source].any_contrast and "reference" not in translator.config.architecture.style
-    )
-    if not takes_any or len(several) != 1 or DOMAINS[domain].absolute or not isinstance(several[0][1], Volume):
+    config, domain = translator.config, target or translator.config.target
+    takes_any = DOMAINS[config.source].any_contrast and "reference" not in config.architecture.style
+    if reference is None or not takes_any or DOMAINS[domain].absolute:
+        return None
+    several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
+    if len(several) != 1 or not isinstance(several[0][1], Volume):
         return None
     example = several[0][1]
     if example.domain != domain:
