@@ -11,7 +11,7 @@ import numpy as np
 from medstyle.errors import ParamsError
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.phantom.contrasts import PROTOCOLS, any_contrast, draw_tissues, hidden, target
-from medstyle.phantom.heads import Head, draw_head, label_files, load_labels
+from medstyle.phantom.heads import TISSUES, Head, draw_head, label_files, load_labels
 from medstyle.phantom.studies import PhantomParams, _rng
 
 HEAD_MM = 190.0  # height that thick slices cover
@@ -59,9 +59,13 @@ def write_subject(out: Path, params: PhantomParams, index: int) -> None:
     lesions = np.zeros(head.shape, np.float32)
     for number, share in enumerate(head.lesions, 1):
         lesions[head.volume(share) >= 0.5] = number
-    for what, voxels in (("labels", head.labels.astype(np.float32)), ("lesions", lesions)):
+    tissues = head.volume(head.tissues[len(head.tissues) // 2])  # at a point near the middle of the voxel
+    for what, voxels in (("labels", tissues), ("regions", head.labels.astype(np.float32)), ("lesions", lesions)):
         write_volume(truth / f"{what}.nii.gz", Volume(voxels, head.affine, "mr_t1"))
-    facts = {"lesions": [{"id": i, "kind": kind} for i, kind in enumerate(head.lesion_kinds, 1)]}
+    facts = {
+        "labels": dict(enumerate(TISSUES)),
+        "lesions": [{"id": i, "kind": kind} for i, kind in enumerate(head.lesion_kinds, 1)],
+    }
     (truth / "subject.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
@@ -72,8 +76,9 @@ def write_heads(
 ) -> None:
     """Write every subject.
 
-    The truth contains ``labels.nii.gz``, of which the label maps are a part, ``lesions.nii.gz``
-    (numbers from 1) and ``subject.json``, on the grid of the scans.
+    The truth contains, on the grid of the scans, ``labels.nii.gz`` (the tissues that
+    ``subject.json`` names), ``regions.nii.gz`` (the labels of the map) and ``lesions.nii.gz``
+    (numbers from 1).
 
     Args:
         out: folder.

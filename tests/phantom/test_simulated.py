@@ -25,7 +25,7 @@ def test_files_are_functions_of_seed_and_number(labels_folder, tmp_path):
     for out in ("one", "two"):
         write_heads(tmp_path / out, params(labels_folder))
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
-    assert len(files) == 2 * (len(SCANS) + 3)
+    assert len(files) == 2 * (len(SCANS) + 4)
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
     _, other = draw_subject(params(labels_folder, seed=1), 0)
     assert not np.array_equal(
@@ -52,7 +52,9 @@ def test_all_scans_share_a_grid_and_keep_their_ranges(labels_folder, tmp_path):
             assert np.array_equal(scan.voxels, np.rint(scan.voxels))
         truth = tmp_path / "raw/truth" / subject
         assert read_volume(truth / "labels.nii.gz", "mr_t1").voxels.shape == scans[0].voxels.shape
-        assert json.loads((truth / "subject.json").read_text())["lesions"] is not None
+        facts = json.loads((truth / "subject.json").read_text())
+        assert facts["lesions"] is not None
+        assert read_volume(truth / "labels.nii.gz", "mr_t1").voxels.max() < len(facts["labels"]) < 256
 
 
 def test_wrong_parameters_are_named(labels_folder, tmp_path):
