@@ -209,11 +209,12 @@ def init(
 
 
 def _print_table(rows: list[list[str]], styles: dict[str, str] | None = None) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*rows[0])
     for row in rows[1:]:
-        table.add_row(*row, style=(styles or {}).get(row[1]))
+        table.add_row(*map(escape, row), style=(styles or {}).get(row[1]))
     _console().print(table)
 
 
