@@ -6,14 +6,13 @@ import ast
 import dataclasses
 import importlib
 import inspect
-import itertools
-import json
 import re
 import sys
 import typing
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from medstyle.project.reference import STAGES, dataclasses_in, default_text, field_docs, limits_text, type_text
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -46,6 +45,7 @@ ENVIRONMENT = {  # variables that the commands read
 }
 REFERENCE_PAGES = {  # pages written by hand, listed in the index beside the generated ones
     "dicom.md": "DICOM and volume files: what is read, what is refused, what is written",
+    "headers.md": "Fields of headers: applied, checked, refused or irrelevant",
     "serving.md": "Serving: requests, parameters, limits, endpoints, metrics, audit",
     "evaluation.md": "Evaluation: protocols, baselines, statistics, safety measures",
 }
@@ -83,8 +83,6 @@ def index(made: dict[str, str]) -> str:
 def parameters() -> str:
     """Return one section for each stage and each nested group, with every field's type, default and
     docstring."""
-    import yaml
-
     lines = [
         "# Parameters", "", NOTE, "",
         "`params.yaml` and every file in `recipes/` have one section for each stage. A key that is left out",
@@ -92,7 +90,7 @@ def parameters() -> str:
         "`train.objective.kind` the first word is the section.",
         "",
     ]  # fmt: skip
-    for stage in yaml.safe_load((ROOT / "params.yaml").read_text()):
+    for stage in STAGES:
         lines += _group(importlib.import_module(f"medstyle.stages.{stage}").Params, stage)
     return "\n".join([*lines, *_domains()])
 
@@ -155,11 +153,13 @@ def _rows(cls: type, path: str) -> dict[str, str]:
     rows = {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
-        kind = f"[group]({_anchor(f'{path}.{field.name}')})" if [*_dataclasses(hint)] else _type(hint)
-        if [*_dataclasses(hint)] and typing.get_origin(hint) is tuple:
+        kind = f"[group]({_anchor(f'{path}.{field.name}')})" if [*dataclasses_in(hint)] else type_text(hint)
+        if [*dataclasses_in(hint)] and typing.get_origin(hint) is tuple:
             kind = f"list of {kind}"
-        meaning = " ".join(filter(None, [docs.get(field.name, ""), _limits(extras[field.name])]))
-        rows[field.name] = f"| `{field.name}` | {_cell(kind)} | {_cell(_default(field))} | {_cell(_plain(meaning))} |"
+        meaning = " ".join(filter(None, [docs.get(field.name, ""), limits_text(extras[field.name])]))
+        rows[field.name] = (
+            f"| `{field.name}` | {_cell(kind)} | {_cell(default_text(field))} | {_cell(_plain(meaning))} |"
+        )
     return rows
 
 
@@ -167,7 +167,7 @@ def _below(cls: type, path: str) -> list[str]:
     """Return the sections of the dataclasses among the fields of one."""
     lines = []
     for field in dataclasses.fields(cls):
-        inner = list(dict.fromkeys(_dataclasses(typing.get_type_hints(cls)[field.name])))
+        inner = list(dict.fromkeys(dataclasses_in(typing.get_type_hints(cls)[field.name])))
         if len(inner) > 1:
             lines += _choice(inner, f"{path}.{field.name}")
         elif inner:
@@ -184,70 +184,6 @@ def _weights(cls: type) -> list[str]:
         return []
     terms = ", ".join(f"`{name}: {weight:g}`" for name, weight in resolve(cls()).items())
     return ["| [terms](../explanation/training.md#terms) with their default `weights` |", "|---|", f"| {terms} |", ""]
-
-
-def field_docs(cls: type) -> dict[str, str]:
-    """Return the strings that stand below the fields of a dataclass and of what it inherits
-    from."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        module = ast.parse(inspect.getsource(sys.modules[base.__module__]))
-        body = next(
-            node.body for node in ast.walk(module) if isinstance(node, ast.ClassDef) and node.name == base.__name__
-        )
-        for field, text in itertools.pairwise(body):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
-                    found[name] = " ".join(doc.split())
-    return found
-
-
-def _dataclasses(hint: Any) -> Iterator[type]:
-    """Find the dataclasses in a type, however deep in unions and tuples."""
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        yield hint
-    for inner in typing.get_args(hint):
-        yield from _dataclasses(inner)
-
-
-def _type(hint: Any) -> str:
-    """Spell a type as the value of a YAML file: a choice, a number, a list, a mapping."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is type(None):
-        return "null"
-    if origin is typing.Literal:
-        return " or ".join(f"`{value}`" for value in arguments)
-    if origin is tuple and arguments[-1:] != (...,):
-        return f"list of {len(arguments)}: {', '.join(dict.fromkeys(map(_type, arguments)))}"
-    if origin in (tuple, list):
-        return f"list of {_type(arguments[0])}"
-    if origin is dict:
-        return f"mapping of {_type(arguments[0])} to {_type(arguments[1])}"
-    if arguments:  # a union
-        return " or ".join(map(_type, arguments))
-    names = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-    return names.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def _limits(hint: Any) -> str:
-    """Say the limits that an annotation such as ``Field(ge=0)`` holds."""
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    marks = [mark for item in getattr(hint, "__metadata__", ()) for mark in [item, *getattr(item, "metadata", [])]]
-    said = [f"{word} {getattr(mark, key)}" for key, word in words.items() for mark in marks if hasattr(mark, key)]
-    said = [text for text in dict.fromkeys(said) if not text.endswith("None")]
-    return f"Limits: {', '.join(said)}." if said else ""
-
-
-def _default(field: dataclasses.Field[Any]) -> str:
-    if field.default is not dataclasses.MISSING:
-        value = field.default
-    elif field.default_factory is not dataclasses.MISSING:
-        value = field.default_factory()
-    else:
-        return "required"
-    return "" if dataclasses.is_dataclass(value) else f"`{json.dumps(value)}`"
 
 
 # command line
@@ -342,7 +278,7 @@ def _about(name: str, item: Any) -> list[str]:
     if inspect.isfunction(item):
         signature = inspect.signature(item)
         bare = signature.replace(
-            parameters=[_without_type(parameter) for parameter in signature.parameters.values()],
+            parameters=[_withouttype_text(parameter) for parameter in signature.parameters.values()],
             return_annotation=signature.empty,
         )
         lines = ["```python", f"{name}{bare}".replace("'", '"'), "```", "", *lines]
@@ -352,7 +288,7 @@ def _about(name: str, item: Any) -> list[str]:
     return lines
 
 
-def _without_type(parameter: inspect.Parameter) -> inspect.Parameter:
+def _withouttype_text(parameter: inspect.Parameter) -> inspect.Parameter:
     """Remove the annotation, and the fields of a default that is a dataclass."""
     default = parameter.default
     if dataclasses.is_dataclass(default):

@@ -47,7 +47,9 @@ def translate(
     translator = Translator.load(model_folder(model))
     for outcome in process(Path(folder), translator, settle_s=settle_s, target=target, workers=workers):
         counts[outcome.status] = counts.get(outcome.status, 0) + 1
-        log.info("%s: %s", outcome.key, describe(outcome))
+        log.info("%s: %s", outcome.key or "a study", describe(outcome))
+        if outcome.status == "waiting":  # it has no result yet, and perhaps no key
+            continue
         create_markdown_artifact(
             f"**{describe(outcome)}**\n\nmodel {translator.sha256[:16]}, {model}",
             key=f"study-{outcome.key}",
@@ -61,8 +63,11 @@ def describe(outcome: Outcome) -> str:
     """Describe the outcome of a study in one line."""
     if outcome.status == "quarantined":
         return f"quarantined, {outcome.code}; see quarantine/{outcome.key}/reason.json"
+    if outcome.status == "waiting":
+        return f"waits in the inbox, {outcome.code}; see waiting.json"
+    stays = f"; its source stays in the inbox, {outcome.code}; see waiting.json" if outcome.code else ""
     warned = f", {outcome.warned} with an out-of-distribution warning" if outcome.warned else ""
-    return f"{outcome.status}, {outcome.series} images or series{warned}"
+    return f"{outcome.status}, {outcome.series} images or series{warned}{stays}"
 
 
 if __name__ == "__main__":

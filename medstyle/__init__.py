@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from medstyle.errors import (
         Code,
         DataError,
+        DiskFull,
         MissingPackage,
         ModelError,
         OutputError,
@@ -45,6 +46,7 @@ _WHERE = {
     "Code": "errors",
     "DOMAINS": "imaging.modality",
     "DataError": "errors",
+    "DiskFull": "errors",
     "FileVerdict": "imaging.verdict",
     "Fingerprint": "imaging.modality",
     "Inventory": "cohort.inventory",
@@ -85,6 +87,7 @@ __all__ = [
     "Client",
     "Code",
     "DataError",
+    "DiskFull",
     "FileVerdict",
     "Fingerprint",
     "Inventory",

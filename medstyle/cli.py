@@ -96,7 +96,13 @@ def phantom(
 
 
 @app.command()
-def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders.")], json_: Json = False) -> None:
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    json_: Json = False,
+    pictures: Annotated[
+        Path | None, typer.Option(help="New HTML page with thumbnails, by domain, of one folder.")
+    ] = None,
+) -> None:
     """Show which files would be used or refused, and why. Writes nothing.
 
     Exit code 0: nothing was refused; 3: something was refused; 2: bad arguments. With --json,
@@ -109,7 +115,10 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder")
-    document = inventory(paths).to_json(_domain_by_params(), values=json_)
+    found = inventory(paths)
+    if pictures is not None:
+        _write_pictures(paths, pictures)
+    document = found.to_json(_domain_by_params(), values=json_)
     judged = [file["verdict"] != "refused" for file in document["files"]]
     judged += [row["code"] in USABLE for row in document["volumes"]]
     if json_:
@@ -132,6 +141,15 @@ def inspect(paths: Annotated[list[Path], typer.Argument(help="Files or folders."
     raise typer.Exit(0 if all(judged) else REFUSED)
 
 
+def _write_pictures(paths: list[Path], page: Path) -> None:
+    from medstyle.project.survey import survey
+    from medstyle.project.thumbnails import write_thumbnails
+
+    if len(paths) != 1 or page.exists():
+        raise ParamsError(f"--pictures {page}: " + ("exists already" if page.exists() else "shows one folder"))
+    write_thumbnails(survey(paths[0]), page)
+
+
 def _domain_by_params() -> Any:
     """Return a function that assigns domains by the rules of ./params.yaml, if the file exists."""
     if not Path("params.yaml").is_file():
@@ -144,6 +162,123 @@ def _domain_by_params() -> Any:
     params = load(Params, "ingest")
     source, labels = Path(params.source), labels_of(params)
     return lambda item: domain_of(attributes_of(item, source, labels), params.rules)
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="New folder of the project.")],
+    data: Annotated[Path, typer.Option(help="Folder of DICOM studies, volume files or pictures.")],
+    from_: Annotated[str | None, typer.Option("--from", help="Source domain; default: proposed.")] = None,
+    to: Annotated[str | None, typer.Option(help="Target domain; default: proposed.")] = None,
+    minutes: Annotated[float, typer.Option(min=1, help="Duration of the training on this machine.")] = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
+) -> None:
+    """Look at data, propose what to train on them, and write a project; nothing is trained.
+
+    Every value in the project's params.yaml has its reason beside it.
+
+    Example: medstyle init t1-to-t2 --data /archive/study --minutes 120
+    """
+    from medstyle.project.propose import Wishes, propose
+    from medstyle.project.survey import survey
+    from medstyle.project.thumbnails import table, write_thumbnails
+    from medstyle.project.write import check_new, render, write_project
+
+    check_new(folder)
+    found = survey(data)
+    _print_table(table(found))
+    for why, count in [*found.left_out().most_common(), *found.refused.most_common()]:
+        print(f"{count} not used: {why}")
+    proposal = propose(found, Wishes(from_, to, minutes))
+    if not yes and sys.stdin.isatty():
+        source, target = (
+            typer.prompt(f"{role} domain", default=value)
+            for role, value in (("source", proposal.source), ("target", proposal.target))
+        )
+        if (source, target) != (proposal.source, proposal.target):
+            proposal = propose(found, Wishes(source, target, minutes))
+    print(f"{proposal.source} -> {proposal.target}: {proposal.job.recipe}, because {proposal.job.why}")
+    for note in proposal.notes:
+        print(f"note: {note}")
+    title = f"{proposal.source} to {proposal.target}"
+    for said in write_project(folder, render(proposal, folder), title, proposal.labels):
+        print(f"medstyle: warning: {said}", file=sys.stderr)
+    write_thumbnails(found, folder / "reports" / "data.html")
+    print(
+        f"{folder / 'params.yaml'} says what will be done and why; {folder / 'reports' / 'data.html'} shows the images"
+    )
+    print(f"next: cd {folder} && dvc repro")
+
+
+def _print_table(rows: list[list[str]], styles: dict[str, str] | None = None) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows[1:]:
+        table.add_row(*map(escape, row), style=(styles or {}).get(row[1]))
+    _console().print(table)
+
+
+@app.command()
+def status(json_: Json = False) -> None:
+    """Show which stages of this project have run, which are stale, and the next command.
+
+    Example: cd t1-to-t2 && medstyle status
+    """
+    from medstyle.project.status import status as look
+
+    found = look()
+    if json_:
+        print(json.dumps({"stages": [stage._asdict() for stage in found.stages], "next": found.next}, indent=1))
+        return
+    _print_table([["stage", "state", "changed"], *([s.name, s.state, "; ".join(s.changed)] for s in found.stages)])
+    print(f"next: {found.next}")
+
+
+@app.command()
+def doctor(json_: Json = False) -> None:
+    """Check installation, GPU, disk, secret, git and servers; exit code 3 if something is wrong.
+
+    Example: medstyle doctor
+    """
+    from medstyle.project.doctor import checks
+
+    found = checks(Path())
+    if json_:
+        print(json.dumps([check._asdict() for check in found], indent=1))
+    else:
+        _print_table([["what", "state", "found", "remedy"], *map(list, found)], {"wrong": "red", "fine": "green"})
+    raise typer.Exit(REFUSED if any(check.state == "wrong" for check in found) else 0)
+
+
+@app.command(name="params")
+def params_(
+    key: Annotated[str, typer.Argument(help="A key such as train.training.steps; default: all.")] = "",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of params.yaml for editors.")] = False,
+) -> None:
+    """Print the keys of params.yaml with type, default and meaning.
+
+    Example: medstyle params train.training
+    """
+    from medstyle.project.reference import entries
+    from medstyle.project.reference import schema as whole
+
+    if schema:
+        print(json.dumps(whole(), indent=1))
+        return
+    for entry in entries(key):
+        print(f"{entry.path}: {entry.kind}" + (f", default {entry.default}" if entry.default else ""))
+        if entry.meaning:
+            print(f"    {entry.meaning}")
+
+
+@app.command()
+def version() -> None:
+    """Print the installed version, and a hash of its code, which changes when it is edited."""
+    from medstyle.project.write import program
+
+    print(program())
 
 
 @app.command()
@@ -551,8 +686,9 @@ def serve(
     timeout: Annotated[
         float, typer.Option(help="Time limit in seconds to translate; also to wait for a worker.")
     ] = 300.0,
+    rows: Annotated[int, typer.Option(help="Largest number of images in a request.")] = 1000,
     poll: Annotated[float, typer.Option(help="Interval in seconds between checks of the alias.")] = 5.0,
-    audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per image.")] = None,
+    audit: Annotated[Path | None, typer.Option(help="File to which a line of hashes is appended per request.")] = None,
 ) -> None:
     """Serve a registered model over HTTP, and follow its alias without downtime.
 
@@ -561,7 +697,7 @@ def serve(
     from medstyle.registry.server import RequestLimits
     from medstyle.registry.server import serve as start
 
-    start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout), poll, audit)
+    start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout, rows), poll, audit)
 
 
 if __name__ == "__main__":

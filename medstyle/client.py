@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from urllib3 import BaseHTTPResponse, PoolManager, Retry, Timeout
 from urllib3.exceptions import HTTPError
 
 from medstyle.errors import Code, OutputError, Refusal, ServiceError
+from medstyle.jobs.atomic import atomic
 from medstyle.jobs.progress import track
 
 Image = str | Path | bytes
@@ -172,10 +172,8 @@ def _write(data: bytes, path: Path) -> None:
     """Write a file, or the content of a zip as a folder, atomically, without overwriting."""
     if path.exists():
         raise OutputError(f"{path}: exists already; remove it or choose another name")
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        part = Path(folder, "part")
+    with atomic(path, own=True) as part:
         if data.startswith(b"PK") and path.suffix != ".zip":
             zipfile.ZipFile(io.BytesIO(data)).extractall(part)
         else:
             part.write_bytes(data)
-        part.rename(path)

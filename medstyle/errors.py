@@ -15,6 +15,7 @@ is not installed =====================
 
 from __future__ import annotations
 
+import errno
 import os
 import traceback
 from collections.abc import Iterator
@@ -56,6 +57,10 @@ class Code(StrEnum):
             "or set `ingest.allow`; BurnedInAnnotation YES is always refused"
         ),
     )
+    E_CHANGED = (
+        "E_CHANGED",
+        ("a study in the inbox changed while it was translated: no action is needed; the whole is translated anew"),
+    )
     E_COLOR = "E_COLOR", ("colours where grey values are expected: read it with `read_colour`, or as a picture")
     E_DECODE = (
         "E_DECODE",
@@ -70,6 +75,10 @@ class Code(StrEnum):
             "an NRRD or MetaImage header whose voxels are outside its folder, in several files, or "
             "missing: write one file"
         ),
+    )
+    E_DISK_FULL = (
+        "E_DISK_FULL",
+        ("the disk is full, or a quota is used up: free disk space and repeat; the inbox does so by itself"),
     )
     E_DOMAIN = "E_DOMAIN", ("the modality cannot be of this domain: correct the rule, or name the right domain")
     E_DUPLICATE = (
@@ -111,6 +120,13 @@ class Code(StrEnum):
         (
             "the slices of two volumes of one series alternate, so they may be one scan: look at"
             " them, then set `ingest.allow`"
+        ),
+    )
+    E_KILLED = (
+        "E_KILLED",
+        (
+            "a study in the inbox has ended the process twice, most often for want of memory: give it more, then move"
+            " the study back into the inbox"
         ),
     )
     E_LOCALIZER = "E_LOCALIZER", "a localizer, scout or surview: it is no scan"
@@ -198,11 +214,21 @@ class Code(StrEnum):
             "export the original images"
         ),
     )
+    E_UNREADABLE = (
+        "E_UNREADABLE",
+        (
+            "a study in the inbox, or what is beside it, cannot be read, written or moved: correct what"
+            " `waiting.json` names; it is tried again"
+        ),
+    )
     E_ZERO_SPACING = (
         "E_ZERO_SPACING",
         ("the distance of voxels is missing, zero or negative: export the original images"),
     )
 
+
+# errors of the operating system that other files would meet too: a full disk, no file handles
+NO_FILES_FAULT = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 
 USABLE: tuple[str, ...] = ("", Code.E_TILT_NEEDS_RESAMPLE)  # codes of images that are read without an override
 
@@ -229,6 +255,12 @@ class TrainingError(UserError):
 
 class OutputError(UserError):
     """An output that already exists or cannot be written."""
+
+
+class DiskFull(OutputError):
+    """A disk without room for an output, or a quota that is used up."""
+
+    code = Code.E_DISK_FULL
 
 
 class ServiceError(UserError):
@@ -261,18 +293,28 @@ class Refusal(UserError):
 
 
 @contextmanager
-def reading() -> Iterator[None]:
-    """Turn an unexpected error of a reader into a :class:`Refusal`: one bad file stops no run.
+def reading(name: str = "") -> Iterator[None]:
+    """Turn whatever a reader raises into a :class:`Refusal`: one bad file stops no run.
 
-    Errors of the disk and of the memory are not caused by the file and pass through.
+    Every call of a decoder happens within it. Errors that no file causes (:data:`NO_FILES_FAULT`)
+    pass through.
+
+    Args:
+        name: of the file, which begins the reason.
     """
+    start = name and f"{name}: "
     try:
         yield
-    except (UserError, OSError, MemoryError):
+    except (UserError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
-    except Exception as error:
-        reason = f"reading failed ({type(error).__name__}): damaged or of an unknown kind; export it again"
-        raise Refusal(Code.E_DECODE, reason) from error
+    except MemoryError as error:
+        reason = "needs more memory than there is; scale it down, or use a larger machine"
+        raise Refusal(Code.E_TOO_LARGE, start + reason) from error
+    except BaseException as error:  # decoders raise anything; a panic in Rust is not even an Exception
+        if isinstance(error, OSError) and error.errno in NO_FILES_FAULT:
+            raise
+        reason = f"cannot be read ({type(error).__name__}): damaged, cut short or of an unknown kind; export it again"
+        raise Refusal(Code.E_DECODE, start + reason) from error
 
 
 def outline(error: BaseException) -> str:

@@ -221,20 +221,30 @@ def inventory(paths: Iterable[Path]) -> Inventory:
             dicom.append(path)
             continue
         try:
-            item = _READERS[source](path)
+            with reading():
+                item = _READERS[source](path)
         except Refusal as refusal:
             item = Item(source, "refused", refusal.code, refusal.reason, (path,))
-        except Exception as error:  # a damaged file may raise anything, and the message would quote its path
-            reason = f"the header is damaged ({type(error).__name__}); export the file again"
-            item = Item(source, "refused", Code.E_DECODE, reason, (path,))
         items.append(item)
         files.append(FileVerdict(path, "used" if item.usable else "refused", item.code, item.reason))
     found = scan(dicom)
-    for file in found.files:
-        known = why_unread(file.path) if file.code == Code.E_NOT_DICOM else None
-        files.append(replace(file, reason=known) if known else file)
+    files += map(_explained, found.files)
     items += [Item.of(series) for series in found.series]
     return Inventory(tuple(sorted(files, key=lambda f: f.path)), tuple(sorted(items, key=lambda i: i.path)))
+
+
+def _explained(file: FileVerdict) -> FileVerdict:
+    """Name the kind of a file that is not read, and the files that a DICOMDIR lists in vain."""
+    if file.code == Code.E_NOT_DICOM and (known := why_unread(file.path)):
+        return replace(file, reason=known)
+    if file.code == Code.E_SOPCLASS and file.path.name.upper() == "DICOMDIR":
+        from medstyle.dicom.directory import check_directory
+
+        try:
+            check_directory(file.path)
+        except Refusal as refusal:
+            return FileVerdict(file.path, "refused", refusal.code, refusal.reason)
+    return file
 
 
 def _volume(path: Path) -> Item:
@@ -268,8 +278,6 @@ def _picture(path: Path) -> Item:
             flags = _flags([*image.info.values(), *exif.values()])
     except Image.DecompressionBombError:
         raise Refusal(Code.E_TOO_LARGE, f"claims more than {MAX_PIXELS} pixels; scale it down first") from None
-    except Exception as error:  # damaged pictures raise many types of errors, with paths in their messages
-        raise Refusal(Code.E_DECODE, f"not a readable picture ({type(error).__name__})") from None
     if width * height > MAX_PIXELS:
         raise Refusal(Code.E_TOO_LARGE, f"claims {width} x {height} pixels; the limit is {MAX_PIXELS}")
     return Item("picture", "image", "", "", (path,), (frames, height, width), None, {"Name": path.name}, flags)
@@ -280,12 +288,9 @@ def _video(path: Path) -> Item:
         import av
     except ImportError:
         return Item("video", "video", "", "", (path,), attributes={"Name": path.name})
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            shape = (int(stream.frames), int(stream.height), int(stream.width))
-    except Exception as error:
-        raise Refusal(Code.E_DECODE, f"not a readable video ({type(error).__name__})") from None
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        shape = (int(stream.frames), int(stream.height), int(stream.width))
     return Item("video", "video", "", "", (path,), shape, None, {"Name": path.name})
 
 

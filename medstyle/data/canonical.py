@@ -21,7 +21,7 @@ from medstyle.cohort.rules import Rule, domain_of
 from medstyle.cohort.sessions import BIDS_SUBJECT
 from medstyle.data.manifest import ManifestItem
 from medstyle.data.regular import read_with_gaps, straighten
-from medstyle.errors import Code, ParamsError, Refusal
+from medstyle.errors import Code, ParamsError, Refusal, reading
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import read_picture, write_picture
 from medstyle.imaging.volume import Volume, read_volume, write_volume
@@ -272,6 +272,7 @@ def _write(item: Item, place: Place, params: IngestParams, out: Path) -> Taken:
     return Taken(entry, item)
 
 
+@reading()
 def _load(item: Item, domain: str, params: IngestParams) -> tuple[Volume, dict[str, Any]]:
     """Read a scan.
 

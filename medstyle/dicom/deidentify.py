@@ -16,13 +16,14 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.multival import MultiValue
 
-from medstyle.dicom.elements import BoundedFile, Skip, quiet, words
+from medstyle.dicom.elements import Skip, quiet, words
 from medstyle.dicom.header import Instance, read_frames
 from medstyle.dicom.read import read_pixels
 from medstyle.dicom.scan import find_files
 from medstyle.dicom.uids import uid_from
 from medstyle.dicom.write import code, save, settle_laterality
-from medstyle.errors import Code, ParamsError, Refusal
+from medstyle.errors import Code, ParamsError, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 from medstyle.imaging.verdict import FileVerdict
 from medstyle.jobs.atomic import part_of
 from medstyle.jobs.progress import track
@@ -208,18 +209,12 @@ def deidentify(path: Path, options: Options = Options()) -> Dataset:
         Refusal: an unusable image, as for :func:`read_frames`; ``E_BURNED_IN`` if the pixels
             themselves may show who the patient is.
     """
-    with quiet():
+    with quiet(), reading():
         instance = read_frames(path)[0].instance
         pixels = read_pixels(instance)
-        try:
-            with BoundedFile(path) as file:
-                dataset = dcmread(file, stop_before_pixels=True, force=True)
-            clean = _header(dataset, instance, options)
-        except Refusal:
-            raise
-        except Exception as error:  # a damaged header may raise anything, and the message would quote values
-            cause = f"the header is damaged ({type(error).__name__})"
-            raise Refusal(Code.E_DECODE, f"{cause}; export the file again") from None
+        with BoundedFile(path) as file:
+            dataset = dcmread(file, stop_before_pixels=True, force=True)
+        clean = _header(dataset, instance, options)
     if instance.samples > 1:
         clean.PhotometricInterpretation, clean.PlanarConfiguration = "RGB", 0
     clean.BitsAllocated, clean.HighBit = pixels.itemsize * 8, instance.bits_stored - 1

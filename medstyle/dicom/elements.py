@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import math
-import os
 import struct
 import warnings
 import zlib
@@ -25,6 +24,7 @@ from pydicom.uid import UID, AllTransferSyntaxes
 from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
 from medstyle.errors import Code, Refusal
+from medstyle.imaging.bounded import BoundedFile
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -67,7 +67,8 @@ _FACTS = words(
     "RescaleIntercept RescaleType DiffusionGradientOrientation "
     "ImagePositionPatient ImageOrientationPatient PixelSpacing BurnedInAnnotation SyntheticData "
     "LossyImageCompression TemporalPositionIdentifier AcquisitionTime AcquisitionNumber TriggerTime InstanceNumber "
-    "ConversionType DiffusionBValue FrameTime SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+    "ConversionType DiffusionBValue FrameTime NumberOfSlices ImagesInAcquisition SharedFunctionalGroupsSequence "
+    "PerFrameFunctionalGroupsSequence"
 )
 _GROUPS = words(
     "PlanePositionSequence PlaneOrientationSequence PixelMeasuresSequence PixelValueTransformationSequence "
@@ -79,7 +80,7 @@ _GROUPS = words(
 _TAG = {name: int(tag_for_keyword(name) or 0) for name in {*ATTRIBUTES, *_FACTS, *_GROUPS}}
 _BINARY = {  # value representations that are not text
     "Rows": "H", "Columns": "H", "SamplesPerPixel": "H", "BitsAllocated": "H", "BitsStored": "H", "HighBit": "H",
-    "PixelRepresentation": "H", "DiffusionGradientOrientation": "d",
+    "PixelRepresentation": "H", "NumberOfSlices": "H", "DiffusionGradientOrientation": "d",
     "PixelPaddingValue": "H", "PixelPaddingRangeLimit": "H", "DiffusionBValue": "d",
     "EffectiveEchoTime": "d", "InversionTimes": "d", "TemporalPositionIndex": "L", "FrameAcquisitionNumber": "H",
 }  # fmt: skip
@@ -112,20 +113,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-class BoundedFile(io.BufferedReader):
-    """A file whose ``read`` never allocates more than its size, whatever a header claims."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(io.FileIO(path), 1 << 16)
-        self.bytes = os.fstat(self.fileno()).st_size
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Read at most ``size`` bytes and at most the rest of the file."""
-        if size is not None and size > 1 << 16:
-            size = max(0, min(size, self.bytes - self.tell()))
-        return super().read(size)
 
 
 def looks_like_dicom(head: bytes) -> bool:

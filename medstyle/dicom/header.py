@@ -21,7 +21,6 @@ from medstyle.dicom.elements import (
     EXPLICIT,
     IMPLICIT,
     UNDEFINED,
-    BoundedFile,
     Header,
     Skip,
     csa_of,
@@ -35,7 +34,8 @@ from medstyle.dicom.elements import (
     words,
 )
 from medstyle.dicom.mosaic import tiling
-from medstyle.errors import Code, Refusal
+from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -204,17 +204,11 @@ def read_frames(path: Path, limits: Limits = LIMITS) -> list[Frame]:
         Refusal: an unusable image (``E_NOT_DICOM``, ``E_TRUNCATED``, ``E_TOO_LARGE``, ``E_DECODE``,
             ``E_BURNED_IN``, ``E_NO_GEOMETRY``).
     """
-    try:
+    with reading():
         if not S_ISREG(path.stat().st_mode):  # reading a pipe could block forever
             raise Skip(Code.E_NOT_DICOM, "not a regular file")
         with BoundedFile(path) as file:
             return _read_frames(path, file, limits)
-    except Refusal:
-        raise
-    except OSError as error:
-        raise Refusal(Code.E_DECODE, f"cannot be read from disk (errno {error.errno})") from None
-    except Exception as error:  # a damaged header may raise anything, and the message would quote values
-        raise Refusal(Code.E_DECODE, f"the header is damaged ({type(error).__name__}); export the file again") from None
 
 
 def _read_frames(path: Path, file: BoundedFile, limits: Limits) -> list[Frame]:
@@ -279,7 +273,7 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         "SYNTHETIC": said("SyntheticData").upper() == "YES",
         "DERIVED": "DERIVED" in image_type,
         # enhanced objects have only the word
-        "MOSAIC": bool(image_type & {"MOSAIC", "VFRAME"}) and count("NumberOfFrames", 1) == 1,
+        "MOSAIC": count("NumberOfFrames", 1) == 1 and _tiled(header, sop_class, image_type),
         "LOSSY": said("LossyImageCompression") == "01" or syntax in _ALWAYS_LOSSY,
         "MONOCHROME1": said("PhotometricInterpretation") == "MONOCHROME1",
         "BURNED_IN_UNKNOWN": may_show_text(burned, sop_class, image_type, said("ConversionType")),
@@ -312,6 +306,20 @@ def _instance(path: Path, size: int, header: Header, offset: int) -> Instance:
         attributes=_attributes(tuple(map(said, ATTRIBUTES))),
         flags=_same(frozenset(name for name, present in flags.items() if present)),
     )
+
+
+def _tiled(header: Header, sop_class: str, image_type: Collection[str]) -> bool:
+    """Return whether one picture holds several slices, by its words or by counting them.
+
+    A header that counts slices which would fit, and gives no position, leaves a doubt.
+    """
+    if {"MOSAIC", "VFRAME"} & {*image_type}:
+        return True
+    slices = int(max(first(header, "NumberOfSlices", 0), first(header, "ImagesInAcquisition", 0)))
+    if sop_class not in TOMOGRAPHIC or has(header, "ImagePositionPatient") or slices < 2:
+        return False
+    across = math.isqrt(slices - 1) + 1
+    return not any(first(header, name, 1) % across for name in ("Rows", "Columns"))
 
 
 @lru_cache(4096)

@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset
+from pydicom.encaps import get_frame
 from pydicom.pixels import apply_color_lut, apply_modality_lut, get_decoder
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
-from medstyle.dicom.elements import DEFLATED, BoundedFile, inflate, quiet
-from medstyle.dicom.header import LIMITS, LITTLE, Frame, Instance
+from medstyle.dicom.elements import DEFLATED, inflate, quiet
+from medstyle.dicom.header import LIMITS, LITTLE, NATIVE, Frame, Instance
 from medstyle.dicom.scan import Series
 from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
+from medstyle.imaging.codestream import frame_size
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 
@@ -217,6 +220,7 @@ class _Reader:
         try:
             dataset = self._open(i)
             decoder = get_decoder(UID(i.transfer_syntax))
+            _check_claim(dataset, frame)
             pixels, _ = decoder.as_array(dataset, index=frame.number, raw=raw, decoding_plugin=_plugin(decoder))
         except (Refusal, KeyboardInterrupt, SystemExit):
             raise
@@ -234,6 +238,26 @@ class _Reader:
             with _unchanged(instance) as file:
                 self.dataset, self.path = dcmread(file, force=True), instance.path
         return self.dataset
+
+
+def _check_claim(dataset: Dataset, frame: Frame) -> None:
+    """Compare the size in the codec's own header with the data set's, by which memory is limited.
+
+    A codec would allocate whatever its header claims.
+    """
+    i = frame.instance
+    if i.transfer_syntax in NATIVE or i.transfer_syntax == RLELossless:  # without a size of their own
+        return
+    tables = ("ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+    extended = tuple(dataset[name].value for name in tables) if all(name in dataset for name in tables) else None
+    data = get_frame(dataset.PixelData, frame.number, number_of_frames=i.frames, extended_offsets=extended)
+    found = frame_size(data)
+    if found != (i.rows, i.columns, i.samples):
+        size = " x ".join(map(str, found)) if found else "no known size"
+        reason = (
+            f"the codestream of frame {frame.number + 1} has {size}, the header {i.rows} x {i.columns} x {i.samples}"
+        )
+        raise Refusal(Code.E_DECODE, f"{reason}; export it again")
 
 
 def _unpacked(data: NDArray[np.uint8], count: int) -> NDArray[np.uint16]:

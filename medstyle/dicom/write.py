@@ -17,10 +17,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
-from pydicom.datadict import tag_for_keyword
+from pydicom.config import RAISE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID, ExplicitVRLittleEndian
-from pydicom.valuerep import format_number_as_ds
+from pydicom.valuerep import format_number_as_ds, validate_value
 
 from medstyle.dicom.elements import quiet, words
 from medstyle.dicom.header import Frame
@@ -50,6 +52,7 @@ _EMPTY = words(  # type 2: present, may be empty
     "PatientName PatientID PatientBirthDate PatientSex ReferringPhysicianName StudyID AccessionNumber StudyDate "
     "StudyTime PositionReferenceIndicator SliceThickness PatientPosition"
 )
+_IDENTIFIERS = words("PatientName PatientID StudyInstanceUID FrameOfReferenceUID StudyID AccessionNumber")
 _METHOD = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
 _PHYSICS: dict[str, dict[str, str | None]] = {  # nothing was acquired: RM ("research mode") is the honest valid value
     "MR": dict.fromkeys(["ScanOptions", "MRAcquisitionType", "EchoTime", "EchoTrainLength", "RepetitionTime"])
@@ -516,16 +519,22 @@ def save(dataset: Dataset, path: Path) -> None:
 def _copy(target: Dataset, source: Dataset, name: str) -> None:
     """Copy one element; text is decoded, because the copy is written in UTF-8.
 
-    Values that the value representation forbids, such as text instead of a number, are left out.
+    Values that the standard's value representation forbids, such as text instead of a number or a
+    code of 17 characters, are left out, except for identifiers, which say what belongs together.
+    Decimal strings that are too long are rounded to the 16 characters that they may have.
     """
     with suppress(ValueError, TypeError):
-        element = source[name]
-        value = element.value
-        if element.VR == "SQ":
-            value = [_copied_code(item) for item in value]
-        elif element.VR == "PN":
-            value = str(value)
-        target.add_new(tag_for_keyword(name), element.VR, value)
+        element, vr = source[name], dictionary_VR(name)
+        value = str(element.value) if vr == "PN" else element.value
+        if vr == "SQ":
+            target.add_new(tag_for_keyword(name), vr, [_copied_code(item) for item in value])
+            return
+        values = list(value) if isinstance(value, MultiValue | list) else [value]
+        if vr == "DS":
+            values = [one if len(str(one)) <= 16 else format_number_as_ds(float(one)) for one in values]
+        for one in values if name not in _IDENTIFIERS and value is not None else ():
+            validate_value(vr, str(one), RAISE)
+        target.add_new(tag_for_keyword(name), vr, values if len(values) > 1 else values[0])
 
 
 def _copied_code(item: Dataset) -> Dataset:

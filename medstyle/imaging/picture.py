@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from medstyle.errors import Code, Refusal
+from medstyle.errors import Code, Refusal, reading
+from medstyle.imaging.bounded import BoundedFile
 from medstyle.jobs.atomic import atomic
 
 if TYPE_CHECKING:
@@ -57,24 +59,22 @@ def read_picture(source: Path | str, name: str | None = None, *, alpha: bool = F
 
     path = Path(source)
     label = name or path.name
-    try:
-        with opened(path) as file:
-            if file.width * file.height > MAX_PIXELS:
-                size = f"{file.width} x {file.height}"
-                raise Refusal(Code.E_TOO_LARGE, f"{label}: {size} pixels; the limit is {MAX_PIXELS}")
-            bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
-            if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
-                raise Refusal(
-                    Code.E_BITS, f"{label}: its number of bits does not define white; write it with 8 or 16 bits"
-                )
-            colours, opacity = _layers(file, path)
-            pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
-    except Refusal:
-        raise
-    except Image.DecompressionBombError:
-        raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
-    except Exception:  # decoders raise many types of errors, whose messages quote the file
-        raise Refusal(Code.E_DECODE, f"{label}: not a readable picture; it may be cut short") from None
+    with reading(label):
+        try:
+            with opened(path) as file:
+                return _read(file, path, label, alpha)
+        except Image.DecompressionBombError:
+            raise Refusal(Code.E_TOO_LARGE, f"{label}: the limit is {MAX_PIXELS} pixels") from None
+
+
+def _read(file: ImageFile.ImageFile, path: Path, label: str, alpha: bool) -> Pixels:
+    if file.width * file.height > MAX_PIXELS:
+        raise Refusal(Code.E_TOO_LARGE, f"{label}: {file.width} x {file.height} pixels; the limit is {MAX_PIXELS}")
+    bits = file.tag_v2.get(BITS, ()) if file.format == "TIFF" else ()  # type: ignore[attr-defined]
+    if file.mode in ("I", "F") or any(n > 8 and n != 16 for n in bits):
+        raise Refusal(Code.E_BITS, f"{label}: its number of bits does not define white; write it with 8 or 16 bits")
+    colours, opacity = _layers(file, path)
+    pixels = np.dstack([_srgb(colours, file.info.get("icc_profile")), opacity])
     return np.ascontiguousarray(pixels if alpha else over_white(pixels))
 
 
@@ -84,7 +84,7 @@ def opened(path: Path) -> Iterator[ImageFile.ImageFile]:
     from PIL import Image, PngImagePlugin
 
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = TEXT_BYTES
-    with warnings.catch_warnings(action="ignore"), Image.open(path) as file:
+    with warnings.catch_warnings(action="ignore"), BoundedFile(path) as bytes_, Image.open(bytes_) as file:
         yield file
 
 
@@ -207,9 +207,9 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
         pixels = from_unit(to_unit(pixels), np.uint8)
     if pixels.ndim == 3 and suffix not in (".png", ".tif", ".tiff", ".webp"):
         pixels = over_white(pixels)
+    data = io.BytesIO()  # PIL does not notice that a full disk takes only the first bytes of its last block
     if pixels.dtype == np.uint16:
-        with atomic(path) as part:
-            _write_deep(part, pixels, note)
+        _write_deep(data, suffix, pixels, note)
     else:
         options: dict[str, Any] = {}
         if note and suffix == ".png":
@@ -220,27 +220,27 @@ def write_picture(path: Path | str, pixels: Pixels, note: str = "") -> None:
             options["exif"][DESCRIPTION] = note
         if suffix in (".jpg", ".jpeg", ".webp"):
             options["quality"] = 95
-        with atomic(path) as part:
-            Image.fromarray(pixels).save(part, **options)
+        Image.fromarray(pixels).save(data, Image.registered_extensions()[suffix], **options)
+    with atomic(path) as part:
+        part.write_bytes(data.getbuffer())
 
 
-def _write_deep(path: Path, pixels: Pixels, note: str) -> None:
+def _write_deep(file: io.BytesIO, suffix: str, pixels: Pixels, note: str) -> None:
     """Write a PNG or TIFF of 16 bits."""
     import imagecodecs
     import tifffile
     from PIL import PngImagePlugin
 
-    if path.suffix.lower() == ".png":
+    if suffix == ".png":
         data = imagecodecs.png_encode(np.ascontiguousarray(pixels))
         head = 33  # bytes of the signature and the header, after which text is allowed
-        with path.open("wb") as file:
-            file.write(data[:head])
-            if note:
-                PngImagePlugin.putchunk(file, b"tEXt", b"Comment\0" + note.encode("latin-1"))
-            file.write(data[head:])
+        file.write(data[:head])
+        if note:
+            PngImagePlugin.putchunk(file, b"tEXt", b"Comment\0" + note.encode("latin-1"))
+        file.write(data[head:])
     else:
         tifffile.imwrite(
-            path,
+            file,
             pixels,
             photometric="rgb" if pixels.ndim == 3 else "minisblack",
             extrasamples=["unassalpha"] if pixels.shape[2:] == (4,) else None,

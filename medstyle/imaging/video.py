@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.errors import Code, MissingPackage, OutputError, Refusal
+from medstyle.errors import Code, MissingPackage, OutputError, Refusal, reading
 from medstyle.imaging.picture import MAX_PIXELS, Pixels
-from medstyle.jobs.atomic import part_of as scratch_of
+from medstyle.jobs.atomic import atomic
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -47,23 +48,21 @@ def read_frames(path: Path) -> Iterator[Frame]:
             ``MAX_PIXELS``.
     """
     av = _av()
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            if stream.width * stream.height > MAX_PIXELS:
-                raise Refusal(Code.E_TOO_LARGE, f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
-            stream.thread_type = "AUTO"
-            start: int | None = None
-            # AVI has no presentation times, and the decoder's guesses fall with B frames
-            rate = stream.average_rate if container.format.name == "avi" else None
-            for number, frame in enumerate(container.decode(stream)):
-                if int(stream.codec_context.color_trc or 0) in HDR:
-                    raise Refusal(Code.E_DECODE, "video: HDR (PQ or HLG) is not read; convert it to SDR (BT.709)")
-                start = frame.pts if start is None else start
-                time = number / rate if rate else (frame.pts - start) * frame.time_base
-                yield Frame(_upright(frame), time)
-    except (av.FFmpegError, IndexError, TypeError):  # no stream, or a frame without a time stamp
-        raise Refusal(Code.E_DECODE, "video: not readable; it may be cut short") from None
+    with reading("video"), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        if stream.width * stream.height > MAX_PIXELS:
+            raise Refusal(Code.E_TOO_LARGE, f"video: {stream.width} x {stream.height}; the limit is {MAX_PIXELS}")
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # the size may change within the stream
+        start: int | None = None
+        # AVI has no presentation times, and the decoder's guesses fall with B frames
+        rate = stream.average_rate if container.format.name == "avi" else None
+        for number, frame in enumerate(container.decode(stream)):
+            if int(stream.codec_context.color_trc or 0) in HDR:
+                raise Refusal(Code.E_DECODE, "video: HDR (PQ or HLG) is not read; convert it to SDR (BT.709)")
+            start = frame.pts if start is None else start
+            time = number / rate if rate else (frame.pts - start) * frame.time_base
+            yield Frame(_upright(frame), time)
 
 
 def _upright(frame: Any) -> NDArray[np.uint8]:
@@ -74,7 +73,23 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
         src_color_range=RANGES.get(int(frame.color_range), "MPEG"),
         dst_color_range="JPEG",
     )
-    return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+    return np.ascontiguousarray(_displayed(pixels, frame.side_data.get("DISPLAYMATRIX")))
+
+
+def _displayed(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
+    """Turn and mirror a frame as the display matrix of its container says (ISO/IEC 14496-12).
+
+    Raises:
+        Refusal: ``E_DECODE`` it turns by other than right angles, or scales.
+    """
+    if matrix is None:
+        return pixels
+    (a, b), (c, d) = np.frombuffer(matrix, np.int32).reshape(3, 3)[:2, :2] / (1 << 16)  # x' = a x + c y, y' = b x + d y
+    if np.abs(np.abs([a, b, c, d]) - ([0, 1, 1, 0] if a == 0 else [1, 0, 0, 1])).max() > 1e-3:
+        raise Refusal(Code.E_DECODE, "video: its display matrix does more than turn by right angles; convert it first")
+    if a == 0:
+        pixels, a, d = pixels.swapaxes(0, 1), c, b
+    return pixels[:: int(np.sign(d)), :: int(np.sign(a))]
 
 
 class VideoWriter:
@@ -109,12 +124,15 @@ class VideoWriter:
         suffix = (part_of or path).suffix.lower()
         if suffix not in CODECS:
             raise OutputError(f"{path}: a video is written as one of {', '.join(CODECS)}")
-        self.path, self.scratch = path, scratch_of(path)
+        self.path = path
         self.codec, options = CODECS[suffix]
         self.options = options if crf is None else {**options, "crf": str(crf)}
         self.with_sound = sound
-        self.source = av.open(str(like))
-        self.out = av.open(str(self.scratch), "w")
+        with ExitStack() as stack:
+            self.source = stack.enter_context(av.open(str(like)))
+            scratch = stack.enter_context(atomic(path))
+            self.out = stack.enter_context(av.open(str(scratch), "w"))
+            self.files = stack.pop_all()
         self.out.metadata["comment"] = note
         self.rate = self.source.streams.video[0].average_rate or Fraction(25)
         self.stream: Any = None
@@ -125,20 +143,17 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
         """Complete the file; after an error it does not exist."""
-        try:
-            if kind is None and self.stream is not None:
-                if self.encodes:
-                    self.out.mux(self.stream.encode())
-                self._mux_sound(None)
-        finally:
-            self.out.close()
-            self.source.close()
-        if kind is None and self.stream is not None:
-            self.scratch.replace(self.path)
-        else:
-            self.scratch.unlink(missing_ok=True)
+        if kind is not None:
+            self.files.__exit__(kind, *error)
+            return
+        with self.files:
+            if self.stream is None:
+                raise OutputError(f"{self.path.name}: no frame was written")
+            if self.encodes:
+                self.out.mux(self.stream.encode())
+            self._mux_sound(None)
 
     def write(self, frame: Frame) -> None:
         """Append a frame; all frames have the same size, and their times must rise."""
@@ -171,6 +186,10 @@ class VideoWriter:
     def _start(self, height: int, width: int) -> None:
         stream = self.out.add_stream(self.codec, rate=self.rate, options=self.options)
         stream.width, stream.height = width, height
+        own = self.source.streams.video[0]
+        if (pixel := own.sample_aspect_ratio) and pixel != 1:  # width by height of a pixel
+            turned = (width > height) != (own.width > own.height)
+            stream.sample_aspect_ratio = 1 / pixel if turned else pixel
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
         context = stream.codec_context
         context.time_base = TICKS

@@ -20,7 +20,7 @@ from medstyle.imaging.volume_header import (
     itk_name,
     read_volume_header,
 )
-from medstyle.jobs.atomic import part_of, settle
+from medstyle.jobs.atomic import atomic, disk, part_of
 
 if TYPE_CHECKING:
     import SimpleITK as sitk
@@ -209,9 +209,9 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
     Raises:
         Refusal: ``E_TILT_NEEDS_RESAMPLE`` the volume is sheared; ``E_DECODE`` the path is not valid
             UTF-8.
+        DiskFull: the disk is full.
     """
     import imagecodecs
-    import SimpleITK as sitk
 
     path = Path(path)
     itk_name(path)
@@ -222,19 +222,33 @@ def write_volume(path: Path | str, volume: Volume, description: str = "") -> Non
     # ITK knows lower-case suffixes only. An .mhd may hold its voxels too, so one file is written.
     suffix = ".nii.gz" if lower.endswith(".nii.gz") else {".mhd": ".mha"}.get(path.suffix.lower(), path.suffix.lower())
     part = part_of(path.with_name(path.name[: -len(suffix)] + suffix))
-    try:
-        if lower.endswith(".nii.gz"):
-            plain = part.with_suffix("")
-            sitk.WriteImage(image, str(plain), useCompression=False)
+    with atomic(path, part=part):
+        if not lower.endswith(".nii.gz"):
+            _write_by_itk(part, image)
+            return
+        plain = part.with_suffix("")
+        try:
+            with disk(path, plain):
+                _write_by_itk(plain, image)
             part.write_bytes(imagecodecs.gzip_encode(plain.read_bytes(), level=1))
-            plain.unlink()
-        else:
-            sitk.WriteImage(image, str(part), useCompression=True)
-        settle(part, path)
-    except BaseException:
-        for left in (part, part.with_suffix("")):
-            left.unlink(missing_ok=True)
-        raise
+        finally:
+            plain.unlink(missing_ok=True)
+
+
+def _write_by_itk(path: Path, image: Any) -> None:
+    """Write a file and look at it again: on a full disk ITK cuts it short without a word."""
+    import SimpleITK as sitk
+
+    sitk.WriteImage(image, str(path), useCompression=path.suffix != ".nii")
+    try:
+        header = read_volume_header(path)
+        if header.packed.how:
+            _check_bytes(header)
+        elif path.stat().st_size < header.packed.offset + header.bytes:
+            raise Refusal(Code.E_TRUNCATED, "fewer bytes than voxels")
+    except Refusal as refusal:
+        if refusal.code in (Code.E_TRUNCATED, Code.E_DECODE):  # others concern what was asked for
+            raise RuntimeError("ITK did not write the whole file") from refusal
 
 
 def _as_int16(voxels: NDArray[np.float32]) -> NDArray[np.int16] | None:

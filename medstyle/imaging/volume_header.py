@@ -33,8 +33,16 @@ _READS = {  # by default, ITK would choose by content and read a format that was
 }
 RATIO = 1000  # of unpacked to packed bytes: more is an attack, or all zeros
 _HEADER_BYTES = 1 << 20  # of text: more is no header
+_BITS = {1: 1, 2: 8, 4: 16, 8: 32, 16: 32, 32: 64, 64: 64, 128: 24, 256: 8, 512: 16, 768: 32, 1024: 64, 1280: 64}
 _UNIT_MM = {1: 1e3, 3: 1e-3}  # of xyzt_units: metres, micrometres; all else is millimetres
 # each group: any of its names
+_META_NEUTRAL = {  # MetaImage fields that ITK ignores: the values under which they have no effect
+    "ObjectType": ({"Image"}, Code.E_DECODE),
+    "HeaderSize": ({"0"}, Code.E_DECODE),
+    "CenterOfRotation": ({"0", "0.0", "-0"}, Code.E_NO_GEOMETRY),
+    "ElementToIntensityFunctionSlope": ({"1", "1.0"}, Code.E_DECODE),
+    "ElementToIntensityFunctionOffset": ({"0", "0.0", "-0"}, Code.E_DECODE),
+}
 _META_KEYS = (
     ("ElementSpacing", "ElementSize"),
     ("TransformMatrix", "Rotation", "Orientation"),
@@ -166,8 +174,14 @@ def read_volume_header(path: Path) -> VolumeHeader:
     spacing = np.array(reader.GetSpacing())[:3]
     if not (spacing > 0).all():
         raise _no_spacing()
+    direction = np.array(reader.GetDirection()).reshape(n, n)[:3, :3]
+    lengths = np.linalg.norm(direction, axis=0)
+    if not (lengths > 0).all():
+        raise _no_spacing()
+    if not np.allclose(lengths, 1, atol=SHEAR_TOLERANCE):
+        raise Refusal(Code.E_NO_GEOMETRY, "its axes are not of unit length; write it again with direction cosines")
     affine = np.eye(4)
-    affine[:3, :3] = np.array(reader.GetDirection()).reshape(n, n)[:3, :3] * spacing
+    affine[:3, :3] = direction * spacing
     affine[:3, 3] = reader.GetOrigin()[:3]
     _check_axes(affine)
     header = VolumeHeader(tuple(reader.GetSize()), affine, reader.GetNumberOfComponents(), reader, packed, nifti)
@@ -217,6 +231,9 @@ def _nifti(path: Path) -> NiftiHeader:
     if order is None or data[344:] != b"n+1\0":  # without it, ITK reads an Analyze header, which has no orientation
         raise Refusal(Code.E_DECODE, "not a NIfTI-1 file, or damaged or cut short; write it again as NIfTI-1")
     header = NiftiHeader(data, order)
+    kind, bits = (int(value) for value in header.get("h", 70, 2))
+    if _BITS.get(kind, bits) != bits:
+        raise Refusal(Code.E_DECODE, f"datatype {kind} does not have the {bits} bits of bitpix; write it again")
     if not 0 <= header.get("f", 108)[0] < 1 << 31:
         raise Refusal(
             Code.E_DECODE, "the header has an invalid offset of the voxels (vox_offset); write it again as NIfTI-1"
@@ -286,9 +303,17 @@ def _check_text(path: Path) -> Packed:
             raise Refusal(
                 Code.E_NO_GEOMETRY, "the header has no TransformMatrix or no Offset; write it again with both"
             )
-        if said.get("DistanceUnits", "mm") not in ("mm", "?", ""):
-            raise Refusal(Code.E_NO_GEOMETRY, "its DistanceUnits are not mm; write it again in mm")
+        _check_meta(said)
     return Packed(path, end, how) if data.lower() == "local" else Packed(path.parent / data, 0, how)
+
+
+def _check_meta(said: Mapping[str, str]) -> None:
+    """Refuse what ITK passes over, although it changes values or places."""
+    if said.get("DistanceUnits", "mm") not in ("mm", "?", ""):
+        raise Refusal(Code.E_NO_GEOMETRY, "its DistanceUnits are not mm; write it again in mm")
+    for name, (neutral, code) in _META_NEUTRAL.items():
+        if {*said.get(name, "").split()} - neutral:
+            raise Refusal(code, f"its {name} is not read; write it again without, its effect applied")
 
 
 def _meta_fields(text: str) -> dict[str, str]:
@@ -298,10 +323,16 @@ def _meta_fields(text: str) -> dict[str, str]:
         match = _META_LINE.fullmatch(line)
         if match is None:
             break
+        if match[1] in fields:
+            raise _twice(match[1])
         fields[match[1]] = match[2].strip()
         if match[1] == "ElementDataFile":
             return fields
     raise _unreadable()
+
+
+def _twice(name: str) -> Refusal:
+    return Refusal(Code.E_DECODE, f"its header has {name} twice; keep the correct one")
 
 
 def _unreadable() -> Refusal:
@@ -320,7 +351,10 @@ def _nrrd_fields(text: str) -> dict[str, str]:
     for line in head.split("\n")[1:]:
         key, _, value = line.partition(":")
         if not (key.startswith("#") or value.startswith("=")):  # a comment, a note
-            fields[key.lower().replace(" ", "")] = value.strip()
+            name = key.lower().replace(" ", "")
+            if name in fields:
+                raise _twice(key)
+            fields[name] = value.strip()
     if not voxels and "datafile" not in fields:
         raise _unreadable()
     return fields
@@ -333,6 +367,12 @@ def _check_nrrd(said: Mapping[str, str]) -> None:
         raise Refusal(Code.E_NO_GEOMETRY, f"{why}, so the position of its voxels is unknown; write it again with them")
     if set(re.findall(r'"([^"]*)"', said.get("spaceunits", ""))) - {"", "mm"}:
         raise Refusal(Code.E_NO_GEOMETRY, "its space units are not mm; write it again in mm")
+    for name in ("lineskip", "byteskip"):
+        if said.get(name, "0") != "0":
+            raise Refusal(Code.E_DECODE, f"its {name[:4]} skip is not read; write it again without")
+    if {"oldmin", "oldmax"} & said.keys():
+        reason = "its voxels are quantised (old min, old max), which ITK does not undo; write it again as it was"
+        raise Refusal(Code.E_DECODE, reason)
 
 
 def _check_own(path: Path, data: str) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from medstyle.errors import OutputError
+from medstyle.errors import DiskFull, OutputError
+from medstyle.jobs.atomic import FULL
 
 KEEP = 2
 
@@ -42,8 +43,9 @@ def save_state(folder: Path, step: int, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch's writer turns a short write into a RuntimeError
         scratch.unlink(missing_ok=True)  # frees the space that the incomplete file takes
+        full = isinstance(error, RuntimeError) or error.errno in FULL
         cause = error.strerror if isinstance(error, OSError) else "the disk is full"
-        raise OutputError(
+        raise (DiskFull if full else OutputError)(
             f"{folder}: the state after step {step} cannot be written ({cause}); free disk space and run the same "
             "command again: it resumes from the previous state"
         ) from None

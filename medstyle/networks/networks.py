@@ -14,6 +14,8 @@ from medstyle.networks.generator import GENERATORS, build_generator
 from medstyle.networks.style import STYLES, Style
 from medstyle.params import params
 
+Width = Annotated[int, Field(ge=1, le=4096)]
+
 
 @params
 class Architecture:
@@ -21,14 +23,14 @@ class Architecture:
 
     generator: str = "medstyle"
     """`medstyle`, or a MONAI network instead: `unet`, `dynunet`, `swin_unetr`."""
-    widths: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=2)] = (16, 32, 64, 128)
+    widths: Annotated[tuple[Width, ...], Field(min_length=2, max_length=9)] = (16, 32, 64, 128)
     """Channels per resolution level, fine to coarse."""
     style: tuple[str, ...] = ("domain",)
     """Sources of the style code: `domain` (one code per domain), `latent` (random, diverse),
     `reference` (from an image)."""
-    style_size: Annotated[int, Field(ge=1)] = 8
+    style_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Length of the style code."""
-    bottleneck_blocks: Annotated[int, Field(ge=0)] = 4
+    bottleneck_blocks: Annotated[int, Field(ge=0, le=99)] = 4
     """Residual blocks at the coarsest level."""
     levels_without_skip: Annotated[int, Field(ge=0)] = 0
     """Number of finest levels without a skip connection: 0 preserves anatomy; 1 or 2 give freedom
@@ -37,7 +39,7 @@ class Architecture:
     """Predict the change instead of the image; source and target must share a unit."""
     dimensions: Literal[2, 3] = 2
     """2: render slices; 3: render volumes in windows."""
-    neighbours: Annotated[int, Field(ge=1)] = 1
+    neighbours: Annotated[int, Field(ge=1, le=99)] = 1
     """Number of neighbouring slices, including the slice itself, that a two-dimensional generator
     sees: 1, or 3 or 5 (2.5-D)."""
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medstyle.cohort.rules import Rule
-from medstyle.errors import ModelError
+from medstyle.errors import ModelError, UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
@@ -99,6 +99,23 @@ def ready_folder(name: Path | str) -> Path:
     return own if bare and not Path(name).exists() and (own / "translator.json").is_file() else Path(name)
 
 
+def _built(config: TranslatorConfig, content: bytes) -> Networks:
+    """Build the networks of one weight file.
+
+    Their shapes are compared first, because a configuration may ask for any amount of memory.
+    """
+    from safetensors.torch import load
+
+    weights = load(content)
+    with torch.device("meta"):
+        claimed = Networks(config.architecture, config.domains, 1 + len(config.contrasts)).state_dict()
+    if {name: value.shape for name, value in claimed.items()} != {name: value.shape for name, value in weights.items()}:
+        raise ValueError
+    networks = Networks(config.architecture, config.domains, 1 + len(config.contrasts))
+    networks.load_state_dict(weights)
+    return networks
+
+
 def weight_files(folder: Path) -> list[Path]:
     """List the weight files in a translator folder: one file per member of an ensemble."""
     return sorted(folder.glob("weights*.safetensors"), key=lambda path: (len(path.name), path.name))
@@ -139,22 +156,23 @@ class Translator:
 
         Raise :class:`UserError` that names what is missing or does not fit.
         """
-        from safetensors.torch import load
-
         folder = ready_folder(folder)
         try:
             config = json.loads((folder / "translator.json").read_text())
             files = weight_files(folder)
             data = [path.read_bytes() for path in files]
-            if not data:
-                raise FileNotFoundError
-        except (OSError, ValueError):
+            if not data or not isinstance(config, dict):
+                raise ValueError
+        except (OSError, ValueError, RecursionError):
             raise ModelError(
                 f"{folder}: not a translator folder (weights.safetensors and translator.json); train one with "
                 "`dvc repro train`, or name a registered model such as models:/medstyle@champion or the ready anybrain"
             ) from None
         if config.get("format") == 2:
-            config = _renewed(config)
+            try:
+                config = _renewed(config)
+            except (KeyError, TypeError, AttributeError):
+                raise ModelError(f"{folder / 'translator.json'}: damaged; copy the folder again") from None
         if config.get("format") != FORMAT:
             raise ModelError(
                 f"{folder}: translator format {config.get('format')} cannot be read; this version reads {FORMAT}"
@@ -162,9 +180,10 @@ class Translator:
         parsed = parse(TranslatorConfig, config, f"{folder / 'translator.json'}")
         members = []
         for path, content in zip(files, data, strict=True):
-            networks = Networks(parsed.architecture, parsed.domains, 1 + len(parsed.contrasts))
             try:
-                networks.load_state_dict(load(content))
+                networks = _built(parsed, content)
+            except UserError:
+                raise
             except Exception:  # safetensors and torch raise many types of errors for a damaged file
                 raise ModelError(f"{path}: damaged, or of another architecture") from None
             members.append(networks.to(device).eval().requires_grad_(False))

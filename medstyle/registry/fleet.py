@@ -50,7 +50,7 @@ class Worker:
         self.loaded = False
         once = httpx.Limits(max_keepalive_connections=0)  # a kept connection may close just when it is used
         transport = httpx.AsyncHTTPTransport(uds=str(folder / "socket"), limits=once)
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None)
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://worker", timeout=None)  # noqa: S113 - a volume takes long
 
     @property
     def alive(self) -> bool:

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import uuid
+from collections import Counter as Counts
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medstyle.errors import ServiceError, UserError
+from medstyle.registry.connections import BACKLOG, Connection
 from medstyle.registry.fleet import Fleet, log
 from medstyle.registry.models import Served, resolve
 
@@ -46,6 +48,7 @@ SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 BODY = (
     'send JSON: {"dataframe_split": {"columns": ["image"], "data": [["<a file in base64>"]]}}, one row for each image'
 )
+GRACE_S, RATE = 10.0, 10_000  # s, bytes/s: a body may be late by the first and arrive no slower than the second
 FORMS = {"dataframe_split": "split", "dataframe_records": "records"}  # MLflow's name of a JSON table -> pandas' name
 
 
@@ -58,15 +61,17 @@ class RequestLimits:
         capacity: largest number of waiting and running requests; others are answered with 503.
         seconds: time limit to receive a body (408), to wait for a process (503), and to translate
             (504).
+        rows: largest number of images; more are answered with 413.
     """
 
     body_bytes: int = 256 << 20
     capacity: int = 16
     seconds: float = 300.0
+    rows: int = 1000
 
     def __post_init__(self) -> None:
-        if min(self.body_bytes, self.capacity, self.seconds) <= 0:
-            raise ServiceError("the limits of body, capacity and seconds must be above 0")
+        if min(self.body_bytes, self.capacity, self.seconds, self.rows) <= 0:
+            raise ServiceError("the limits of body, capacity, seconds and rows must be above 0")
 
 
 class Front:
@@ -74,7 +79,7 @@ class Front:
 
     def __init__(self, fleet: Fleet, reference: str, limits: RequestLimits, audit: Path | None) -> None:
         self.reference, self.limits, self.audit = reference, limits, audit
-        self.held = 0
+        self.held = self.arriving = 0  # requests; bytes of bodies that are not complete
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter("medstyle_requests", "Requests by status.", ["status"], registry=registry)
@@ -134,47 +139,61 @@ class Front:
             log.info("request", extra={"facts": {"request": name, "status": status, "seconds": round(seconds, 4)}})
 
     async def _hold(self, request: Request, name: str) -> Response:
-        if self.held >= self.limits.capacity:
-            raise _busy(f"{self.held} requests are waiting or running")
-        self.held += 1
+        self._check_capacity()  # before the upload, which would be in vain
+        body = await self._body(request)
+        self._check_capacity()
+        self.held += 1  # a body that is still arriving holds no place
         try:
-            return await self._translate(await self._body(request), name)
+            return await self._translate(body, name)
         finally:
             self.held -= 1
 
+    def _check_capacity(self) -> None:
+        if self.held >= self.limits.capacity:
+            raise _busy(f"{self.held} requests are waiting or running")
+
     async def _body(self, request: Request) -> bytes:
-        too_large = HTTPException(413, f"the body is larger than {self.limits.body_bytes} bytes; send fewer images")
-        if int(request.headers.get("Content-Length", 0)) > self.limits.body_bytes:
+        limits, now = self.limits, asyncio.get_running_loop().time
+        too_large = HTTPException(413, f"the body is larger than {limits.body_bytes} bytes; send fewer images")
+        if int(request.headers.get("Content-Length", 0)) > limits.body_bytes:
             raise too_large
-        body = bytearray()
+        body, start = bytearray(), now()
         try:
-            async with asyncio.timeout(self.limits.seconds):
+            async with asyncio.timeout(min(limits.seconds, GRACE_S)) as late:
                 async for chunk in request.stream():
                     body += chunk
-                    if len(body) > self.limits.body_bytes:
+                    self.arriving += len(chunk)
+                    if len(body) > limits.body_bytes:
                         raise too_large
+                    if self.arriving > limits.body_bytes * limits.capacity:
+                        raise _busy("too many bodies are arriving")
+                    late.reschedule(start + min(limits.seconds, GRACE_S + len(body) / RATE))
         except ClientDisconnect:
             raise HTTPException(400, "the body did not arrive") from None
         except TimeoutError:
-            raise HTTPException(408, f"the body did not arrive within {self.limits.seconds:g} s") from None
+            why = f"within {limits.seconds:g} s, or slower than {RATE} bytes/s; send it faster, or fewer images"
+            raise HTTPException(408, f"the body did not arrive {why}", {"Connection": "close"}) from None
+        finally:
+            self.arriving -= len(body)
         return bytes(body)
 
     async def _translate(self, body: bytes, name: str) -> Response:
         model = self.fleet.model
-        inputs = await asyncio.to_thread(_inputs, body, model)
+        inputs = await asyncio.to_thread(_inputs, body, model, self.limits.rows)
+        common: dict[str, Any] = {}
         outputs: list[dict[str, Any]] = [{} for _ in inputs]
         status = 500
         try:
             answer = await self._ask(body)
             if answer.status_code != 200:
                 raise _cleaned(answer, model)
-            outputs, status = await asyncio.to_thread(_outputs, answer.content), 200
+            (common, outputs), status = await asyncio.to_thread(_outputs, answer.content), 200
         except HTTPException as error:
             status = error.status_code
             raise
         finally:
-            for sent, made in zip(inputs, outputs, strict=True):
-                self._record({"request": name, "status": status, "input_sha256": sent, **made})
+            images = [{"input_sha256": sent, **made} for sent, made in zip(inputs, outputs, strict=True)]
+            self._record({"request": name, "status": status, "rows": len(inputs), **common}, images)
         return Response(answer.content, media_type="application/json")
 
     async def _ask(self, body: bytes) -> httpx.Response:
@@ -200,13 +219,15 @@ class Front:
                 raise _busy("a process does not start") from None
         raise HTTPException(500, "the request ended its process twice; it may need more memory than is available")
 
-    def _record(self, facts: dict[str, Any]) -> None:
-        """Append a line about one image to the audit file: hashes and verdicts only."""
-        if verdict := facts.get("ood_verdict"):
-            self.verdicts.labels(verdict).inc()
+    def _record(self, facts: dict[str, Any], images: list[dict[str, Any]]) -> None:
+        """Append a line about one request to the audit file: hashes, verdicts and counts only."""
+        verdicts = Counts(image["ood_verdict"] for image in images if "ood_verdict" in image)
+        for verdict, count in verdicts.items():
+            self.verdicts.labels(verdict).inc(count)
         if self.audit is not None:
             with self.audit.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": _now(), **facts}) + "\n")
+                line = {"time": _now(), **facts, "ood_verdicts": verdicts, "images": images}
+                file.write(json.dumps(line) + "\n")
 
     async def follow(self, seconds: float) -> None:
         """Check the alias and idle processes every ``seconds`` until the server stops.
@@ -271,16 +292,23 @@ def _cleaned(answer: httpx.Response, model: Model) -> HTTPException:
     return HTTPException(400, message if ours else f"params do not fit the model's: {model.get_params_schema()}")
 
 
-def _inputs(body: bytes, model: Model) -> list[str]:
+def _inputs(body: bytes, model: Model, rows: int) -> list[str]:
     """Hash the images of a request, parsed like MLflow's server does.
 
     Errors are clearer than MLflow's.
     """
+    too_many = HTTPException(413, f"more than {rows} rows; send at most {rows} images in a request")
+    # A row needs at most four of these. They are counted first, because the parser does not let go
+    # of the interpreter, and would take minutes and gigabytes for a body of brackets alone.
+    if sum(map(body.count, (b"[", b"{", b","))) > 4 * rows + 64:
+        raise too_many
     schema, params = model.get_input_schema(), {spec.name for spec in model.get_params_schema()}
     try:
         content = json.loads(body)
         known_params = params.issuperset(content.pop("params", {}))
         [(kind, table)] = content.items()
+        if len(table["data"] if FORMS[kind] == "split" else table) > rows:
+            raise too_many
         table = dataframe_from_parsed_json(table, FORMS[kind], schema)
         known_columns = set(schema.input_names()).issuperset(table.columns)
         inputs = [hashlib.sha256(image).hexdigest() for image in table["image"]]
@@ -293,13 +321,43 @@ def _inputs(body: bytes, model: Model) -> list[str]:
     return inputs
 
 
-def _outputs(content: bytes) -> list[dict[str, Any]]:
-    """Return, for each image of an answer, the facts for the audit."""
-    facts = ("weights_sha256", "domain", "ood_score", "ood_verdict")
-    return [
-        {"output_sha256": hashlib.sha256(base64.b64decode(row["image"])).hexdigest(), **{k: row[k] for k in facts}}
-        for row in json.loads(content)["predictions"]
+def _outputs(content: bytes) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return the facts for the audit: those of an answer, and those of each of its images."""
+    rows = json.loads(content)["predictions"]
+    images = [
+        {
+            "output_sha256": hashlib.sha256(base64.b64decode(row["image"])).hexdigest(),
+            "ood_score": row["ood_score"],
+            "ood_verdict": row["ood_verdict"],
+        }
+        for row in rows
     ]
+    return {fact: row[fact] for row in rows[:1] for fact in ("weights_sha256", "domain")}, images
+
+
+class OncePerSecond(logging.Filter):
+    """Let one warning of each cause pass per second; the next one says how many were left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether the record is written."""
+        if record.levelno < logging.WARNING:
+            return True
+        facts = getattr(record, "facts", {})
+        first_line = str(record.msg).partition("\n")[0]  # asyncio's further lines name objects
+        cause = (record.name, first_line, str(facts), record.exc_info and record.exc_info[0])
+        last, left_out = self.seen.pop(cause, (0.0, 0))
+        if record.created - last < 1:
+            self.seen[cause] = last, left_out + 1
+            return False
+        self.seen = {one: seen for one, seen in self.seen.items() if record.created - seen[0] < 60}
+        self.seen[cause] = record.created, 0
+        if left_out:
+            record.facts = {**facts, "left_out": left_out}
+        return True
 
 
 class JsonLines(logging.Formatter):
@@ -334,6 +392,7 @@ def serve(
             raise ServiceError(f"{audit}: cannot be written ({error.strerror}); name another --audit file") from None
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(JsonLines())
+    handler.addFilter(OncePerSecond())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     log.setLevel(logging.INFO)
     with suppress(asyncio.CancelledError):  # stopped before it had started
@@ -344,7 +403,8 @@ async def _serve(
     reference: str, host: str, port: int, workers: int, limits: RequestLimits, poll_s: float, audit: Path | None
 ) -> None:
     grace = int(limits.seconds) + 1
-    config = uvicorn.Config("", host, port, log_config=None, access_log=False, timeout_graceful_shutdown=grace)
+    config = uvicorn.Config("", host, port, http=Connection, backlog=BACKLOG, log_config=None, access_log=False)
+    config.timeout_graceful_shutdown = grace
     try:
         socket = config.bind_socket()
     except SystemExit:

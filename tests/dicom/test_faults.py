@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset
+from pydicom.valuerep import validate_value
 
 from medstyle.cohort.inventory import inventory
 from medstyle.data.canonical import shared_ids
@@ -16,7 +18,7 @@ from medstyle.dicom.deidentify import deidentify_folder
 from medstyle.dicom.header import read_frames
 from medstyle.dicom.read import read_image, read_series
 from medstyle.dicom.scan import Series, scan
-from medstyle.dicom.write import Derivation, ModelIdentity, write_derived
+from medstyle.dicom.write import _IDENTIFIERS, _KEEP, Derivation, ModelIdentity, write_derived
 from medstyle.errors import Refusal, reading
 from tests.dicom.conftest import enhanced, save, slice_header, write_series
 
@@ -140,6 +142,24 @@ def test_a_volume_of_a_diffusion_series_holds_one_direction(tmp_path: Path) -> N
         assert len(np.unique(read_series(series.volume(n), "mr_t1").voxels)) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "slices", "code"),
+    [
+        ("NumberOfSlices", 4, "E_4D"),
+        ("ImagesInAcquisition", 4, "E_4D"),
+        ("ImagesInAcquisition", 1, ""),
+        ("ImagesInAcquisition", 9, ""),
+    ],
+)
+def test_a_sheet_of_slices_that_says_nothing_but_their_number_is_doubted(
+    name: str, slices: int, code: str, tmp_path: Path
+) -> None:
+    """One that does not fit (9 slices on 4 x 6 pixels) is a picture."""
+    sheet = np.zeros((1, 4, 6), np.uint16)
+    write_series(tmp_path, sheet, **{name: slices, "ImagePositionPatient": None, "ImageOrientationPatient": None})
+    assert only(tmp_path).code == code
+
+
 def test_times_that_nothing_tells_apart_are_refused(tmp_path: Path) -> None:
     diffusion(tmp_path, directions=False)
     assert only(tmp_path).code == "E_DUP_CONFLICT"
@@ -189,7 +209,7 @@ def test_what_no_reader_meant_to_raise_is_a_verdict_but_not_a_full_disk() -> Non
     with pytest.raises(Refusal, match="KeyError"), reading():
         raise KeyError("ZZCANARY^NAME")
     with pytest.raises(OSError, match="full"), reading():
-        raise OSError("full")
+        raise OSError(errno.ENOSPC, "full")
 
 
 def test_a_copy_holds_of_a_table_what_its_descriptor_says(tmp_path: Path) -> None:
@@ -206,6 +226,39 @@ def test_vendors_kinds_of_images_stay_apart_in_a_copy(tmp_path: Path) -> None:
     deidentify_folder(tmp_path / "in", tmp_path / "out")
     assert [one.shape[0] for one in scan([tmp_path / "out"]).series] == [6, 6]
     assert all(b"FFE" not in path.read_bytes() for path in (tmp_path / "out").rglob("*.dcm"))
+
+
+JUNK = ["x" * 100, "lower", "1.23456789012345678901", "20241399", "-5", "1e400", "a\\b", "\u00e9" * 17]
+
+
+@pytest.mark.filterwarnings("ignore:The value length")
+@pytest.mark.parametrize("value", JUNK)
+def test_no_value_that_the_standard_forbids_is_carried_on(value: str, tmp_path: Path) -> None:
+    """Whatever element of the source has it; identifiers stay what they are."""
+    descriptive = set(_KEEP) - set(_IDENTIFIERS) - {"DeidentificationMethodCodeSequence"}
+
+    def change(k: int, dataset: Dataset) -> None:
+        dataset.SpecificCharacterSet = "ISO_IR 192"
+        for name in sorted(descriptive):
+            element = pydicom.DataElement(name, "LO", value, validation_mode=pydicom.config.IGNORE)
+            element.VR = "LO"
+            dataset[element.tag] = element
+        dataset.PatientID = "x" * 70
+
+    write_series(tmp_path / "in", STORED, change=change)
+    source = only(tmp_path / "in")
+    files = write_derived(
+        read_series(source, "mr_t1"), Derivation(source, ModelIdentity("m", "1.0.0", "ab" * 32)), tmp_path / "out"
+    )
+    for path in files:
+        made = pydicom.dcmread(path)
+        assert made.PatientID == "x" * 70
+        for element in made.iterall():
+            if element.VR != "SQ" and element.keyword not in _IDENTIFIERS and not element.tag.is_private:
+                for one in element.value if element.VM > 1 else [element.value] * element.VM:
+                    text = str(one) if element.VR in ("DS", "IS") else one
+                    validate_value(element.VR, text, pydicom.config.RAISE)
+                assert pydicom.datadict.dictionary_VR(element.tag).count(element.VR)
 
 
 def test_a_derived_series_has_the_identifiers_that_it_must_have(tmp_path: Path) -> None:

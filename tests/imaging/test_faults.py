@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import shutil
+import struct
 from fractions import Fraction
 from pathlib import Path
 
@@ -165,6 +166,60 @@ def test_frames_of_a_container_without_times_come_in_order(tmp_path: Path) -> No
     frames = list(read_frames(path))
     assert [frame.time for frame in frames] == [Fraction(k, 25) for k in range(12)]
     assert np.diff([frame.pixels.mean() for frame in frames]).min() > 10
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        (1, 0, 0, 1),
+        (-1, 0, 0, 1),
+        (1, 0, 0, -1),
+        (-1, 0, 0, -1),
+        (0, 1, 1, 0),
+        (0, -1, 1, 0),
+        (0, 1, -1, 0),
+        (0, -1, -1, 0),
+    ],
+)
+def test_a_display_matrix_turns_and_mirrors(linear: tuple[int, ...], tmp_path: Path) -> None:
+    """Known answer: the bright corner, at the left and top, goes where the matrix sends it."""
+    path, (a, b, c, d) = tmp_path / "a.mp4", linear
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=25, options={"qp": "0"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.sample_aspect_ratio = Fraction(4, 3)
+        corner = np.zeros((48, 64, 3), np.uint8)
+        corner[:16, :16] = 255
+        out.mux(stream.encode(av.VideoFrame.from_ndarray(corner, format="rgb24")))
+        out.mux(stream.encode())
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 44
+    data[start : start + 36] = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    [frame] = read_frames(path)
+    height, width, _ = frame.pixels.shape
+    assert (height, width) == ((48, 64) if a else (64, 48))
+    x, y = a + c, b + d  # negative where the corner's side is sent to the far end
+    rows, columns = (
+        slice(0, 16) if y > 0 else slice(height - 16, height),
+        slice(0, 16) if x > 0 else slice(width - 16, width),
+    )
+    assert frame.pixels[rows, columns].mean() > 250
+    assert frame.pixels.sum() < 1.02 * frame.pixels[rows, columns].sum()
+    with VideoWriter(tmp_path / "b.mp4", path) as writer:
+        writer.write(frame)
+    with av.open(str(tmp_path / "b.mp4")) as again:
+        assert again.streams.video[0].sample_aspect_ratio == (Fraction(4, 3) if a else Fraction(3, 4))
+
+
+def test_a_display_matrix_that_scales_is_refused(tmp_path: Path) -> None:
+    path = film(tmp_path / "a.mp4")
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 44
+    data[start : start + 4] = struct.pack(">i", 2 << 16)
+    path.write_bytes(data)
+    with pytest.raises(Refusal, match="display matrix"):
+        next(read_frames(path))
 
 
 @pytest.mark.parametrize("trc", [16, 18])

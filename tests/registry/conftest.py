@@ -27,6 +27,8 @@ from medstyle import Translator
 from tests.conftest import ROOT, Once, Run
 from tests.flows.conftest import wait_for
 
+DESCRIPTORS = 256  # of each service: few enough for a test to use up
+
 
 def free_port() -> int:
     with socket.socket() as s:
@@ -93,7 +95,8 @@ class Service:
         # of sockets, whose paths may have 107 bytes: pytest's folders can be longer
         self.temporary = Path(tempfile.mkdtemp(prefix="medstyle-", dir="/tmp"))
         self.env = {**env, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "medstyle.cli", "serve", "--port", str(port), "--poll", "0.3"]
+        command = ["prlimit", f"--nofile={DESCRIPTORS}", sys.executable, "-m", "medstyle.cli"]
+        command += ["serve", "--port", str(port), "--poll", "0.3"]
         with (folder / "log").open("w") as out, (folder / "errors").open("w") as errors:
             self.process = subprocess.Popen([*command, *options], cwd=folder, env=self.env, stdout=out, stderr=errors)
         wait_for(self._ready, 180)

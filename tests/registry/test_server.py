@@ -9,9 +9,11 @@ import hashlib
 import io
 import json
 import re
+import select
 import signal
 import socket
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +29,7 @@ from medstyle import Volume, write_volume
 from tests.conftest import Run
 from tests.dicom.test_corpus import CASES, CORPUS
 from tests.flows.conftest import wait_for
-from tests.registry.conftest import Service, ask, body_of, registered, serving
+from tests.registry.conftest import DESCRIPTORS, Service, ask, body_of, registered, serving
 
 pytestmark = pytest.mark.ops
 LIMIT_S = 6  # generous for a small image on a busy machine
@@ -47,7 +49,7 @@ def service(env, tmp_path_factory) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def strict(env, tmp_path_factory) -> Iterator[Service]:
     """Serve with an audit and with limits that a test can reach."""
-    options = ("--audit", "audit.jsonl", "--body-mb", "8", "--capacity", "3", "--timeout", str(LIMIT_S))
+    options = ("--audit", "audit.jsonl", "--body-mb", "8", "--capacity", "3", "--timeout", str(LIMIT_S), "--rows", "5")
     with serving(env, tmp_path_factory.mktemp("strict"), *options) as running:
         yield running
 
@@ -167,14 +169,16 @@ def test_log_and_audit_tell_of_each_image_and_name_nobody(strict: Service, image
     assert good.status_code == 200, good.text
     assert {answer.status_code for answer in (bad, *worse)} == {400}
     lines = [json.loads(line) for line in (strict.folder / "audit.jsonl").read_text().splitlines()]
-    one, two = (line for line in lines if line["request"] == good.headers["X-Request-ID"])
-    row = good.json()["predictions"][1]
+    [line] = [line for line in lines if line["request"] == good.headers["X-Request-ID"]]
+    row, (one, two) = good.json()["predictions"][1], line["images"]
     assert one["input_sha256"] == two["input_sha256"] == hashlib.sha256(file.getvalue()).hexdigest()
     assert two["output_sha256"] == hashlib.sha256(base64.b64decode(row["image"])).hexdigest()
-    assert two["status"] == 200
-    assert {key: two[key] for key in ("weights_sha256", "domain", "ood_score", "ood_verdict")}.items() <= row.items()
+    assert (line["status"], line["rows"], line["ood_verdicts"]) == (200, 2, {row["ood_verdict"]: 2})
+    told = {key: two[key] for key in ("ood_score", "ood_verdict")}
+    assert {**told, "weights_sha256": line["weights_sha256"], "domain": line["domain"]}.items() <= row.items()
     [refused] = [line for line in lines if line["request"] == bad.headers["X-Request-ID"]]
-    assert refused.keys() == {"time", "request", "status", "input_sha256"}
+    assert refused.keys() == {"time", "request", "status", "rows", "ood_verdicts", "images"}
+    assert refused["images"] == [{"input_sha256": hashlib.sha256(file.getvalue()[:-20000]).hexdigest()}]
     assert strict.metric("medstyle_requests_total", status="200") == before + 1
     assert strict.metric("medstyle_ood_verdicts_total") > 0
     assert strict.metric("medstyle_request_seconds_count") > before
@@ -223,6 +227,103 @@ def test_who_leaves_or_dawdles_while_sending_harms_nobody(strict: Service, array
     assert ask(strict.url, array).status_code == 200
     assert strict.metric("medstyle_requests_total", status="400") == before + 1
     assert strict.metric("medstyle_requests_held") == 0
+
+
+def answers_of(sockets: list[socket.socket], drip: bytes) -> list[bytes]:
+    """Send ``drip`` to each a second until all are closed; return what each has answered."""
+    got = dict.fromkeys(sockets, b"")
+    left = list(sockets)
+    for _ in range(60):
+        for one in left:
+            with contextlib.suppress(OSError):
+                one.sendall(drip)
+        for one in select.select(left, [], [], 0)[0]:
+            try:
+                more = one.recv(4096)
+            except ConnectionResetError:
+                more = b""
+            got[one] += more
+            left = [other for other in left if more or other is not one]
+        if not left:
+            return list(got.values())
+        time.sleep(1)
+    raise AssertionError(f"{len(left)} connections are still open")
+
+
+def test_who_sends_a_byte_a_second_holds_no_place_and_is_cut_off(service: Service, array: bytes) -> None:
+    """So many bodies as the capacity, and a header that never ends."""
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    with contextlib.ExitStack() as stack:
+        bodies = [stack.enter_context(socket.create_connection(address)) for _ in range(16)]
+        header = stack.enter_context(socket.create_connection(address))
+        for one in bodies:
+            one.sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n")
+        header.sendall(b"POST /invocations HTTP/1.1\r\nHost: ")
+        with ThreadPoolExecutor(1) as pool:
+            cut = pool.submit(answers_of, [*bodies, header], b"x")
+            assert [ask(service.url, array).status_code for _ in range(3)] == [200] * 3
+            assert service.metric("medstyle_requests_held") == 0
+            answers = cut.result()
+    assert all(answer.startswith(b"HTTP/1.1 408 ") for answer in answers)
+    assert all(b"connection: close" in answer.lower() for answer in answers)
+    assert all(b"10000 bytes/s" in answer for answer in answers[:-1])
+
+
+def test_open_connections_leave_room_for_others_and_write_no_log(service: Service, array: bytes) -> None:
+    """More than the process has descriptors, silent or in the middle of a body."""
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    before = len((service.folder / "log").read_text().splitlines())
+    start = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    for said in (b"", start):
+        with contextlib.ExitStack() as stack:
+            for _ in range(DESCRIPTORS + 44):
+                one = stack.enter_context(socket.create_connection(address))
+                with contextlib.suppress(OSError):
+                    one.sendall(said)
+            for path in ("ping", "health", "version") * 3:
+                assert requests.get(f"{service.url}/{path}", timeout=5).status_code == 200
+            assert ask(service.url, array).status_code == 200
+    lines = [json.loads(line) for line in (service.folder / "log").read_text().splitlines()[before:]]
+    assert not [line for line in lines if line["event"] != "request"]
+
+
+def test_one_line_a_second_and_cause(service: Service) -> None:
+    address = ("127.0.0.1", int(service.url.rpartition(":")[2]))
+    start = time.monotonic()
+    for _ in range(200):
+        with socket.create_connection(address) as one:
+            one.sendall(b"nonsense\r\n\r\n")
+            assert b" 400 " in one.recv(1000)
+    lines = service.log("Invalid HTTP request received.")
+    assert 1 <= len(lines) <= time.monotonic() - start + 1
+    time.sleep(1)
+    with socket.create_connection(address) as one:
+        one.sendall(b"nonsense\r\n\r\n")
+        one.recv(1000)
+    lines = wait_for(lambda: service.log("Invalid HTTP request received.")[len(lines) :])
+    assert len(lines) + sum(one.get("left_out", 0) for one in service.log("Invalid HTTP request received.")) > 100
+
+
+@pytest.mark.parametrize("form", ["split", "records", "one long row"])
+def test_a_body_of_too_many_rows_is_refused_at_once(strict: Service, array: bytes, form: str) -> None:
+    """A million rows in 5 MB, and one more than the limit."""
+    audit = (strict.folder / "audit.jsonl").read_text()
+    many: dict[str, object] = {
+        "split": {"dataframe_split": {"columns": ["image"], "data": [[0]] * 1_000_000}},
+        "records": {"dataframe_records": [{}] * 1_000_000},
+        "one long row": {"dataframe_split": {"columns": ["image"], "data": [[0] * 1_000_000]}},
+    }
+    with ThreadPoolExecutor(1) as pool:
+        body = json.dumps(many[form])
+        asked = pool.submit(requests.post, f"{strict.url}/invocations", data=body, timeout=60)
+        while not asked.done():
+            assert requests.get(f"{strict.url}/ping", timeout=5).status_code == 200
+    few = ask(strict.url, *[array] * 6)
+    for answer in (asked.result(), few):
+        assert answer.status_code == 413, answer.text
+        assert "more than 5 rows" in answer.json()["message"]
+    assert (strict.folder / "audit.jsonl").read_text() == audit
+    assert ask(strict.url, *[array] * 5).status_code == 200
 
 
 def test_an_overdue_translation_is_ended(strict: Service, array: bytes, tmp_path: Path) -> None:
