@@ -32,7 +32,7 @@ def command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 def test_this_repository_is_such_a_project() -> None:
     """Its stages are those of the template; they depend on the code instead of the version."""
-    own, made = yaml.safe_load((ROOT / "dvc.yaml").read_text()), yaml.safe_load(template("dvc.yaml"))
+    own, made = yaml.safe_load((ROOT / "dvc.yaml").read_text()), yaml.safe_load(template("stages.yaml"))
     assert own["plots"] == made["plots"]
     assert made["stages"].pop("program")["cmd"] == "medstyle version > program.txt"
     del own["stages"]["acquire"]  # which makes the phantom
@@ -44,7 +44,7 @@ def test_this_repository_is_such_a_project() -> None:
 
 
 def test_deployments_are_those_of_this_repository() -> None:
-    own, made = (yaml.safe_load(text) for text in ((ROOT / "prefect.yaml").read_text(), template("prefect.yaml")))
+    own, made = (yaml.safe_load(text) for text in ((ROOT / "prefect.yaml").read_text(), template("deployments.yaml")))
     for one in own["deployments"]:
         one["entrypoint"] = re.sub(r"^flows/(\w+)\.py:", r"flows.\1.", one["entrypoint"])
     assert own == made
