@@ -46,6 +46,7 @@ ENVIRONMENT = {  # variables that the commands read
 }
 REFERENCE_PAGES = {  # pages written by hand, listed in the index beside the generated ones
     "dicom.md": "DICOM and volume files: what is read, what is refused, what is written",
+    "headers.md": "Fields of headers: applied, checked, refused or irrelevant",
     "serving.md": "Serving: requests, parameters, limits, endpoints, metrics, audit",
     "evaluation.md": "Evaluation: protocols, baselines, statistics, safety measures",
 }

@@ -33,7 +33,9 @@ app = typer.Typer(
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="File that contains the section of the stage.")]
 Json = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON.")]
-Model = Annotated[str, typer.Option("--model", help="Translator folder, or a model such as models:/medstyle@champion.")]
+Model = Annotated[
+    str, typer.Option("--model", help="Translator folder, anybrain, or a model such as models:/medstyle@champion.")
+]
 REFUSED = 3  # exit code of `inspect`
 DEFAULT_MODEL = "models:/medstyle@champion"
 
@@ -209,11 +211,12 @@ def init(
 
 
 def _print_table(rows: list[list[str]], styles: dict[str, str] | None = None) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*rows[0])
     for row in rows[1:]:
-        table.add_row(*row, style=(styles or {}).get(row[1]))
+        table.add_row(*map(escape, row), style=(styles or {}).get(row[1]))
     _console().print(table)
 
 
@@ -356,7 +359,7 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
     slices, model, first = Path("data/slices"), Path("models/translator"), os.environ.get("RANK", "0") == "0"
     _check_protocol(file, params, slices)
     with training_run(params, model) if first else nullcontext(lambda step, values: None) as log:
-        run(params, slices, model, Path("reports/training.csv"), log=log)
+        run(params, slices, model, Path("reports/training.csv"), log=log, fetch=_folder)
 
 
 def _check_protocol(file: Path, plan: Any, slices: Path) -> None:
@@ -550,14 +553,21 @@ def ensemble(
     print(f"{out}: {len(combined.members)} members, weights sha256 {combined.sha256[:16]}")
 
 
+def _folder(reference: str) -> Path:
+    """Return the folder of a model: a folder, one that comes with the package, or `models:/...`."""
+    from medstyle.networks.translator import ready_folder
+
+    if not reference.startswith("models:/"):  # a folder does not need the registry's imports
+        return ready_folder(reference)
+    from medstyle.registry.models import fetch
+
+    return fetch(reference)
+
+
 def _translator(reference: str) -> Any:
     from medstyle.networks.translator import Translator
 
-    if not reference.startswith("models:/"):  # a folder does not need the registry's imports
-        return Translator.load(reference)
-    from medstyle.registry.models import fetch
-
-    return Translator.load(fetch(reference))
+    return Translator.load(_folder(reference))
 
 
 @app.command()

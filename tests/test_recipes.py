@@ -36,8 +36,9 @@ def test_every_recipe_is_valid_and_trains(name, tmp_path, monkeypatch):
     settings["training"] |= {"steps": 6, "batch": 2, "depth": 8, "threads": 1, "device": "cpu", "log_every": 1}
     settings["objective"] |= {"discriminator_width": 4, "discriminator_layers": 1}
     settings["network"] |= {"widths": [4, 6, 8]}
+    settings["start"] = None  # its weights are of a larger network
     chosen = params.parse(train.Params, settings, "train")
-    domains = [chosen.source, chosen.target, *chosen.contrasts, *chosen.domains]
+    domains = [chosen.source, chosen.target, *chosen.contrasts, *chosen.variants, *chosen.domains]
     known = [rule["domain"] for rule in sections["ingest"]["rules"]]
     known += [twin["domain"] for twin in sections["ingest"].get("degraded", [])]
     assert set(known) == set(domains)

@@ -51,9 +51,10 @@ class DenoiseParams:
     common_space: bool = False
     """Align the training scans of all subjects affinely to one common space; needed by
     `train.objective.weights.cross_subject`."""
-    bad_pairs: Literal["refuse", "flag"] = "refuse"
+    bad_pairs: Literal["refuse", "flag", "ignore"] = "refuse"
     """What to do with a scan that does not fit the first scan of its subject: `refuse` leaves it
-    out, `flag` only reports it. Both are recorded in `index.json`."""
+    out, `flag` only reports it. Both are recorded in `index.json`. `ignore` measures nothing, for
+    images that are simulated together."""
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the subjects used for validation during training."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.2
@@ -217,7 +218,7 @@ def blocks_of(
         if reference is not None:
             if params.alignment == "headers" and image.space and space and image.space != space:
                 reason = f"the headers place it in a different frame of reference; {REMEDY}"
-                pairs.append(Pair(subject, domain, params.bad_pairs == "flag", Code.E_PAIR_SPACE, reason))
+                pairs.append(Pair(subject, domain, params.bad_pairs != "refuse", Code.E_PAIR_SPACE, reason))
                 if params.bad_pairs == "refuse":
                     continue
             try:
@@ -225,7 +226,7 @@ def blocks_of(
             except Refusal as refusal:
                 pairs.append(Pair(subject, domain, False, refusal.code, refusal.reason))
                 continue
-            fitted = measure_fit(reference, volume)
+            fitted = measure_fit(reference, volume) if params.bad_pairs != "ignore" else None
         reference, space = reference or volume, space or image.space
         prepared = prepare(volume, params.preparation)
         block = _stored(subject, domain, prepared.slices, prepared.foreground, params, folder)

@@ -146,7 +146,8 @@ class Sampling:
         seed: determines the order of the examples.
         augmentation: random changes to the images.
         contrasts: further input domains of the same subject.
-        paired: whether the target shows the same slice.
+        variants: input domains that take turns with the source; paired only.
+        paired: whether the target shows the same slice; all domains but the first are then targets.
         all_directions: draw every ordered pair of domains instead of source -> target only.
         foreground: smallest share of body pixels of a slice.
         depth: number of slices of an example: neighbours for a 2-D network, the third axis of a 3-D
@@ -165,6 +166,7 @@ class Sampling:
     seed: int
     augmentation: Augmentation
     contrasts: Sequence[str] = ()
+    variants: Sequence[str] = ()
     paired: bool = False
     all_directions: bool = False
     foreground: float = 0.0
@@ -187,12 +189,15 @@ class BatchSampler:
     def __init__(self, store: SliceStore, sampling: Sampling) -> None:
         self.sampling = s = sampling
         self.images = {
-            name: Images(store, name, s.split, s.foreground) for name in dict.fromkeys((*s.domains, *s.contrasts))
+            name: Images(store, name, s.split, s.foreground)
+            for name in dict.fromkeys((*s.domains, *s.contrasts, *s.variants))
         }
         ways = [(a, b) for a in s.domains for b in s.domains if a != b]
         self.ways = ways if s.all_directions else [(s.domains[0], s.domains[1])]
-        if s.paired:  # the field of view of the target may end before the source's
-            own, other = (self.images[name].usable for name in s.domains[:2])
+        if s.paired:
+            self.ways = [(a, b) for a in (s.domains[0], *s.variants) for b in s.domains[1:]]
+        for a, b in self.ways if s.paired else ():  # the field of view of the target may end before the source's
+            own, other = (self.images[name].usable for name in (a, b))
             common = own.keys() & other.keys()
             own.update({subject: np.intersect1d(own[subject], other[subject]) for subject in common})
         self.subjects = self._subjects()
@@ -210,7 +215,7 @@ class BatchSampler:
     def _subjects(self) -> dict[str, list[str]]:
         """Return, for each source domain, the subjects that have every image an example needs."""
         s = self.sampling
-        needed = [*s.contrasts, *([s.domains[1]] if s.paired else [])]
+        needed = [*s.contrasts, *(s.domains[1:] if s.paired else [])]
         subjects = {
             a: [
                 subject
@@ -319,13 +324,17 @@ class BatchSampler:
             ],
             "source": torch.from_numpy(np.stack([np.concatenate(parts) for parts in inputs])),
             "target": torch.from_numpy(np.stack([self._arrange(block) for block in targets])),
-            "source_index": torch.tensor([self.sampling.domains.index(e.source) for e in chosen]),
+            "source_index": torch.tensor([self._index(e.source) for e in chosen]),
             "target_index": torch.tensor([self.sampling.domains.index(e.target) for e in chosen]),
             "paired": torch.tensor([e.subject == e.target_subject and e.place == e.target_place for e in chosen]),
             "contrast": torch.tensor([DOMAINS[e.source].dicom != "CT" for e in chosen]),
             "box": self._box(every),
             "seeds": [seed_of(self.sampling.seed, k, "example") for k in range(first, first + share)],
         }
+
+    def _index(self, domain: str) -> int:
+        """Return the style index of a domain; that of a variant is its source's."""
+        return 0 if domain in self.sampling.variants else list(self.sampling.domains).index(domain)
 
     def _box(self, every: list[Example]) -> tuple[slice, slice]:
         """Return the bounding box of the whole batch's bodies, so that all processes crop alike."""

@@ -86,6 +86,8 @@ class Modality:
         channels: 1, or 3 for colour (RGB).
         dicom: DICOM Modality (0008,0060), or None for pictures.
         label: short name for descriptions and figures.
+        any_contrast: whether scans of other domains, CT among them, may be given as this one; only
+            a source can be.
     """
 
     unit: str
@@ -94,6 +96,7 @@ class Modality:
     channels: int
     dicom: str | None
     label: str
+    any_contrast: bool = False
 
     @property
     def picture(self) -> bool:
@@ -170,6 +173,7 @@ DOMAINS: dict[str, Modality] = _Domains(
         "mr_pd": _mr("PD"),
         "mr_flair": _mr("FLAIR"),
         "ct": Modality("HU", (-1024.0, 3071.0), -1024.0, 1, "CT", "CT"),
+        "brain": replace(_mr("brain scan"), any_contrast=True),
         "photo": Modality("8-bit", (0.0, 255.0), 0.0, 3, None, "photo"),
         "painting": Modality("8-bit", (0.0, 255.0), 0.0, 3, None, "painting"),
     }

@@ -26,6 +26,7 @@ from medstyle.inference.translate import (
     Reference,
     Rendering,
     Translation,
+    example_of,
     prepare_source,
     render_picture,
     style_of,
@@ -134,7 +135,8 @@ def plan(source: Path, out: Path, translator: Translator, request: Request) -> l
         domains |= {o.key: wanted for o in items if domains[o.key] not in config.contrasts}
     elif len(items) == 1 and items[0].source != "dicom":
         domains[items[0].key] = domains[items[0].key] or wanted
-    chosen = [item for item in items if domains[item.key] == wanted]
+    takes = config.domains if DOMAINS[wanted].any_contrast else (wanted,)
+    chosen = [item for item in items if domains[item.key] in takes]
     if not chosen:
         raise DataError(f"{source}: nothing to translate: {_why_none(source, root, translator, wanted, len(items))}")
     several = [(1.0, request.reference)] if isinstance(request.reference, Path) else request.reference or []
@@ -143,7 +145,7 @@ def plan(source: Path, out: Path, translator: Translator, request: Request) -> l
         Job(
             item,
             _place(item, source, out),
-            wanted,
+            domains[item.key] or wanted,
             target,
             tuple(_beside(item, name, around, domains) for name in config.contrasts),
             style,
@@ -299,7 +301,10 @@ def _translate(job: Job, translator: Translator) -> Translation:
     source = item.load(job.domain, allow=request.allow)
     prepared = prepare_source(source, translator, volumes)
     codes = style_of(translator, job.target, job.style, request.seed)
-    return translate_prepared(prepared, translator, job.target, style=codes, uncertainty=request.uncertainty)
+    example = example_of(translator, job.target, job.style)
+    return translate_prepared(
+        prepared, translator, job.target, style=codes, uncertainty=request.uncertainty, example=example
+    )
 
 
 def _write(job: Job, result: Translation, translator: Translator) -> Path:

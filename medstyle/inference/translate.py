@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from medstyle.errors import Code, ModelError, Refusal
-from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.picture import Pixels, over_white
 from medstyle.imaging.volume import Volume
 from medstyle.inference.ood import Verdict, assess, oddities
@@ -21,10 +21,12 @@ from medstyle.inference.synthesise import synthesise
 from medstyle.inference.temporal import Shot
 from medstyle.networks.translator import Translator
 from medstyle.transforms.align import onto_grid
+from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Prepared, frame_picture, picture_slices, prepare, unit_picture
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
+LEVELS = (0.5, 2, 5, *range(10, 100, 10), 95, 98, 99.5)  # percent: where grey levels are matched
 STYLE_SLICES = (0.1, 0.3, 0.5, 0.7, 0.9)  # relative positions, in the body, of the slices of a reference scan
 
 Image = Volume | Pixels  # a scan, or an RGB picture (H, W, 3)
@@ -70,7 +72,8 @@ def translate_volume(
         target: one of the translator's domains.
         contrasts: the other scans of the subject that the translator needs, on any grid and in any
             order.
-        reference: a scan of ``target`` that defines the style, or several with their weights.
+        reference: a scan of ``target`` that defines the style, or several with their weights. With
+            a model of any contrast, the output takes the grey levels of the one scan.
         seed: seed of a random style.
         uncertainty: also measure how much the output changes where it should not.
 
@@ -81,13 +84,16 @@ def translate_volume(
     """
     style = style_of(translator, target, reference, seed)
     prepared = prepare_source(volume, translator, contrasts)
-    return translate_prepared(prepared, translator, target, style=style, uncertainty=uncertainty)
+    example = example_of(translator, target, reference)
+    return translate_prepared(prepared, translator, target, style=style, uncertainty=uncertainty, example=example)
 
 
 def prepare_source(volume: Volume, translator: Translator, contrasts: Sequence[Volume] = ()) -> Prepared:
     """Clean and resample ``volume`` and its contrasts in the same way as the training images."""
     config = translator.config
     translator.index(volume.domain)
+    if DOMAINS[config.source].any_contrast and not DOMAINS[volume.domain].any_contrast:  # from air at 0, as in training
+        volume = volume.with_voxels(volume.voxels - np.float32(DOMAINS[volume.domain].air), config.source)
     settings = config.preparation
     given = [other.domain for other in contrasts]
     if sorted(given) != sorted(config.contrasts):
@@ -110,8 +116,11 @@ def style_of(
     reference: Reference | None = None,
     seed: int | None = None,
 ) -> list[Tensor]:
-    """Return style codes of ``target``: from a reference, from a seed, or the default ones."""
-    if reference is None:
+    """Return style codes of ``target``: from a reference, from a seed, or the default ones.
+
+    Where a reference is an example of grey levels alone (:func:`example_of`), they are the default.
+    """
+    if reference is None or example_of(translator, target, reference) is not None:
         return translator.style(target, seed=seed)
     if seed is not None:
         raise ModelError("a style comes from a reference or from a seed, not from both")
@@ -129,6 +138,50 @@ def style_of(
         of_members = translator.style(domain, _reference_images(image, translator, domain))
         codes.append([weight / total * code for code in of_members])
     return [torch.stack(each).sum(0) for each in zip(*codes, strict=True)]
+
+
+def example_of(translator: Translator, target: str | None, reference: Reference | None) -> Volume | None:
+    """Return the scan whose grey levels an output is to take, if a reference means that.
+
+    A model of any contrast has one protocol for each target, with grey levels of its own. Without a
+    style from references, a reference is an example of the site's: one MR scan of the target.
+    """
+    config, domain = translator.config, target or translator.config.target
+    takes_any = DOMAINS[config.source].any_contrast and "reference" not in config.architecture.style
+    if reference is None or not takes_any or DOMAINS[domain].absolute:
+        return None
+    several = [(1.0, reference)] if isinstance(reference, Volume | np.ndarray) else list(reference)
+    if len(several) != 1 or not isinstance(several[0][1], Volume):
+        return None
+    example = several[0][1]
+    if example.domain != domain:
+        raise ModelError(f"the reference is {example.domain}, but an example of {domain} is needed")
+    return example
+
+
+def levels_of(example: Volume, made: Tensor) -> Fingerprint:
+    """Return the rising map from network units to the unit of ``example`` that matches quantiles.
+
+    Histogram matching within the body (Nyul and Udupa, MRM 42:1072, 1999), whose mask is found in
+    the same way in both images. Both must show about the same part of the head.
+
+    Args:
+        example: scan of the target domain.
+        made: ``(D, 1, H, W)`` output in network units.
+
+    Raises:
+        Refusal: ``E_EMPTY`` one of them shows no body.
+    """
+    knots = []
+    for values in (example.voxels, made[:, 0].numpy()):
+        turned = np.ascontiguousarray(values.transpose(2, 1, 0))
+        mask = foreground_mask(turned)
+        if not mask.any():
+            raise Refusal(Code.E_EMPTY, "the reference or the output shows no body: all voxels have about one value")
+        found = np.percentile(turned[mask], LEVELS)
+        rise = 1e-4 * max(float(found[-1] - found[0]), 1e-3)  # a map that has an inverse needs rising knots
+        knots.append(tuple((np.maximum.accumulate(found) + rise * np.arange(len(found))).tolist()))
+    return Fingerprint(*knots)
 
 
 def _reference_images(reference: Image, translator: Translator, domain: str) -> Tensor:
@@ -166,8 +219,12 @@ def translate_prepared(
     *,
     style: list[Tensor] | None = None,
     uncertainty: bool = False,
+    example: Volume | None = None,
 ) -> Translation:
-    """Translate a source that is already prepared, in a style from :func:`style_of`."""
+    """Translate a source that is already prepared, in a style from :func:`style_of`.
+
+    The output takes the grey levels of ``example``, from :func:`example_of`.
+    """
     target = target or translator.config.target
     if not prepared.foreground.any():
         raise Refusal(Code.E_EMPTY, "the image shows no body: all voxels have about the same value")
@@ -178,6 +235,7 @@ def translate_prepared(
     synthesise(
         translator, prepared.slices, target, style=style, body=prepared.foreground, out=made, deviation=deviation
     )
+    fingerprint = fingerprint if example is None else levels_of(example, made)
     extra = None
     if deviation is not None:
         shown = deviation[:, 0].numpy()

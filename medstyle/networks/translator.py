@@ -87,6 +87,18 @@ def _renewed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+READY = Path(__file__).parents[1] / "ready"  # models that come with the package
+
+
+def ready_folder(name: Path | str) -> Path:
+    """Return the folder of a model that comes with the package (``anybrain``), or ``name`` itself.
+
+    A folder of that name in the working directory has precedence.
+    """
+    own, bare = READY / name, Path(name).name == str(name)
+    return own if bare and not Path(name).exists() and (own / "translator.json").is_file() else Path(name)
+
+
 def _built(config: TranslatorConfig, content: bytes) -> Networks:
     """Build the networks of one weight file.
 
@@ -140,11 +152,11 @@ class Translator:
 
     @staticmethod
     def load(folder: Path | str, device: str | torch.device = "cpu") -> Translator:
-        """Read a translator folder.
+        """Read a translator folder, or a model that comes with the package, by its name.
 
         Raise :class:`UserError` that names what is missing or does not fit.
         """
-        folder = Path(folder)
+        folder = ready_folder(folder)
         try:
             config = json.loads((folder / "translator.json").read_text())
             files = weight_files(folder)
@@ -154,7 +166,7 @@ class Translator:
         except (OSError, ValueError, RecursionError):
             raise ModelError(
                 f"{folder}: not a translator folder (weights.safetensors and translator.json); train one with "
-                "`dvc repro train` or name a registered model such as models:/medstyle@champion"
+                "`dvc repro train`, or name a registered model such as models:/medstyle@champion or the ready anybrain"
             ) from None
         if config.get("format") == 2:
             try:

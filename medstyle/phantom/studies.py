@@ -59,6 +59,22 @@ TISSUE_VALUES = {
     "muscle": (900.0, 1260.0, 47.0, 1.00, 55.0),
     "bone": (1.0, 1.0, 1.0, 0.0, 1150.0),
     "lesion": (1200.0, 1700.0, 237.0, 0.76, 22.0),
+    # Of heads from label maps alone (medstyle.phantom.heads). Nuclei: T1 as far between white and
+    # grey matter as in Gelman et al., MRM 45:71, 2001, T2 shortened by iron. Blood: Stanisz et
+    # al., MRM 54:507, 2005. No single source has the rest: fluid of the eye is nearly free water,
+    # mucosa and plexus hold much water, skin has short T2, marrow is half fat between trabeculae.
+    "thalamus": (635.0, 1034.0, 76.0, 0.82, 35.0),
+    "caudate": (731.0, 1178.0, 79.0, 0.85, 37.0),
+    "putamen": (678.0, 1099.0, 73.0, 0.83, 37.0),
+    "pallidum": (571.0, 939.0, 60.0, 0.79, 37.0),
+    "brain_stem": (570.0, 930.0, 74.0, 0.79, 30.0),
+    "cord": (560.0, 920.0, 74.0, 0.78, 32.0),
+    "plexus": (1000.0, 1500.0, 130.0, 0.90, 40.0),
+    "blood": (1441.0, 1932.0, 280.0, 0.80, 48.0),
+    "marrow": (380.0, 480.0, 70.0, 0.50, 420.0),
+    "skin": (800.0, 1100.0, 35.0, 0.75, 30.0),
+    "mucosa": (1000.0, 1400.0, 100.0, 0.95, 40.0),
+    "eye": (4000.0, 4000.0, 1200.0, 1.00, 10.0),
 }
 # Coefficients of variation of T1, T2 and PD: between subjects (common to all tissues; per tissue),
 # and within a tissue.
@@ -159,17 +175,27 @@ class PhantomParams:
     sites: int = 1
     """1: a single scanner. 2: every other subject is scanned at 3 T with another protocol, gain and
     resolution."""
+    labels: str | None = None
+    """Folder of label maps of whole heads (`*.nii.gz`, FreeSurfer's labels): heads are drawn from
+    them instead of the MNI152 atlas and written as NIfTI, in the fixed protocols of a scanner and,
+    as domain `brain` and its variants (`brain@2`), in random contrasts and qualities. `lesions`,
+    `noise` and `bias` are then random."""
+    artefacts: float = 1.0
+    """With `labels`, how bad the scans of `brain` may be, from 0 to 1: noise, shading, thick
+    slices, motion, and contrasts that no sequence gives."""
 
     def __post_init__(self) -> None:
         """Raise UserError if a value is out of range."""
         for key, low, high in (
             ("subjects", 1, 9999), ("seed", 0, 2**63), ("matrix", 16, 1024), ("slices", 2, 1024), ("noise", 0, 1),
-            ("bias", 0, 1), ("lesions", 0, 200), ("sites", 1, len(SITES)),
+            ("bias", 0, 1), ("artefacts", 0, 1), ("lesions", 0, 200), ("sites", 1, len(SITES)),
         ):  # fmt: skip
             if not low <= getattr(self, key) <= high:
                 raise ParamsError(f"{key}: expected {low} to {high}, got {getattr(self, key)}")
-        if not self.domains or len(set(self.domains)) < len(self.domains) or not set(self.domains) <= set(DOMAINS):
-            raise ParamsError(f"domains: expected different ones of {', '.join(DOMAINS)}, got {list(self.domains)}")
+        known = (*DOMAINS, "brain") if self.labels else DOMAINS
+        bases = [name.partition("@")[0] if name.startswith("brain") and self.labels else name for name in self.domains]
+        if not self.domains or len(set(self.domains)) < len(self.domains) or not set(bases) <= set(known):
+            raise ParamsError(f"domains: expected different ones of {', '.join(known)}, got {list(self.domains)}")
         if len(self.spacing_mm) != 3 or not all(0.2 <= s <= 20 for s in self.spacing_mm):
             raise ParamsError(f"spacing_mm: expected three distances of 0.2 to 20, got {list(self.spacing_mm)}")
 
@@ -327,7 +353,7 @@ def _gain(site: Site, domain: str) -> float:
 def _attributes(params: PhantomParams, subject: Subject, number: int, domain: str) -> dict[str, Any]:
     from medstyle.dicom.uids import uid_of
 
-    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains")}
+    same = {k: v for k, v in asdict(params).items() if k not in ("subjects", "domains", "labels", "artefacts")}
     study = uid_of("medstyle phantom", json.dumps(same, sort_keys=True), subject.index)
     site = subject.site
     attributes: dict[str, Any] = {

@@ -76,7 +76,7 @@ def _packages() -> Iterator[Check]:
             state: Literal["note", "wrong"] = "wrong" if extra in NEEDED else "note"
             yield Check(what, state, f"missing: {', '.join(missing)} ({served})", install)
         else:
-            yield Check(what, "fine", f"{len(groups.get(extra, ()))} packages for {served}")
+            yield Check(what, "fine", f"all {len(groups.get(extra, ()))} for {served}")
 
 
 def _device() -> Check:
@@ -89,7 +89,7 @@ def _device() -> Check:
     said = f"none for torch {torch.__version__}; {cores} cores are used"
     if torch.version.cuda is None and shutil.which("nvidia-smi"):
         return Check("GPU", "wrong", f"{said}, although the machine has one", "install torch with CUDA: pytorch.org")
-    return Check("GPU", "note", said, "a GPU trains 20 to 100 times as many images per second")
+    return Check("GPU", "note", said, "a GPU trains faster")
 
 
 def _disk(folder: Path) -> Check:
@@ -116,8 +116,9 @@ def _tools(folder: Path) -> Iterator[Check]:
         known = bool(name.stdout.strip())
         remedy = "" if known else 'git config --global user.name "..." and user.email'
         yield Check("git", "fine" if known else "note", "knows who you are" if known else "does not know you", remedy)
-    if shutil.which("dvc") is None:
-        yield Check("dvc", "wrong", "no command `dvc`", 'pip install "medstyle[ops]", and activate the environment')
+    there = shutil.which("dvc") is not None
+    remedy = "" if there else 'pip install "medstyle[ops]", and activate the environment'
+    yield Check("dvc", "fine" if there else "wrong", "on the path" if there else "no command `dvc`", remedy)
 
 
 def _servers() -> Iterator[Check]:

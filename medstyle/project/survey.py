@@ -175,7 +175,11 @@ def _picture_domains(images: list[Image]) -> list[Image]:
     first = [image.path.split("/")[0] if "/" in image.path else "" for image in images]
     parent = [image.path.rsplit("/", 2)[-2] if "/" in image.path else "" for image in images]
     word = [re.split(r"[_\-. ]|(?<=[a-z])(?=\d)", image.path.rsplit("/", 1)[-1])[0].lower() for image in images]
-    for classes in (first, parent, word):
+    folders: dict[str, set[str]] = defaultdict(set)
+    for folder, one in zip(parent, word, strict=True):
+        folders[folder].add(one)
+    alike = len(folders) > 1 and len({frozenset(words) for words in folders.values()}) == 1 and len(set(word)) > 1
+    for classes in (word, first, parent) if alike else (first, parent, word):  # each folder has one of each class
         count = Counter(classes)
         if 1 < len(count) <= 12 and min(count.values()) >= FEWEST:
             break

@@ -101,10 +101,10 @@ def write_project(folder: Path, text: str, title: str, labels: Mapping[str, str]
     folder.mkdir(parents=True, exist_ok=True)
     documents = {
         "params.yaml": text,
-        "dvc.yaml": template("dvc.yaml"),
-        "prefect.yaml": template("prefect.yaml"),
+        "dvc.yaml": template("stages.yaml"),
+        "prefect.yaml": template("deployments.yaml"),
         ".gitignore": template("gitignore"),
-        "README.md": template("README.md").replace("TITLE", title),
+        "README.md": template("readme.md").replace("TITLE", title),
         SCHEMA: json.dumps(schema(), indent=1) + "\n",
     }
     if labels:

@@ -6,20 +6,22 @@ import hashlib
 import os
 import shutil
 import sys
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
 from medstyle.data.store import SliceStore
+from medstyle.errors import ModelError
 from medstyle.imaging.modality import Fingerprint
 from medstyle.jobs.atomic import atomic_folder
 from medstyle.jobs.checkpoint import run_key
 from medstyle.jobs.progress import StepProgress
 from medstyle.jobs.tables import write_table
 from medstyle.networks.networks import Networks
-from medstyle.networks.translator import Translator, TranslatorConfig, model_card, weights_sha256
+from medstyle.networks.translator import Translator, TranslatorConfig, model_card, ready_folder, weights_sha256
 from medstyle.training.loop import Log, fit
 from medstyle.training.objectives.table import OBJECTIVES
 from medstyle.training.plan import Plan
@@ -38,16 +40,19 @@ def run(
     curve_file: Path,
     log: Log = lambda step, values: None,
     states: Path = SCRATCH,
+    fetch: Callable[[str], Path] = ready_folder,
 ) -> None:
     """Train on the store ``slices``.
 
     Write the translator folder ``out`` and the curve ``curve_file`` (CSV).
 
     An interrupted run that is started again with the same params, data and code resumes from its
-    state in ``states`` and gives bit-identical results.
+    state in ``states`` and gives bit-identical results. ``fetch`` finds the folder of the model
+    that ``params.start`` names.
     """
     store = SliceStore.open(slices)
-    scratch = states / _key(params, slices)
+    start = _start(params.start, fetch)
+    scratch = states / _key(params, slices, start.sha256 if start is not None else "")
     first = os.environ.get("RANK", "0") == "0"
     if first and not scratch.exists() and states.exists() and any(states.iterdir()):
         print(
@@ -62,18 +67,30 @@ def run(
             elif first:
                 progress.show(step, {name.rpartition("/")[2]: values[name] for name in NAMED if name in values})
 
-        members, curve = fit(params, store, scratch, log, show)
+        members, curve = fit(params, store, scratch, log, show, start)
     if not first:
         return
-    sha256 = _save(params, store, members, out)
+    facts = {"start": f"{params.start}, weights sha256 {start.sha256}"} if start is not None else {}
+    sha256 = _save(params, store, members, facts, out)
     write_table(curve_file, curve)
     shutil.rmtree(scratch, ignore_errors=True)
     print(f"{curve[-1]['step']:.0f} steps, weights sha256 {sha256[:16]}, translator in {out}")
 
 
-def _save(params: Params, store: SliceStore, members: list[Networks], out: Path) -> str:
-    """Write the translator folder; return the hash of its weights."""
-    translator = Translator(_config(params, store), members)
+def _start(name: str | None, fetch: Callable[[str], Path]) -> Translator | None:
+    """Load the model to start from; raise :class:`UserError` with the remedy if there is none."""
+    if name is None:
+        return None
+    try:
+        return Translator.load(fetch(name))
+    except ModelError as error:
+        raise ModelError(f"train.start: {error}") from None
+
+
+def _save(params: Params, store: SliceStore, members: list[Networks], facts: dict[str, str], out: Path) -> str:
+    """Write the translator folder, with more ``facts``; return the hash of its weights."""
+    config = _config(params, store)
+    translator = Translator(replace(config, facts={**config.facts, **facts}), members)
     with atomic_folder(out) as part:
         translator.save(part)
         sha256 = weights_sha256(part)
@@ -131,10 +148,10 @@ def reference_of(store: SliceStore, domain: str) -> Reference:
     return Reference(volumes, slices)
 
 
-def _key(params: Params, slices: Path) -> str:
-    """Hash what determines the run: params, data, frozen features, code and libraries."""
+def _key(params: Params, slices: Path, start: str) -> str:
+    """Hash what determines the run: params, data, start, frozen features, code and libraries."""
     features = Path(getattr(params.objective, "features", None) or "/nowhere")
-    return run_key(asdict(params), _hashes(slices), _hashes(features), _code())
+    return run_key(asdict(params), _hashes(slices), start, _hashes(features), _code())
 
 
 def _hashes(folder: Path) -> dict[str, str]:

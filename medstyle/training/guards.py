@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medstyle.data.sampler import BatchSampler, Images
 from medstyle.errors import DataError, TrainingError
+from medstyle.imaging.modality import DOMAINS
 from medstyle.transforms.body import is_body
 
 CHECKED = 64  # number of subjects that are checked before training
@@ -35,7 +36,8 @@ def check_data(sampler: BatchSampler) -> None:
         flat = [subject for subject, image in slices.items() if np.ptp(image) < 1e-2]
         if flat:
             raise DataError(f"{name} of subject {flat[0]} ({len(flat)} in all): flat image; remove or repair it")
-    for name, other in combinations(middles, 2):
+    alike = [name for name in middles if not DOMAINS[name].any_contrast]  # two of any contrast may well be swapped
+    for name, other in combinations(alike, 2):
         _check_swapped(middles[name], middles[other], name, other)
     if sampler.sampling.paired:
         source, target = (middles[name] for name in sampler.sampling.domains[:2])

@@ -24,12 +24,14 @@ from medstyle.data.store import SliceStore
 from medstyle.errors import ParamsError
 from medstyle.jobs.checkpoint import load_state, save_state
 from medstyle.networks.networks import Networks
+from medstyle.networks.translator import Translator
 from medstyle.training.distributed import World
 from medstyle.training.guards import Guard, check_data
 from medstyle.training.objectives.table import OBJECTIVES
 from medstyle.training.plan import Plan, Training
 from medstyle.training.players import Players
 from medstyle.training.preview import Preview
+from medstyle.training.start import Taken, hold, take_weights
 
 # (step, values): a number is a point of a curve; a (H, W) or (H, W, 3) uint8 array is an image
 Log = Callable[[int, Mapping[str, Any]], None]
@@ -73,12 +75,13 @@ class Session:
     Args:
         plan: what to translate into what, and how to learn it.
         store: slices with a train split.
+        start: the translator to start from.
 
     Raises:
-        UserError: plan, store and this machine do not fit together.
+        UserError: plan, store, start and this machine do not fit together.
     """
 
-    def __init__(self, plan: Plan, store: SliceStore) -> None:
+    def __init__(self, plan: Plan, store: SliceStore, start: Translator | None = None) -> None:
         self.plan, settings = plan, plan.training
         self.device = pick_device(settings.device)
         self.world = World.join(self.device)
@@ -95,6 +98,7 @@ class Session:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             networks = Networks(plan.network, plan.learned, 1 + len(plan.contrasts))
+            self.taken = take_weights(networks, plan.learned, start) if start is not None else Taken((), ())
             channels = networks.colours * (1 + len(plan.contrasts)) * networks.neighbours, networks.colours
             self.objective = kind(networks, plan.objective, channels, len(plan.learned))
         depth = [settings.depth] if plan.volumetric else []
@@ -118,6 +122,7 @@ class Session:
             settings.seed,
             plan.augmentation,
             contrasts=plan.contrasts,
+            variants=plan.variants,
             paired=self.objective.paired,
             all_directions=self.objective.directions == "all",
             foreground=settings.foreground,
@@ -136,6 +141,8 @@ class Session:
     def step(self, step: int) -> dict[str, float]:
         """Take the turn of every phase; return values for the curve at steps that are logged."""
         settings, objective = self.plan.training, self.objective
+        if settings.freeze_start:
+            hold(objective.networks, self.taken, step < settings.freeze_start)
         logged = step % settings.log_every == 0
         batch = self.sampler(step, settings.steps, self.device)
         values: dict[str, float] = {}
@@ -186,7 +193,7 @@ class Session:
 
 
 def fit(
-    plan: Plan, store: SliceStore, scratch: Path, log: Log, show: Show
+    plan: Plan, store: SliceStore, scratch: Path, log: Log, show: Show, start: Translator | None = None
 ) -> tuple[list[Networks], list[dict[str, float]]]:
     """Train; return the averaged networks and the curve.
 
@@ -199,13 +206,17 @@ def fit(
             run.
         log: receives curves and images.
         show: receives progress for display: the step and the latest values.
+        start: the translator to start from; it must be part of what the name of ``scratch`` depends
+            on.
 
     Raises:
         UserError: the data, the parameters or the course of training do not yield a model; the
             message names the cause.
     """
     settings = plan.training
-    session = Session(plan, store)
+    session = Session(plan, store, start)
+    if start is not None and session.world.rank == 0:
+        print(f"start {start.sha256[:16]}: {session.taken.line()}", file=sys.stderr, flush=True)
     course = Course()
     if (state := load_state(scratch)) is not None:
         session.players.load(state["players"])

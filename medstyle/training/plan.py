@@ -38,6 +38,9 @@ class Training:
     """Slices with a smaller share of body are left out of training."""
     seed: int = 0
     """Seed of the initial weights, the order of the images and their augmentation."""
+    freeze_start: Annotated[int, Field(ge=0)] = 0
+    """Steps at the beginning in which the encoder and the bottleneck taken from `train.start` are
+    kept as they are."""
     threads: Annotated[int, Field(ge=1)] = 2
     """CPU threads of a process. It is a parameter because another number changes the bits of the
     result."""
@@ -81,8 +84,16 @@ class Plan:
     contrasts: tuple[str, ...] = ()
     """Further domains of the same subject, given to the generator beside the source (T1 + T2 ->
     FLAIR)."""
+    variants: tuple[str, ...] = ()
+    """Paired objectives: further domains of the same subject that take turns with the source as the
+    only input, such as other scans of it (`brain@2`)."""
     domains: tuple[str, ...] = ()
-    """Further domains to learn, for multi_domain and harmonization."""
+    """Further domains to learn: for multi_domain and harmonization, and further targets of a paired
+    objective, each with its own style code."""
+    start: str | None = None
+    """Model whose weights the training starts from: `anybrain` (ready-made, for heads), a
+    translator folder, or `models:/...`. Weights of equal name and shape are taken; the rest is
+    named."""
     training: Training = Training()
     """Length, speed, seed and device."""
     objective: AnyObjective = PairedParams()
@@ -94,16 +105,21 @@ class Plan:
 
     def __post_init__(self) -> None:
         named = [("source", self.source), ("target", self.target)]
-        named += [("contrasts", name) for name in self.contrasts] + [("domains", name) for name in self.domains]
+        named += [(role, name) for role in ("contrasts", "variants", "domains") for name in getattr(self, role)]
         for role, name in named:
             if name not in DOMAINS:
                 raise ParamsError(f"train.{role}: unknown domain {name!r}; known: {', '.join(DOMAINS)}")
-        if len(set(self.learned)) < len(self.learned) or set(self.contrasts) & {self.source, self.target}:
-            raise ParamsError("train: a domain appears twice among source, target, contrasts and domains")
+        every = (*self.learned, *self.variants)
+        if len(set(every)) < len(every) or set(self.contrasts) & {self.source, self.target, *self.variants}:
+            raise ParamsError("train: a domain appears twice among source, target, contrasts, variants and domains")
         kind = OBJECTIVES[self.objective.kind]
         kind.resolve(self.objective)
         if self.contrasts and not kind.several_contrasts:
             raise ParamsError(f"train.contrasts: {self.objective.kind} supports none; use a paired objective")
+        if self.training.freeze_start and self.start is None:
+            raise ParamsError("training.freeze_start: needs train.start, a model to start from")
+        if self.variants and not kind.paired:
+            raise ParamsError(f"train.variants: {self.objective.kind} supports none; use a paired objective")
         if not kind.paired and (self.training.patience or self.training.keep == "best"):
             raise ParamsError(
                 f"training.patience, training.keep: {self.objective.kind} has no pairs that determine the best weights"

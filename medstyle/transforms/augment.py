@@ -31,6 +31,9 @@ class Augmentation:
     gamma: float = 0.2
     """Source contrast: exponent between 1 - gamma and 1 / (1 - gamma). Changes to source values
     never apply to CT."""
+    curve: float = 0.0
+    """Source contrast: strength of a random rising curve, whose slopes differ by about this power
+    of e between darker and brighter values; widens the contrasts that a model accepts."""
     bias: float = 0.0
     """Source: largest relative change by smooth shading like that of a coil."""
     noise: float = 0.0
@@ -41,11 +44,12 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         geometry = {"rotation_deg": 180, "scale": 0.9, "shift": 0.5, "elastic": 0.5}
-        for name, most in {**geometry, "gamma": 0.9, "bias": 1, "noise": 1, "blur": 1}.items():
+        for name, most in {**geometry, "gamma": 0.9, "curve": 2, "bias": 1, "noise": 1, "blur": 1}.items():
             if not 0 <= getattr(self, name) <= most:
                 raise ParamsError(f"augmentation.{name}: must lie in [0, {most}], got {getattr(self, name)}")
 
 
+PIECES = 6  # of a random curve, between air and the brightest values
 COARSE = 4  # control points per axis of smooth random fields
 DRAWS = 10 + 3 * COARSE * COARSE
 
@@ -98,6 +102,19 @@ def _warp(both: Tensor, settings: Augmentation, draw: Tensor) -> Tensor:
     return moved.clamp(-1, 3)
 
 
+def _through_curve(level: Tensor, rises: Tensor) -> Tensor:
+    """Map levels ``(N, ...)`` through rising lines: 0 stays 0 and 1 stays 1.
+
+    ``rises (N, PIECES)``, which sum to one, are those over pieces of equal length; the last line
+    goes on above 1.
+    """
+    starts = F.pad(rises.cumsum(1)[:, :-1], (1, 0))
+    piece = (level * PIECES).long().clamp(0, PIECES - 1)  # (N, ...)
+    flat = piece.flatten(1)
+    start, rise = (one.gather(1, flat).reshape(level.shape) for one in (starts, rises))
+    return start + (level * PIECES - piece) * rise
+
+
 def _change_values(
     source: Tensor, settings: Augmentation, draw: Tensor, contrast: Tensor, rngs: list[torch.Generator]
 ) -> Tensor:
@@ -106,6 +123,9 @@ def _change_values(
     own = draw.to(source.device)[..., None, None]
     if settings.gamma:
         level = level.pow(torch.exp((own[:, 5:6] * 2 - 1) * -math.log(1 - settings.gamma)))
+    if settings.curve:
+        slopes = torch.stack([torch.randn(PIECES, generator=rng) for rng in rngs]).mul(settings.curve).exp()
+        level = _through_curve(level, (slopes / slopes.sum(1, keepdim=True)).to(level.device))
     if settings.bias:
         field = own[:, -COARSE * COARSE :].reshape(-1, 1, COARSE, COARSE) * 2 - 1
         shading = F.interpolate(field, source.shape[-2:], mode="bicubic", align_corners=True)

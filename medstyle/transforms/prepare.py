@@ -25,6 +25,8 @@ from medstyle.imaging.volume import Volume
 from medstyle.params import params
 from medstyle.transforms.intensity import CorrectBias, Denoise, clean_picture, foreground_mask
 
+FINER = 1.2  # times as many voxels: a source whose detail is worth to be taken
+SMOOTH = 0.01  # variance in network units below which a region has no slope
 RIM = 3  # pixels around the body in which the network's output is kept
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # MONAI's affines are RAS like NIfTI's, medstyle's are LPS like DICOM's
 
@@ -54,6 +56,13 @@ class Preparation:
     ct_window: tuple[float, float] = DOMAINS["ct"].range
     """HU that are mapped to -1 and +1 in network units. A narrow window is finer in soft tissue,
     but loses the values below it."""
+    detail: bool = False
+    """Where a scan is finer than `spacing_mm`, its output takes the detail that resampling left
+    out, times the local slope between source and output (as in guided upsampling, Kopf 2007, He
+    2010)."""
+    scales: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """MR domains whose values have a known scale: those that are mapped to -1 and +1 in network
+    units, in place of `normalisation`, which differs from image to image."""
 
     def __post_init__(self) -> None:
         for domain, places in self.landmarks.items():
@@ -61,6 +70,9 @@ class Preparation:
                 raise ParamsError(f"landmarks.{domain}: must be {len(QUANTILES)} rising numbers, got {list(places)}")
         if self.ct_window[0] >= self.ct_window[1]:
             raise ParamsError(f"ct_window: must rise, got {list(self.ct_window)}")
+        for domain, (low, high) in self.scales.items():
+            if low >= high:
+                raise ParamsError(f"scales.{domain}: must rise, got {[low, high]}")
         if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
             raise ParamsError(f"spacing_mm: must be positive, got {list(self.spacing_mm)}")
 
@@ -71,6 +83,8 @@ class Preparation:
         """
         if DOMAINS[domain].dicom == "CT":
             return Fingerprint(self.ct_window)
+        if domain in self.scales:
+            return Fingerprint(self.scales[domain])
         return DOMAINS[domain].fingerprint(values, foreground, self.normalisation, self.landmarks.get(domain, ()))
 
 
@@ -85,6 +99,7 @@ class Prepared:
         foreground: ``(D, H, W)`` bool, the body.
         fingerprint: how the values of this volume were mapped to network units.
         source: the volume that they were made from.
+        detailed: whether outputs take detail from a finer source, see :attr:`Preparation.detail`.
     """
 
     slices: torch.Tensor
@@ -93,6 +108,7 @@ class Prepared:
     source: Volume
     _grid: MetaTensor
     _geometry: Compose
+    detailed: bool = False
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:
@@ -104,8 +120,31 @@ class Prepared:
         """Convert network output ``(D, 1, H, W)`` to a volume of ``domain`` on the source grid."""
         modality = DOMAINS[domain]
         made = self._back(self._above_air(slices, modality, fingerprint))
+        if self.detailed and made.size > FINER * self.foreground.size:
+            rise = (fingerprint.values[-1] - fingerprint.values[0]) / (fingerprint.scaled[-1] - fingerprint.scaled[0])
+            finer = made + np.float32(rise) * self._detail(slices[:, 0].float().cpu().numpy())
+            low, high = modality.range
+            made = np.where(made > 0, np.clip(finer, low - modality.air, high - modality.air), made)
         made += np.float32(modality.air)
         return self.source.with_voxels(made, domain)
+
+    def _detail(self, made: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what the output ``(D, H, W)`` lacks on the finer source grid, in network units.
+
+        It is the source less its own resampling, times the slope of a local linear fit of output to
+        source: where both rise together the detail is added, where they oppose it is subtracted.
+        """
+        from scipy.ndimage import uniform_filter
+
+        def mean(values: NDArray) -> NDArray[np.float32]:
+            return uniform_filter(values, (1, 3, 3), np.float32)
+
+        known = self.slices[:, 0].numpy()
+        x, y = mean(known), mean(made)
+        slope = mean((mean(known * made) - x * y) / (mean(known * known) - x * x + SMOOTH))
+        whole = DOMAINS[self.source.domain].normalise(self.source.voxels, self.fingerprint)
+        left_out = whole - self.to_source_grid(known, -1.0)
+        return np.clip(left_out, -1, 1) * self.to_source_grid(slope)
 
     def _above_air(self, slices: torch.Tensor, modality: Modality, fingerprint: Fingerprint) -> NDArray[np.float32]:
         from scipy.ndimage import binary_dilation
@@ -168,14 +207,15 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
         if settings.bias_field:
             values = CorrectBias()(values)
     array = np.asarray(values[0])
-    mask = foreground_mask(array)
+    scale = settings.scales.get(volume.domain)  # bright fat must not raise the threshold above the brain
+    mask = foreground_mask(array if scale is None else np.minimum(array, np.float32(sum(scale) / 2)))
     fingerprint = settings.fingerprint(volume.domain, array, mask)
     foreground = np.ascontiguousarray(mask.transpose(2, 1, 0))
     slices = torch.full((len(foreground), 1, *foreground.shape[1:]), -1.0)
     for scaled, inside, one in zip(slices.numpy(), foreground, array.transpose(2, 1, 0), strict=True):
         scaled[0][inside] = modality.normalise(one[inside], fingerprint)
     where = MetaTensor(torch.zeros(0)).copy_meta_from(grid)  # the inverse needs the geometry, not the voxels
-    return Prepared(slices, foreground, fingerprint, volume, where, chain)
+    return Prepared(slices, foreground, fingerprint, volume, where, chain, settings.detail)
 
 
 def picture_slices(pixels: Pixels, domain: str, settings: Preparation) -> torch.Tensor:

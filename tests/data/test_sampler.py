@@ -179,3 +179,25 @@ def test_the_store_is_mapped_not_loaded(store):
     array = sampler(store).images["mr_t1"].array
     assert isinstance(array, np.memmap)
     assert isinstance(store, SliceStore)
+
+
+def test_variants_take_turns_with_the_source_and_every_target_is_drawn(store):
+    """Each way as often as the other; a pair is one slice, whatever the input."""
+    one = sampler(store, ("mr_t1", "mr_flair"), variants=("mr_t2",))
+    chosen = [one.example(k) for k in range(40)]
+    assert {(e.source, e.target) for e in chosen} == {("mr_t1", "mr_flair"), ("mr_t2", "mr_flair")}
+    assert Counter(e.source for e in chosen) == {"mr_t1": 20, "mr_t2": 20}
+    assert all((e.subject, e.place) == (e.target_subject, e.target_place) for e in chosen)
+    batch = one(0, 2, torch.device("cpu"))
+    assert batch.source_index.tolist() == [0] * 4, "a variant has the index of its source"
+    several = sampler(store, ("mr_t1", "mr_t2", "mr_flair"))
+    batch = several(0, 2, torch.device("cpu"))
+    assert sorted(batch.target_index.tolist()) == [1, 1, 2, 2]
+    assert batch.paired.all()
+
+
+def test_a_slice_is_drawn_only_where_all_targets_show_the_body(store):
+    change_rows(store, "mr_t2", foreground=lambda row: float(row.slice >= 2))
+    change_rows(store, "mr_flair", foreground=lambda row: float(row.slice < 4))
+    one = sampler(store, ("mr_t1", "mr_t2", "mr_flair"))
+    assert {one.example(k).place for k in range(60)} == {2, 3}

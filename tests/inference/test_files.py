@@ -16,7 +16,8 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
-from medstyle.cohort.inventory import Item
+from medstyle.cohort.inventory import Item, inventory
+from medstyle.cohort.rules import Rule
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
 from medstyle.transforms.descriptors import Reference
@@ -559,3 +560,26 @@ def test_pages_that_are_left_out_are_said(tmp_path, rng):
         tmp_path / "pages.tif", tmp_path / "out.tif", make_translator(("photo", "painting")), Request(force=True)
     )
     assert "only the first of 3 pages was translated" in " ".join(row["warnings"])
+
+
+def test_a_model_of_any_contrast_takes_files_of_any_name_and_series_of_mr_and_ct(nifti, study, tmp_path):
+    """Nothing has to be named: its rules know CT by its Modality, the rest is a brain scan."""
+    rules = (Rule("ct", {"Modality": "CT"}), Rule("brain", {"path": "*"}))
+    model = make_translator(("brain", "mr_t1", "mr_t2", "ct"), rules=rules)
+    write_volume(tmp_path / "Scan of today.nii.gz", head())
+    for source in (nifti / "mr_t1.nii.gz", tmp_path / "Scan of today.nii.gz"):
+        [row] = translate_path(source, tmp_path / f"{source.stem}-t2.nii.gz", model, Request("mr_t2"))
+        assert row["domain"] == "mr_t2"
+    scans = head("ct")
+    attributes = {"Modality": "CT", "SeriesDescription": "HEAD", "PatientID": "P9", "StudyID": "9",
+                  "StudyInstanceUID": "1.2.9", "SeriesInstanceUID": "1.2.9.1"}  # fmt: skip
+    write_series(tmp_path / "ct/head", scans.with_voxels(np.rint(scans.voxels - 1024), "ct"), attributes, range(1, 11))
+    [row] = translate_path(tmp_path / "ct", tmp_path / "made", model, Request("mr_t1"))
+    assert read_volume_of(row["out"]).voxels.shape == scans.voxels.shape
+    rows = translate_path(study, tmp_path / "all", model, Request("mr_t2"))
+    assert len(rows) == len(LABELS), "every series of the study is a brain scan"
+
+
+def read_volume_of(folder):
+    [item] = inventory([Path(folder)]).volumes
+    return item.load("mr_t1")

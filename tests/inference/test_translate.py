@@ -1,14 +1,18 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from medstyle import Refusal, UserError, Volume, translate_picture, translate_volume
+from medstyle import ModelError, Refusal, Translator, UserError, Volume, translate_picture, translate_volume
 from medstyle.inference import synthesise as rendering
 from medstyle.inference.translate import prepare_source, style_of
+from medstyle.networks.translator import ready_folder
+from medstyle.phantom.studies import PhantomParams, draw_subject
 from medstyle.transforms.align import onto_grid
+from medstyle.transforms.intensity import foreground_mask
 from tests.conftest import ROOT, affine
 from tests.inference.conftest import Plain, head, make_translator
 
@@ -244,3 +248,87 @@ def test_a_large_scan_fits_into_memory(name):
     assert done.returncode == 0, done.stderr
     before, peak = (int(kilobytes) * 1024 for kilobytes in done.stdout.split())
     assert peak - before < 4.7 * 600 * 512 * 512 * 4
+
+
+class TestAnyContrast:
+    """A model whose source is any contrast of a brain."""
+
+    DOMAINS = ("brain", "mr_t1", "mr_t2", "ct")
+
+    def test_every_contrast_is_taken_and_a_domain_that_is_known_changes_nothing(self):
+        """T1, or CT in HU: the network sees the same as from a file whose domain nobody named."""
+        model = make_translator(self.DOMAINS, neighbours=3)
+        scan = head()
+        plain = translate_volume(scan.with_voxels(scan.voxels, "brain"), model, "mr_t2").image
+        assert np.array_equal(translate_volume(scan, model, "mr_t2").image.voxels, plain.voxels)
+        hounsfield = scan.with_voxels(scan.voxels - 1024, "ct")
+        assert np.allclose(translate_volume(hounsfield, model, "mr_t2").image.voxels, plain.voxels, atol=0.05)
+        assert plain.domain == "mr_t2"
+
+    def test_an_example_gives_its_grey_levels_and_moves_nothing(self):
+        """Quantiles in the body become the example's; the order of the values stays."""
+        model = make_translator(self.DOMAINS, neighbours=3)
+        scan, example = head(), head("mr_t2", seed=3)
+        example = example.with_voxels(example.voxels * 7 + 100 * (example.voxels > 50))
+        plain = translate_volume(scan, model, "mr_t2").image.voxels
+        alike = translate_volume(scan, model, "mr_t2", reference=example).image.voxels
+        mask, own = (foreground_mask(v.transpose(2, 1, 0)).transpose(2, 1, 0) for v in (alike, example.voxels))
+        found, wanted = (np.percentile(v[m], (10, 50, 90)) for v, m in ((alike, mask), (example.voxels, own)))
+        np.testing.assert_allclose(found, wanted, rtol=0.15)
+        inside = plain > 0
+        order = np.argsort(plain[inside], kind="stable")
+        assert (np.diff(alike[inside][order]) >= -1e-2).all()
+
+    def test_wrong_examples_are_refused(self):
+        model = make_translator(self.DOMAINS)
+        with pytest.raises(ModelError, match="the reference is mr_t1, but an example of mr_t2 is needed"):
+            translate_volume(head(), model, "mr_t2", reference=head())
+        with pytest.raises(ModelError, match="not from reference"):  # HU mean the same everywhere
+            translate_volume(head(), model, "ct", reference=head("ct"))
+        flat = head("mr_t2").with_voxels(np.zeros((10, 48, 40), np.float32))
+        with pytest.raises(Refusal, match="shows no body"):
+            translate_volume(head(), model, "mr_t2", reference=flat)
+
+
+READY_DOMAINS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct")
+
+
+@pytest.fixture(scope="module")
+def phantom():
+    """A head of the MNI152 phantom in each contrast, on a grid like that of a clinical scan."""
+    params = PhantomParams(subjects=1, matrix=112, slices=24, spacing_mm=(2.0, 2.0, 5.0), domains=READY_DOMAINS)
+    subject = draw_subject(params, 0)
+    return {domain: subject.image(domain) for domain in READY_DOMAINS}
+
+
+@pytest.mark.parametrize("target", READY_DOMAINS)
+def test_the_ready_model_knows_each_target_better_than_a_copy(target, phantom):
+    """On a head that is drawn by other code than in training, from the less similar contrast."""
+    model = Translator.load("anybrain")
+    mask = foreground_mask(phantom["mr_pd"].voxels.transpose(2, 1, 0)).transpose(2, 1, 0)
+
+    def likeness(volume):
+        return float(np.corrcoef(volume.voxels[mask], phantom[target].voxels[mask])[0, 1])
+
+    given = min((phantom[name] for name in ("mr_t1", "mr_t2") if name != target), key=likeness)
+    made = translate_volume(given.with_voxels(given.voxels * 500, "brain"), model, target).image
+    assert made.domain == target
+    assert likeness(made) > max(likeness(given), 0.4) + 0.05
+
+
+def test_the_ready_model_is_small_and_says_where_it_is_from():
+    folder = ready_folder("anybrain")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 16 * 2**20
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert Translator.load("anybrain").sha256 in card
+    for said in ("Apache-2.0", "10.1016/j.media.2023.102789", "not a medical device"):
+        assert said in card
+
+
+def test_a_folder_of_the_name_has_precedence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_translator().save(tmp_path / "anybrain")
+    assert Translator.load("anybrain").config.domains == ("mr_t1", "mr_t2")
+    assert ready_folder("models/anybrain") == Path("models/anybrain")
+    with pytest.raises(ModelError, match="or the ready anybrain"):
+        Translator.load("anybody")

@@ -8,7 +8,7 @@ OFF = {"rotation_deg": 0, "scale": 0, "shift": 0, "flip": False, "gamma": 0}
 SEEDS = [1, 2, 3]
 YES = torch.ones(3, dtype=torch.bool)
 # changes of the source's values alone
-VALUES = {"gamma": 0.3, "bias": 0.3, "noise": 0.1, "blur": 0.9}
+VALUES = {"gamma": 0.3, "curve": 0.5, "bias": 0.3, "noise": 0.1, "blur": 0.9}
 GEOMETRY = {"rotation_deg": 10.0, "scale": 0.2, "shift": 0.1, "elastic": 0.05, "flip": True}
 
 
@@ -86,3 +86,17 @@ def test_amounts_that_would_destroy_the_image_are_refused(name):
     for amount in (-0.1, 200.0):
         with pytest.raises(UserError, match=f"augmentation.{name}: must lie in"):
             Augmentation(**{name: amount})
+
+
+def test_a_curve_rises_and_keeps_air_and_the_brightest_value():
+    """Ranks stay, so no anatomy is made; 0 and 1 stay where they are."""
+    settings = Augmentation(**OFF, curve=0.8)
+    x = torch.linspace(-1, 1, 64 * 56).reshape(1, 1, 64, 56).repeat(3, 1, 1, 1)
+    one, target = augment([x, x], settings, SEEDS, YES)
+    assert torch.equal(target, x)
+    assert (one.flatten(1).diff(dim=1) >= 0).all()
+    torch.testing.assert_close(one[:, 0, 0, 0], torch.full((3,), -1.0))
+    torch.testing.assert_close(one[:, 0, -1, -1], torch.ones(3))
+    assert len({round(float(curve.mean()), 4) for curve in one}) == 3, "each example has its own"
+    bright = augment([x + 1, x], settings, SEEDS, YES)[0]
+    assert (bright.flatten(1).diff(dim=1) >= 0).all(), "and above the brightest value it goes on"

@@ -152,3 +152,40 @@ def test_pictures_lose_noise_and_little_else(method, rng):
     np.testing.assert_allclose(prepared(noisy, np.uint8), prepared(noisy), atol=4)
     np.testing.assert_allclose(prepared(np.full((48, 64, 3), 77.0)), 77, atol=0.01)
     assert np.abs(prepared(clean) - clean).mean() < 1
+
+
+def test_a_known_scale_takes_the_place_of_percentiles():
+    """A brighter spot moves percentiles, not a known scale; other domains stay as they were."""
+    known = replace(RAW, scales={"mr_t1": (0.0, 2000.0)})
+    z, y, x = np.mgrid[-1:1:12j, -1:1:40j, -1:1:40j]
+    voxels = (800.0 * (x**2 + y**2 + z**2 < 0.8)).astype(np.float32)
+    bright = voxels + 1000.0 * ((x**2 + y**2 < 0.1) & (voxels > 0))
+    for values in (voxels, bright.astype(np.float32)):
+        prepared = prepare(Volume(values, affine((2.0, 2.0, 3.0), (0, 0, 0)), "mr_t1"), known)
+        assert prepared.fingerprint == Fingerprint((0.0, 2000.0))
+        np.testing.assert_allclose(prepared.slices[6, 0, 20, 8], -0.2, atol=1e-5)
+    other = prepare(Volume(voxels, affine((2.0, 2.0, 3.0), (0, 0, 0)), "mr_t2"), known)
+    assert other.fingerprint != Fingerprint((0.0, 2000.0))
+    with pytest.raises(UserError, match=r"scales\.mr_t1: must rise"):
+        replace(RAW, scales={"mr_t1": (1.0, 1.0)})
+
+
+def test_detail_of_a_finer_source_returns_with_its_sign():
+    """The output is the negative of the source at half its resolution; fine stripes come back."""
+    _, y, x = np.mgrid[:6, :64, :64].astype(np.float32)
+    inside = ((x - 32) ** 2 + (y - 32) ** 2 < 26**2).astype(np.float32)
+    coarse = 500 + 150 * np.sin(x / 6) * np.cos(y / 5)
+    values = (coarse + 40 * (x % 4 < 2)) * inside
+    volume = Volume(values, affine((1.0, 1.0, 3.0), (0, 0, 0)), "mr_t1")
+    core = (x - 32) ** 2 + (y - 32) ** 2 < 18**2
+    wanted = volume.with_voxels(1000 - values)
+    errors = {}
+    for detail in (False, True):
+        prepared = prepare(volume, replace(RAW, spacing_mm=(2.0, 2.0), detail=detail))
+        low, high = prepared.fingerprint.values
+        made = prepared.restore(-prepared.slices, "mr_t2", Fingerprint((1000 - high, 1000 - low)))
+        errors[detail] = np.abs(made.voxels - wanted.voxels)[core].mean()
+    assert errors[True] < 0.8 * errors[False]
+    same = [prepare(volume, replace(RAW, detail=detail)) for detail in (False, True)]
+    made = [one.restore(one.slices, "mr_t2", one.fingerprint).voxels for one in same]
+    assert np.array_equal(*made), "on the scan's own grid there is nothing to add"

@@ -1,0 +1,175 @@
+"""What is proposed for each kind of data, and that it can be run without an edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from medstyle.cohort.inventory import inventory
+from medstyle.cohort.rules import domain_of
+from medstyle.data.canonical import attributes_of, labels_of
+from medstyle.errors import DataError, ParamsError, UserError
+from medstyle.params import load, parse
+from medstyle.project.jobs import JOBS
+from medstyle.project.propose import Proposal, Wishes, propose
+from medstyle.project.reference import section
+from medstyle.project.survey import survey
+from medstyle.project.write import render
+from medstyle.stages import denoise, ingest
+from tests.conftest import ROOT
+from tests.project.conftest import DATA, labels, picture, scan
+
+Data = Callable[[str], Path]
+
+
+def parsed(text: str, folder: Path) -> dict:
+    (folder / "params.yaml").write_text(text)
+    return {name: load(section(name), name, folder / "params.yaml") for name in yaml.safe_load(text)}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_the_proposal_is_what_an_expert_would_take(name: str, data: Data, tmp_path: Path) -> None:
+    _, recipe, source, target = DATA[name]
+    found = survey(data(name))
+    made = propose(found, Wishes(minutes=1))
+    assert (made.job.recipe, made.source, made.target) == (recipe, source, target)
+    params = parsed(render(made, tmp_path), tmp_path)
+    assert (params["train"].source, params["train"].target) == (source, target)
+    if made.labels:
+        pytest.fail("a pattern tells these files apart")
+    rules, table = params["ingest"].rules, labels_of(params["ingest"])
+    for image in found.images:
+        wanted = image.domain if image.domain in (source, target) else None
+        assert domain_of(attributes_of(image.item, data(name), table), rules) == wanted
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_ingest_and_denoise_take_every_image_of_the_proposal(
+    name: str, data: Data, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setenv("MEDSTYLE_SECRET", "a secret of this test")
+    found = survey(data(name))
+    made = propose(found, Wishes(minutes=1))
+    params = parsed(render(made, tmp_path), tmp_path)
+    said: list[str] = []
+    ingest.run(params["ingest"], tmp_path / "scans", tmp_path / "ingest.json", said.append)
+    images = sum(len(of) for domain in (made.source, made.target) for of in found.domains[domain].values())
+    assert any(line.startswith(f"{images} images") for line in said), said
+    denoise.run(params["denoise"], tmp_path / "scans", tmp_path / "slices", said.append)
+
+
+def test_a_name_that_no_pattern_matches_is_in_a_table(tmp_path: Path) -> None:
+    for k, name in enumerate(("t1", "t1w", "mprage", "spgr", "bravo", "tfl", "fspgr", "t1se")):
+        scan(tmp_path / f"data/{k}/{name}.nii", k, 0)
+        scan(tmp_path / f"data/{k}/flair.nii", k, 1)
+    found = survey(tmp_path / "data")
+    made = propose(found, Wishes(minutes=1))
+    assert made.labels
+    assert {made.labels[image.path] for image in found.images if image.domain} == {"mr_t1", "mr_flair"}
+
+
+def test_headers_that_do_not_align_ask_for_a_registration(data: Data) -> None:
+    made = propose(survey(data("shifted")), Wishes(minutes=1))
+    assert made.sections["denoise"]["alignment"].value == "rigid"
+
+
+def one_subject(folder: Path) -> None:
+    scan(folder / "a/t1.nii.gz", 0, 0)
+    scan(folder / "a/t2.nii.gz", 0, 1)
+
+
+def one_contrast(folder: Path) -> None:
+    for k in range(3):
+        scan(folder / f"{k}/t1.nii.gz", k, 0)
+
+
+def only_labels(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for k in range(3):
+        labels(folder / f"{k}_seg.nii.gz", k)
+
+
+def tiny_pictures(folder: Path) -> None:
+    from medstyle import write_picture
+
+    for k in range(4):
+        picture(folder / f"photo/{k}.png", k)
+        picture(folder / f"art/{k}.png", 10 + k)
+        for name in ("photo", "art"):
+            from medstyle import read_picture
+
+            write_picture(folder / f"{name}/{k}.png", read_picture(folder / f"{name}/{k}.png")[:40, :40])
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (one_subject, "only one subject"),
+        (one_contrast, "only one domain"),
+        (only_labels, "only one domain was found \\(none\\)"),
+        (tiny_pictures, "about 40 pixels"),
+        (lambda folder: folder.mkdir(), "empty"),
+        (lambda folder: None, "no such folder"),
+    ],
+)
+def test_what_cannot_be_learned_from_is_said_before_anything_starts(
+    make: Callable[[Path], None], word: str, tmp_path: Path
+) -> None:
+    make(tmp_path / "data")
+    with pytest.raises(DataError, match=word):
+        propose(survey(tmp_path / "data"), Wishes(minutes=1))
+
+
+def test_a_wish_is_granted_or_refused_by_name(data: Data) -> None:
+    found = survey(data("bids"))
+    made = propose(found, Wishes("mr_t2", "mr_t1", 1))
+    assert (made.source, made.target) == ("mr_t2", "mr_t1")
+    with pytest.raises(ParamsError, match="ct: no image of this domain"):
+        propose(found, Wishes("ct", None, 1))
+
+
+def test_more_minutes_are_more_steps(data: Data) -> None:
+    found = survey(data("classes"))
+    steps = [propose(found, Wishes(minutes=m)).sections["train"]["training"].value["steps"].value for m in (5, 50)]
+    assert steps[1] > 4 * steps[0]
+
+
+@pytest.mark.parametrize("recipe", [name for name in JOBS if (ROOT / f"recipes/{name}.yaml").is_file()])
+def test_a_job_has_the_settings_of_its_recipe(recipe: str) -> None:
+    job, train = JOBS[recipe], yaml.safe_load((ROOT / f"recipes/{recipe}.yaml").read_text())["train"]
+    assert job.objective == train["objective"]
+    assert {key: train["network"][key] for key in job.network} == job.network
+    assert job.augmentation == train.get("augmentation", {})
+    assert {key: train["training"][key] for key in job.training} == job.training
+
+
+def test_every_number_has_its_reason(data: Data) -> None:
+    from medstyle.project.propose import Chosen
+
+    def bare(values: dict, path: str = "") -> list[str]:
+        found = []
+        for key, (value, why) in values.items():
+            if isinstance(value, dict) and any(isinstance(one, Chosen) for one in value.values()):
+                found += bare(value, f"{path}{key}.")
+            elif not why:
+                found.append(f"{path}{key}")
+        return found
+
+    made: Proposal = propose(survey(data("bids")), Wishes(minutes=1))
+    assert [name for part, values in made.sections.items() for name in bare(dict(values), f"{part}.")] == []
+
+
+def test_a_survey_reads_what_inspect_reads(data: Data) -> None:
+    found = survey(data("mess"))
+    usable = [item for item in inventory([data("mess")]).volumes if item.usable]
+    assert len(found.images) == len(usable)
+    assert found.refused == {"E_DECODE": 1}
+
+
+def test_a_section_is_parsed_as_its_stage_does(data: Data) -> None:
+    made = propose(survey(data("views")), Wishes(minutes=1))
+    with pytest.raises(UserError):
+        parse(section("denoise"), {"size": made.sections["denoise"]["size"].value, "junk": 1}, "denoise")
