@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 LOCAL, STATION, CARD = Path("models/translator"), Path("data/station"), "MODEL_CARD.md"
+# models that come with the package
+READY = sorted(path.name for path in Path(__file__).parents[1].glob("ready/*/") if (path / "translator.json").is_file())
 METRICS, SLICES = Path("reports/metrics.json"), Path("data/slices")
 
 
@@ -25,13 +27,15 @@ def folder_of(name: str, given: str) -> Path:
     """Return the translator folder of a model by its name in the page.
 
     Args:
-        name: ``given``, ``local``, or the number of a version.
+        name: ``given``, ``local``, a ready-made one, or the number of a version.
         given: the model that the studio was started with.
     """
     if name == "local":
         return LOCAL
-    if name == "given" and not given.startswith("models:/"):
-        return Path(given)
+    if name in READY or (name == "given" and not given.startswith("models:/")):
+        from medstyle.networks.translator import ready_folder
+
+        return ready_folder(name if name in READY else given)
     if name != "given" and not name.isdigit():
         raise ModelError("this is no model of the studio; reload the page")
     if not registry():
@@ -78,6 +82,7 @@ def models(given: str) -> dict[str, Any]:
         choices.append({"model": "given", "label": f"Folder {given}"})
     if LOCAL.is_dir() and given != str(LOCAL):
         choices.append({"model": "local", "label": f"Folder {LOCAL}"})
+    choices += [{"model": name, "label": f"Ready-made: {name}"} for name in READY]
     for row in rows:
         aliases = f" ({row['aliases']})" if row["aliases"] else ""
         choices.append({"model": row["version"], "label": f"Version {row['version']}{aliases}"})
