@@ -40,6 +40,8 @@ LOOKED_AT = 4  # subjects whose voxels are read
 ENOUGH_PAIRS = 2  # pairs, and
 MOST_PAIRED = 0.5  # share of the subjects of the rarer domain that have both: otherwise unpaired training has more
 CROSS_VALIDATE = 12  # subjects below which one split says little
+FEW = 40  # subjects up to which a training begins with the ready-made model
+START_FITS = ([16, 32, 64, 128], 5)  # the widths and the neighbours of `anybrain`
 MARGIN_MM = 10.0  # around the bodies that were seen, for heads that are larger
 LARGEST = {"cpu": 256, "cuda": 384}  # pixels of a side
 SMALLEST_PICTURE = 64
@@ -462,6 +464,12 @@ def _train(found: Survey, job: Job, way: tuple[str, str], grid: _Grid, wishes: W
         "objective": Chosen(dict(job.objective), job.why),
         "network": Chosen(network),
     }
+    few = max(len(found.domains[name]) for name in way) <= FEW
+    if job.recipe == "paired_mr" and few and (widths, neighbours) == START_FITS:
+        why = (
+            f"at most {FEW} subjects: begin with what a model knows of heads; leave it out for other parts of the body"
+        )
+        section["start"] = Chosen("anybrain", why)
     if job.augmentation:
         section["augmentation"] = Chosen(dict(job.augmentation), f"recipes/{job.recipe}.yaml")
     if wishes.minutes < 10:
