@@ -93,25 +93,9 @@ def unpack(data: bytes, folder: Path) -> None:
 
     The size is limited.
     """
-    from medstyle.errors import Refusal
+    from medstyle.jobs.unzip import unzip
 
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = [info for info in archive.infolist() if not info.is_dir()]
-            if len(members) > MAX_MEMBERS:
-                raise Refusal(Code.E_TOO_LARGE, f"the zip holds {len(members)} files; the limit is {MAX_MEMBERS}")
-            if any(info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for info in members):
-                raise Refusal(Code.E_DECODE, "the zip is compressed by another method than deflate; zip it again")
-            left = MAX_BYTES
-            for number, info in enumerate(members):
-                with archive.open(info) as member, (folder / f"{number:06d}.dcm").open("wb") as file:
-                    while chunk := member.read(1 << 20):
-                        left -= len(chunk)
-                        if left < 0:
-                            raise Refusal(Code.E_TOO_LARGE, f"the zip unpacks to more than {MAX_BYTES} bytes")
-                        file.write(chunk)
-    except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, OSError):
-        raise Refusal(Code.E_DECODE, "the zip is damaged or encrypted") from None
+    unzip(io.BytesIO(data), lambda number, name: folder / f"{number:06d}.dcm", MAX_MEMBERS, MAX_BYTES)
 
 
 class Failure(MlflowException):  # type: ignore[misc]

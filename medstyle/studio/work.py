@@ -14,13 +14,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from medstyle.cohort.inventory import Inventory, Item, inventory
-from medstyle.errors import DataError, ModelError, Refusal, UserError
+from medstyle.errors import DataError, ModelError, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, over_white, read_picture, to_unit, write_picture
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.inference.files import CLINICAL_NOTE, Job, Request, domain_in, plan, translate_job
 from medstyle.inference.render_options import RenderOptions
 from medstyle.inference.translate import Translation
+from medstyle.jobs.unzip import unzip
 from medstyle.networks.translator import Translator
 from medstyle.studio import shelf
 from medstyle.studio.place import Place
@@ -338,29 +339,21 @@ def unpack(folder: Path) -> None:
     """Replace every zip below ``folder`` by its content.
 
     Raises:
-        DataError: it is damaged, encrypted or too large.
+        Refusal: it is damaged, encrypted or too large.
     """
-    left, members = UNPACKED, MEMBERS
+    members, left = MEMBERS, UNPACKED
     for packed in sorted(folder.rglob("*.[zZ][iI][pP]")):
-        try:
-            with zipfile.ZipFile(packed) as archive:
-                found = [one for one in archive.infolist() if not one.is_dir()]
-                members -= len(found)
-                if members < 0 or sum(one.file_size for one in found) > left:
-                    raise DataError(f"the zip holds too much: the limit is {MEMBERS} files, {UNPACKED >> 30} GiB")
-                for number, one in enumerate(found):
-                    place = packed.with_suffix("") / safe_name(one.filename)
-                    if place.exists() or any(above.is_file() for above in place.parents):
-                        place = packed.with_suffix("") / f"{number:05d}" / place.name
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    with archive.open(one) as member, place.open("wb") as file:
-                        while chunk := member.read(1 << 20):
-                            left -= len(chunk)
-                            if left < 0:
-                                raise DataError(f"the zip unpacks to more than {UNPACKED >> 30} GiB")
-                            file.write(chunk)
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError, Refusal):
-            raise DataError("the zip is damaged or encrypted; zip the files again") from None
+        inside = packed.with_suffix("")
+
+        def place(number: int, name: str, inside: Path = inside) -> Path:
+            found = inside / safe_name(name)
+            if found.exists() or any(above.is_file() for above in found.parents):
+                found = inside / f"{number:05d}" / found.name
+            found.parent.mkdir(parents=True, exist_ok=True)
+            return found
+
+        count, size = unzip(packed, place, members, left)
+        members, left = members - count, left - size
         packed.unlink()
 
 

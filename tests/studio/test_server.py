@@ -200,7 +200,7 @@ def test_wrong_files_get_words(page: Any, tmp_path: Path) -> None:
     assert "/tmp" not in page.locator("section", has_text="Verdict").last.inner_text()
     assert page.get_by_role("button", name="Translate", exact=True).is_disabled()
     drop(page, tmp_path / "bad.zip")
-    page.get_by_text("the zip is damaged or encrypted; zip the files again").wait_for()
+    page.get_by_text("which may be damaged or encrypted").wait_for()
 
 
 def test_the_page_says_what_differs_from_the_training_images(page: Any, tmp_path: Path) -> None:
