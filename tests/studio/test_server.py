@@ -28,7 +28,7 @@ from tests.studio.conftest import BROWSER, GRAPHICS, Running, here, studio
 
 pytestmark = [pytest.mark.ops, pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")]
 AXE = Path(__file__).with_name("axe.min.js")
-LONG = 20_000  # ms: the worker loads libraries while others use the machine
+LONG = 60_000  # ms: the worker loads libraries while others use the machine
 
 
 @pytest.fixture(scope="module")
