@@ -39,7 +39,7 @@ TIMED = 20  # steps that are measured to learn how many fit into the time
 
 
 def run(sections: dict[str, Any], folder: Path, minutes: float, log: Any) -> dict[str, Any]:
-    """Run the stages with ``sections`` below ``folder``; return the metrics and facts of the run."""
+    """Run the stages with ``sections`` below ``folder``; return metrics and facts of the run."""
     scans, slices, model, out = (folder / name for name in ("scans", "slices", "translator", "reports"))
     ingest.run(parse(ingest.Params, sections["ingest"], "ingest"), scans, folder / "ingest.json", log)
     denoise.run(parse(denoise.Params, sections["denoise"], "denoise"), scans, slices, log)
