@@ -128,7 +128,7 @@ def propose(found: Survey, wishes: Wishes = Wishes()) -> Proposal:
         "ingest": _ingest(found, rules, labels),
         "denoise": _denoise(found, job, grid, alignment, subjects, notes),
         "train": _train(found, job, (source, target), grid, wishes, notes),
-        "evaluate": _evaluate(job, found, both, notes),
+        "evaluate": _evaluate(job, found),
         "register": {"regression": Chosen(0.05, "a new model may not lose more than this share against the champion")},
     }
     return Proposal(job, source, target, sections, tuple(notes), labels)
@@ -516,7 +516,7 @@ def _device(wishes: Wishes) -> str:
     return "cuda" if wishes.device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _evaluate(job: Job, found: Survey, both: Sequence[str], notes: list[str]) -> Section:
+def _evaluate(job: Job, found: Survey) -> Section:
     protocol = job.protocol
     why = {"plain": "paired scans", "synthrad2025": "paired scans with a CT target"}.get(
         protocol, "no pairs to compare with"

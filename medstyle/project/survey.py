@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,10 +14,9 @@ import numpy as np
 
 from medstyle.cohort.inventory import Inventory, Item, inventory
 from medstyle.cohort.sessions import BIDS_SUBJECT
-from medstyle.data.canonical import shared_ids
 from medstyle.errors import DataError, Refusal
 from medstyle.imaging.picture import read_picture
-from medstyle.project.contrast import contrast_of, looks_like_labels, tokens
+from medstyle.project.contrast import by_words, contrast_of, looks_like_labels, tokens
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -118,7 +117,8 @@ def survey(source: Path, found: Inventory | None = None) -> Survey:
         )
     kind: Kind = "scans" if len(scans) * 4 >= len(pictures) else "pictures"
     main, rest = (scans, pictures) if kind == "scans" else (pictures, scans)
-    images = _named(main, source, _scan_domains if kind == "scans" else _picture_domains)
+    bare = [Image(item, _relative(item, source), "", "") for item in main]
+    images = _scan_domains(bare) if kind == "scans" else _picture_domains(bare)
     for item in (*rest, *others):
         word = "video" if item.source == "video" else item.source
         images.append(Image(item, _relative(item, source), "", f"a {word} among {kind}"))
@@ -129,10 +129,6 @@ def survey(source: Path, found: Inventory | None = None) -> Survey:
 
 def _relative(item: Item, source: Path) -> str:
     return item.path.relative_to(source).as_posix() if item.path.is_relative_to(source) else item.path.as_posix()
-
-
-def _named(items: Sequence[Item], source: Path, name: Callable[[list[Image]], list[Image]]) -> list[Image]:
-    return name([Image(item, _relative(item, source), "", "") for item in items])
 
 
 def _scan_domains(images: list[Image]) -> list[Image]:
@@ -210,8 +206,6 @@ def _picture_names(classes: Sequence[str]) -> dict[str, str]:
 
 
 def _is_masks(name: str, images: Sequence[Image]) -> bool:
-    from medstyle.project.contrast import by_words
-
     finding = by_words(name)
     if finding is not None and finding.why.startswith("a mask"):
         return True
@@ -320,8 +314,3 @@ def _one_view(found: Survey) -> Survey:
 
 def _view(image: Image) -> str:
     return re.sub(r"^[a-zA-Z]+[_-]?", "", image.path.rsplit("/", 1)[-1].split(".")[0]).lower()
-
-
-def people(found: Survey) -> set[str]:
-    """Return PatientIDs that several people share."""
-    return shared_ids(image.item for image in found.images)

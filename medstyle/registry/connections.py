@@ -4,15 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from medstyle.errors import ServiceError
 
 # Half of the descriptors; the rest is for processes, files, and what one turn of the loop accepts.
 CONNECTIONS = min(1000, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 BACKLOG = max(1, CONNECTIONS // 4)  # asyncio accepts as many at once, before any can be closed
 HEADER_S = 10.0
 LATE = b"HTTP/1.1 408 Request Timeout\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def bound(host: str, port: int, grace_s: int) -> tuple[uvicorn.Config, socket.socket]:
+    """Return the settings of a server whose connections are bounded, and its socket.
+
+    Args:
+        host, port: where to listen.
+        grace_s: how long requests may go on when the server is told to stop.
+
+    Raises:
+        ServiceError: the address cannot be used.
+    """
+    config = uvicorn.Config("", host, port, http=Connection, backlog=BACKLOG, log_config=None, access_log=False)
+    config.timeout_graceful_shutdown = grace_s
+    try:
+        return config, config.bind_socket()
+    except SystemExit:
+        raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
 
 
 class Connection(H11Protocol):

@@ -40,7 +40,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from medstyle.errors import ServiceError, UserError
-from medstyle.registry.connections import BACKLOG, Connection
+from medstyle.registry.connections import bound
 from medstyle.registry.fleet import Fleet, log
 from medstyle.registry.models import Served, resolve
 
@@ -403,12 +403,7 @@ async def _serve(
     reference: str, host: str, port: int, workers: int, limits: RequestLimits, poll_s: float, audit: Path | None
 ) -> None:
     grace = int(limits.seconds) + 1
-    config = uvicorn.Config("", host, port, http=Connection, backlog=BACKLOG, log_config=None, access_log=False)
-    config.timeout_graceful_shutdown = grace
-    try:
-        socket = config.bind_socket()
-    except SystemExit:
-        raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
+    config, socket = bound(host, port, grace)
     with socket:
         starting = asyncio.create_task(Fleet.start(resolve(reference), workers))
         for number in (signal.SIGINT, signal.SIGTERM):  # until uvicorn handles them

@@ -22,8 +22,7 @@ from starlette.responses import FileResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from medstyle.errors import ServiceError
-from medstyle.registry.connections import BACKLOG, Connection
+from medstyle.registry.connections import bound
 from medstyle.studio.guard import LOOPBACK, Guard, cookie
 from medstyle.studio.jobs import Job, Jobs
 from medstyle.studio.sessions import Limits, Session, Sessions, receive
@@ -182,13 +181,8 @@ def studio(model: str, host: str, port: int, limits: Limits) -> None:
     """
     logging.basicConfig(level=logging.WARNING, format="medstyle: %(message)s", stream=sys.stderr)
     token = None if host in LOOPBACK else secrets.token_urlsafe(32)
-    config = uvicorn.Config("", host, port, http=Connection, backlog=BACKLOG, log_config=None, access_log=False)
-    config.timeout_graceful_shutdown = 1
+    config, socket = bound(host, port, grace_s=1)
     config.server_header = False
-    try:
-        socket = config.bind_socket()
-    except SystemExit:
-        raise ServiceError(f"{host}:{port} cannot be used; choose another --port") from None
     with socket:
         port = socket.getsockname()[1]
         config.app = Studio(model, port, limits, token).app
