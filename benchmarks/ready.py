@@ -239,7 +239,7 @@ def fine_tuning(arguments: argparse.Namespace) -> None:
                         with torch.inference_mode():
                             for n, one in enumerate(x):
                                 extent = extent_of(is_body(one).numpy())
-                                box = (..., *box_around(extent, x.shape[2:], net.generator.multiple))
+                                box = (..., *box_around(extent, x.shape[2:], net.multiple))
                                 made[n : n + 1][box] = net(x[n : n + 1][box], torch.ones(1, dtype=torch.long))
                         rows.append(subject.measure(unit(made[:, 0].numpy())))
                     results[key] = {n: float(np.mean([row[n] for row in rows])) for n in MEASURES}

@@ -451,6 +451,10 @@ def translate(
     weight: Annotated[list[float] | None, typer.Option(help="Weight of each --style; default: equal.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of a random style.")] = None,
     uncertainty: Annotated[bool, typer.Option(help="Also write a map of the output's standard deviation.")] = False,
+    sharpness: Annotated[
+        float | None,
+        typer.Option(help="Models with a refiner: share of fine detail, from 0 (least error) to 1."),
+    ] = None,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them unchanged, 1 applies the full style.")] = 1.0,
     keep_colour: Annotated[
         bool, typer.Option(help="Pictures: keep their colours; take only the lightness of the style.")
@@ -494,7 +498,7 @@ def translate(
         return
     mixture = list(zip(weights, style or [], strict=True))
     request = Request(to, from_, mixture, seed, uncertainty, options, force, tuple(allow or ()))
-    results = translate_path(source, out, _translator(model), request)
+    results = translate_path(source, out, _translator(model).sharpened(sharpness), request)
     if json_:
         print(json.dumps(results, indent=1))
     else:

@@ -85,6 +85,7 @@ class Client:
         target: str | None = None,
         seed: int | None = None,
         uncertainty: bool = False,
+        sharpness: float | None = None,
     ) -> Answer:
         """Translate one image.
 
@@ -95,6 +96,7 @@ class Client:
             target: default: the domain that the model was trained for.
             seed: seed of a random style.
             uncertainty: also request a map.
+            sharpness: share of fine detail in [0, 1], for a model with a refiner.
 
         Raises:
             Refusal: ``E_SERVER`` the server refuses the image or cannot translate it, with the
@@ -102,7 +104,7 @@ class Client:
             UserError: the file does not exist, or the server does not answer or stays busy.
         """
         row = {"image": _read(image), **({"reference": _read(reference)} if reference is not None else {})}
-        options = {"target": target, "seed": seed, "uncertainty": uncertainty}
+        options = {"target": target, "seed": seed, "uncertainty": uncertainty, "sharpness": sharpness}
         params = {name: value for name, value in options.items() if value is not None}
         content = {"dataframe_records": [row], "params": params}
         try:

@@ -55,7 +55,7 @@ def train(
         out = torch.full_like(middle, AIR)
         which = torch.ones(1, dtype=torch.long, device=device)  # the target is the second domain
         for number, one in enumerate(x):  # each in the box around its body, as `medstyle translate` does
-            box = (..., *box_around(extent_of(is_body(one).numpy()), x.shape[2:], networks.generator.multiple))
+            box = (..., *box_around(extent_of(is_body(one).numpy()), x.shape[2:], networks.multiple))
             out[number : number + 1][box] = networks(x[number : number + 1][box].to(device), which).float().cpu()
         return out
 
@@ -111,7 +111,7 @@ def textbook_step(
         with autocast or nullcontext():
             images = objective.play(batch)
         for phase in objective.phases:
-            if number % phase.every:
+            if not phase.due(batch):
                 continue
             for optimiser in optimisers.values():
                 optimiser.zero_grad()

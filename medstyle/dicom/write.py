@@ -91,6 +91,7 @@ class Derivation:
         aligned: whether the contrasts were moved, so that their positions do not tell which of
             their slices contributed.
         kind: what the voxels are.
+        variant: what else determined the voxels, such as a seed: another one is another series.
         now: date and time of the new series.
     """
 
@@ -101,6 +102,7 @@ class Derivation:
     neighbourhood: int | None = 0
     aligned: bool = False
     kind: Literal["synthetic", "uncertainty"] = "synthetic"
+    variant: tuple[str, ...] = ()
     now: datetime | None = None
 
 
@@ -159,7 +161,7 @@ def check_derived(derivation: Derivation, domain: str, out_dir: Path) -> tuple[s
     first = source.frames[0]
     begin = (source.series_uid, first.instance.sop_uid, str(first.number))
     others = (other.series_uid for other in contrasts)
-    series_uid = uid_of(*begin, derivation.model.sha256, domain, derivation.kind, *others)
+    series_uid = uid_of(*begin, derivation.model.sha256, domain, derivation.kind, *others, *derivation.variant)
     final = Path(out_dir) / f"{derivation.kind}-{domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"
     if final.exists():
         raise Refusal(

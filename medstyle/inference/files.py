@@ -329,8 +329,24 @@ def _derivation(job: Job, series: Series, translator: Translator) -> Derivation:
     name = f"medstyle {DOMAINS[job.domain].label}->{DOMAINS[job.target].label}"
     contrasts = tuple(other.series for other in job.contrasts if other.series is not None)
     aligned = translator.config.alignment != "headers"
-    return Derivation(
-        series, ModelIdentity(name, version("medstyle"), translator.sha256), job.domain, contrasts, aligned=aligned
+    model = ModelIdentity(name, version("medstyle"), translator.sha256)
+    variant = _variant(job, translator)
+    return Derivation(series, model, job.domain, contrasts, aligned=aligned, variant=variant)
+
+
+def _variant(job: Job, translator: Translator) -> tuple[str, ...]:
+    """Return what determines the voxels beside model and source: sharpness, seed and styles."""
+    architecture, several = translator.config.architecture, job.style if isinstance(job.style, Sequence) else []
+    if isinstance(job.style, Volume):
+        several = [(1.0, job.style)]
+    return (
+        *([f"sharpness {architecture.sharpness:g}"] if architecture.refiner else []),
+        *([f"seed {job.request.seed}"] if job.request.seed is not None else []),
+        *(
+            f"style {weight:g} {hashlib.sha256(one.voxels.tobytes()).hexdigest()}"
+            for weight, one in several
+            if isinstance(one, Volume)
+        ),
     )
 
 

@@ -50,11 +50,18 @@ class Film:
 
         Parts of other runs are not reused.
         """
-        about, options = self.source.stat(), self.how.options
+        about, options, translator = self.source.stat(), self.how.options, self.how.translator
         mask = None if options.mask is None else options.mask.tolist()
         codes = [code.tolist() for code in self.how.style]
         where = (about.st_size, about.st_mtime_ns, self.how.domain, self.how.target)
-        return run_key(where, repr(replace(options, mask=None)), mask, codes, self.how.translator.sha256)
+        return run_key(
+            where,
+            repr(replace(options, mask=None)),
+            mask,
+            codes,
+            translator.sha256,
+            translator.config.architecture.sharpness,
+        )
 
     def render(self, total: int | None) -> Iterator[Translation]:
         """Write the video.

@@ -114,7 +114,7 @@ def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence
     if scale >= 1:
         blend(render, x, window, parts)
         return
-    statistics = Statistics(one.generator for one in translator.members)
+    statistics = Statistics(translator.members)
     with statistics.gather():
         small = [max(min(n, 64), round(n * scale)) for n in x.shape[2:]]
         render(F.interpolate(x, small, mode="bilinear", antialias=True))

@@ -44,7 +44,7 @@ class Shot:
         if not 0 <= amount < 1:
             raise ParamsError(f"temporal smoothing: must lie in [0, 1), got {amount:g}")
         self.amount = amount
-        self.statistics = Statistics(one.generator for one in translator.members)
+        self.statistics = Statistics(translator.members)
         self.before: tuple[NDArray[np.uint8], NDArray[np.float32]] | None = None  # grey input, output
 
     def state(self) -> dict[str, Any]:

@@ -21,17 +21,17 @@ class Rendering(nn.Module):
     def __init__(self, translator: Translator, domain: str | None = None) -> None:
         super().__init__()
         self.members = translator.members
-        self.generators = nn.ModuleList(networks.generator for networks in translator.members)
+        self.networks = nn.ModuleList(self.members)  # so that the exporters see their weights
+        self.sharpness = translator.config.architecture.sharpness
         for number, code in enumerate(translator.style(domain)):
             self.register_buffer(f"code_{number}", code.clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        """Render ``(N, C_in, ...)``, whose sizes must be multiples of the generator's."""
+        """Render ``(N, C_in, ...)``, whose sizes must be multiples of the networks'."""
         total = torch.zeros((), device=x.device)
         for number, networks in enumerate(self.members):
             code = getattr(self, f"code_{number}").expand(x.shape[0], -1)
-            y: Tensor = self.generators[number](x, code)
-            total = total + (y + networks.content(x) if networks.residual else y)
+            total = total + networks.padded(x, code, self.sharpness)
         return total / len(self.members)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from medstyle.errors import ParamsError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.networks.generator import GENERATORS, build_generator
+from medstyle.networks.refiner import Refiner
 from medstyle.networks.style import STYLES, Style
 from medstyle.params import params
 
@@ -42,6 +43,11 @@ class Architecture:
     neighbours: Annotated[int, Field(ge=1, le=99)] = 1
     """Number of neighbouring slices, including the slice itself, that a two-dimensional generator
     sees: 1, or 3 or 5 (2.5-D)."""
+    refiner: Annotated[int, Field(ge=0, le=999)] = 0
+    """Channels of a small network that adds fine detail to the output, trained by
+    `paired_refined`; 0: none."""
+    sharpness: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """Share of the refiner's detail that the model adds unless a user asks for another."""
 
     def __post_init__(self) -> None:
         if self.generator not in GENERATORS:
@@ -74,9 +80,10 @@ class Networks(nn.Module):
         self.colours, self.neighbours = colours, architecture.neighbours
         self.residual, self.dimensions = architecture.residual, architecture.dimensions
         picture = DOMAINS[domains[0]].unit == "8-bit"
+        seen = colours * contrasts * architecture.neighbours
         self.generator = build_generator(
             architecture.generator,
-            in_channels=colours * contrasts * architecture.neighbours,
+            in_channels=seen,
             out_channels=colours,
             widths=architecture.widths,
             style_size=architecture.style_size,
@@ -86,7 +93,11 @@ class Networks(nn.Module):
             bounded=picture and not architecture.residual,
             border="replicate" if picture else "zeros",
         )
-        self.style = Style(architecture.style, len(domains), architecture.style_size, colours, architecture.dimensions)
+        size, dims = architecture.style_size, architecture.dimensions
+        self.style = Style(architecture.style, len(domains), size, colours, dims)
+        self.refiner, self.sharpness = None, architecture.sharpness
+        if architecture.refiner:
+            self.refiner = Refiner(seen, colours, architecture.refiner, size, dims, air=not picture)
 
     def forward(self, x: Tensor, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
         """Render content ``(N, C_in, ...)`` in a style: domains ``(N,)``, latent or reference."""
@@ -96,11 +107,43 @@ class Networks(nn.Module):
         """Return the image ``(N, C, ...)`` to render, without its contrasts and neighbours."""
         return x[:, self.neighbours // 2 : self.colours * self.neighbours : self.neighbours]
 
-    def render(self, x: Tensor, s: Tensor) -> Tensor:
-        """Render content of any size in style ``(N, S)``, padded to the generator's multiple."""
-        short = [-size % self.generator.multiple for size in x.shape[2:]]
-        inside = nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
-        y: Tensor = self.generator(inside, s)
-        whole: list[Any] = [slice(size) for size in x.shape[2:]]
-        y = y[(..., *whole)]
-        return y + self.content(x) if self.residual else y
+    @property
+    def multiple(self) -> int:
+        """Sizes that are multiples of this need no padding."""
+        return max(self.generator.multiple, self.refiner.multiple if self.refiner else 1)
+
+    def render(self, x: Tensor, s: Tensor, sharpness: float | None = None) -> Tensor:
+        """Render content of any size in style ``(N, S)``, padded to a multiple of :attr:`multiple`.
+
+        Args:
+            x: ``(N, C_in, ...)`` in network units.
+            s: ``(N, S)`` style codes.
+            sharpness: share of the refiner's detail that is added; 0: the generator's output.
+                Default: that of the architecture.
+        """
+        return _cropped(self.padded(self._fitted(x), s, sharpness), x)
+
+    def padded(self, x: Tensor, s: Tensor, sharpness: float | None = None) -> Tensor:
+        """Render content whose sizes are multiples of :attr:`multiple`; see :meth:`render`."""
+        y: Tensor = self.generator(x, s)
+        y = y + self.content(x) if self.residual else y
+        sharpness = self.sharpness if sharpness is None else sharpness
+        if self.refiner is None or sharpness == 0:
+            return y
+        added: Tensor = self.refiner(x, self.content(x), y, s)
+        return y + sharpness * added
+
+    def refined(self, x: Tensor, s: Tensor, y: Tensor) -> Tensor:
+        """Return the generator's output ``y`` for ``x`` of any size with the refiner's detail."""
+        assert self.refiner is not None
+        inside = self._fitted(x)
+        return y + _cropped(self.refiner(inside, self.content(inside), self._fitted(y), s), x)
+
+    def _fitted(self, x: Tensor) -> Tensor:
+        short = [-size % self.multiple for size in x.shape[2:]]
+        return nn.functional.pad(x, [n for size in reversed(short) for n in (0, size)], mode="replicate")
+
+
+def _cropped(y: Tensor, x: Tensor) -> Tensor:
+    whole: list[Any] = [slice(size) for size in x.shape[2:]]
+    return y[(..., *whole)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from medstyle.cohort.rules import Rule
-from medstyle.errors import ModelError, UserError
+from medstyle.errors import ModelError, ParamsError, UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
@@ -197,7 +197,25 @@ class Translator:
     @property
     def multiple(self) -> int:
         """Sizes that are multiples of this need no padding."""
-        return self.members[0].generator.multiple
+        return self.members[0].multiple
+
+    def sharpened(self, sharpness: float | None) -> Translator:
+        """Return the translator with another share of the refiner's detail; None changes nothing.
+
+        Args:
+            sharpness: 0 gives the smooth output with the smallest error, 1 the full detail.
+
+        Raises:
+            UserError: the share is not in [0, 1], or the model has no refiner.
+        """
+        if sharpness is None:
+            return self
+        if not 0 <= sharpness <= 1:
+            raise ParamsError(f"sharpness: must lie in [0, 1], got {sharpness:g}")
+        if not self.config.architecture.refiner:
+            raise ModelError("sharpness: this model has no refiner; train one with recipes/paired_mr.yaml")
+        architecture = replace(self.config.architecture, sharpness=sharpness)
+        return replace(self, config=replace(self.config, architecture=architecture))
 
     def index(self, domain: str) -> int:
         """Return the style index of ``domain``; raise :class:`UserError` if it was not trained."""
@@ -242,10 +260,10 @@ class Translator:
         """
         # half precision on a GPU; on a CPU it would be slower
         half = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        inside = x.to(self.device, non_blocking=True)
+        inside, sharpness = x.to(self.device, non_blocking=True), self.config.architecture.sharpness
         for networks, code in zip(self.members, style, strict=True):
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                y = networks.render(inside, code.expand(len(x), -1)).float().to(x.device)
+                y = networks.render(inside, code.expand(len(x), -1), sharpness).float().to(x.device)
             yield y
 
     def __call__(self, x: Tensor, domain: str | None = None, style: list[Tensor] | None = None) -> Tensor:

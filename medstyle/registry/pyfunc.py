@@ -59,6 +59,7 @@ SIGNATURE = ModelSignature(
             ParamSpec("seed", DataType.long, -1),
             ParamSpec("uncertainty", DataType.boolean, False),
             ParamSpec("output", DataType.string, "same"),
+            ParamSpec("sharpness", DataType.double, -1.0),
         ]
     ),
 )
@@ -158,9 +159,11 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise ParamsError(f"output {output!r} is not known; use same or npy")
         if output == "npy" and container != "npy":
             raise ParamsError("output npy needs an npy input")
-        config = self.translator.config
+        asked = float(params.get("sharpness", -1.0))
+        translator = self.translator.sharpened(asked if asked != -1.0 else None)
+        config = translator.config
         target = params.get("target") or config.target
-        self.translator.index(target)
+        translator.index(target)
         seed, uncertainty = _seed(params.get("seed", -1)), bool(params.get("uncertainty"))
         from medstyle.inference.files import Request, read_reference, translate_path
 
@@ -173,14 +176,14 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             style = _put(reference, folder / "style") if reference else None
             if container == "npy":
                 return self._array(
-                    data, {**options, "reference": style and read_reference(style, self.translator, target)}
+                    data, {**options, "reference": style and read_reference(style, translator, target)}, translator
                 )
             content_type, suffix = CONTENT[container]
             inside = _put(data, folder / "image")
             [result, *more] = translate_path(
                 inside,
                 folder / ("out" if container == "zip" else f"out{suffix}"),
-                self.translator,
+                translator,
                 Request(
                     source_domain=None if container == "zip" else config.source, force=True, reference=style, **options
                 ),
@@ -197,7 +200,7 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
                 **self._facts(target, result["ood_score"], result["ood_verdict"], single, result["warnings"]),
             }
 
-    def _array(self, data: bytes, options: dict[str, Any]) -> dict[str, Any]:
+    def _array(self, data: bytes, options: dict[str, Any], translator: Any) -> dict[str, Any]:
         """Return voxel values as a float32 NPY of the input shape, ``(H, W)`` or ``(D, H, W)``."""
         from medstyle.errors import Refusal
         from medstyle.imaging.volume import Volume
@@ -213,8 +216,8 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             raise Refusal(
                 Code.E_SHAPE, f"expected finite numbers (H, W) or (D, H, W), got {array.shape}, kind {array.dtype.kind}"
             )
-        volume = Volume(voxels, np.eye(4), self.translator.config.source)
-        result = translate_volume(volume, self.translator, **options)
+        volume = Volume(voxels, np.eye(4), translator.config.source)
+        result = translate_volume(volume, translator, **options)
         assert isinstance(result.image, Volume)
         single, warnings = len(voxels) == 1, list(result.warnings)
         return {

@@ -108,7 +108,7 @@ class Session:
             networks.generator.compile(dynamic=True)  # boxes have many sizes
             if self.objective.discriminator is not None:
                 self.objective.discriminator.compile(dynamic=True)
-        sampling = self._sampling(networks.generator.multiple)
+        sampling = self._sampling(networks.multiple)
         self.sampler = BatchSampler(store, sampling)
         check_data(self.sampler)
         self.preview = Preview(store, sampling)
@@ -149,11 +149,11 @@ class Session:
         with self.autocast():
             images = objective.play(batch)
         for phase in objective.phases:
-            if step % phase.every:
+            if not phase.due(batch):
                 continue
             with self.autocast(phase.full_precision):
                 loss, losses = phase.loss(batch, images)
-            norm = self.players.turn(phase, loss, batch.progress, self.guard)
+            norm = self.players.turn(phase, loss, phase.progress(batch), self.guard)
             if logged:
                 measured = self.world.mean(torch.stack([term.detach().float() for term in losses.values()]))
                 values |= {f"{phase.name}/norm": norm}

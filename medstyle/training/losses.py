@@ -17,13 +17,16 @@ from torch import Tensor
 class Adversarial(NamedTuple):
     """The terms of one adversarial loss: each maps logits to a loss per patch.
 
-    Logits above ``boundary`` mean "real".
+    Logits above ``boundary`` mean "real". If ``relative``, the logits are differences: of the real
+    and the generated image of a pair, or the reverse for ``generator``, so that an image counts as
+    real only beside another.
     """
 
     real: Callable[[Tensor], Tensor]
     fake: Callable[[Tensor], Tensor]
     generator: Callable[[Tensor], Tensor]
     boundary: float = 0.0
+    relative: bool = False
 
 
 ADVERSARIAL: dict[str, Adversarial] = {
@@ -33,6 +36,11 @@ ADVERSARIAL: dict[str, Adversarial] = {
     "nonsaturating": Adversarial(lambda real: F.softplus(-real), F.softplus, lambda fake: F.softplus(-fake)),
     "least_squares": Adversarial(  # Mao 2017
         lambda real: 0.5 * (real - 1) ** 2, lambda fake: 0.5 * fake**2, lambda fake: (fake - 1) ** 2, boundary=0.5
+    ),
+    # relativistic pairing, stable with penalties on both images (Jolicoeur-Martineau 2019; R3GAN,
+    # Huang 2024)
+    "relativistic": Adversarial(
+        lambda apart: F.softplus(-apart), torch.zeros_like, lambda apart: F.softplus(-apart), relative=True
     ),
     "hinge": Adversarial(lambda real: F.relu(1 - real), lambda fake: F.relu(1 + fake), lambda fake: -fake),  # Lim 2017
 }
@@ -44,11 +52,18 @@ def _mean(term: Callable[[Tensor], Tensor], logits: list[Tensor]) -> Tensor:
 
 def discriminator_loss(kind: str, real: list[Tensor], fake: list[Tensor]) -> Tensor:
     """Return the loss of the discriminator for logits of real and generated images."""
+    if ADVERSARIAL[kind].relative:
+        real = [r - f for r, f in zip(real, fake, strict=True)]
     return _mean(ADVERSARIAL[kind].real, real) + _mean(ADVERSARIAL[kind].fake, fake)
 
 
-def generator_loss(kind: str, fake: list[Tensor]) -> Tensor:
-    """Return the loss of the generator for logits of its images."""
+def generator_loss(kind: str, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+    """Return the loss of the generator for logits of its images.
+
+    Those of the real images of the pairs are used by a relative loss alone.
+    """
+    if ADVERSARIAL[kind].relative:
+        fake = [f - r for r, f in zip(real, fake, strict=True)]
     return _mean(ADVERSARIAL[kind].generator, fake)
 
 

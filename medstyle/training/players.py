@@ -37,7 +37,7 @@ class Players:
         }
 
     def turn(self, phase: Phase, loss: Tensor, progress: float, guard: Guard) -> float:
-        """Take one optimiser step of the phase's players.
+        """Take one optimiser step of the phase's players at ``progress`` within the phase.
 
         Return the gradient norm before clipping.
         """

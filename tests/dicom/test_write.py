@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -236,9 +237,9 @@ def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Writ
     volume = read(source, "mr_t1")
     other = ModelIdentity("unet", "1", "cd" * 32)
 
-    def uids(folder: str, model: ModelIdentity = MODEL, kind: str = "synthetic", domain: str = "mr_t2") -> list[str]:
+    def uids(folder: str, model: ModelIdentity = MODEL, domain: str = "mr_t2", **others: Any) -> list[str]:
         written = write_derived(
-            volume.with_voxels(volume.voxels, domain), Derivation(source, model, kind=kind), tmp_path / folder
+            volume.with_voxels(volume.voxels, domain), Derivation(source, model, **others), tmp_path / folder
         )
         return [
             uid for path in written for d in [pydicom.dcmread(path)] for uid in (d.SeriesInstanceUID, d.SOPInstanceUID)
@@ -246,8 +247,8 @@ def test_uids_are_new_and_follow_from_source_weights_and_kind(write_series: Writ
 
     first = uids("a")
     assert uids("b") == first
-    runs = [first, uids("c", other), uids("d", kind="uncertainty"), uids("e", domain="ct")]
-    assert len({uid for run in runs for uid in run}) == 3 * (1 + 4) + 2, "a map is one object"
+    runs = [first, uids("c", other), uids("d", kind="uncertainty"), uids("e", domain="ct"), uids("f", variant=("7",))]
+    assert len({uid for run in runs for uid in run}) == 4 * (1 + 4) + 2, "a map is one object"
     assert all(uid.startswith("2.25.") and len(uid) <= 64 for run in runs for uid in run)
     assert not set(first) & {source.series_uid, *(f.instance.sop_uid for f in source.frames)}
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
 from medstyle import Refusal, Translator, UserError, read_volume, translate_path, translate_volume, write_volume
@@ -351,6 +352,19 @@ def test_a_derived_series_names_what_entered_and_what_made_it(study, tmp_path, n
     assert 0 < facts["uncertainty_mean"] < facts["uncertainty_max"]
 
 
+def test_another_style_is_another_series(study, tmp_path):
+    import pydicom
+
+    translator = make_translator(style=("domain", "latent", "reference"), size=[48, 40])
+    requests = [Request(), Request(seed=1), Request(seed=2), Request(reference=study / "mr_t2"), Request(seed=1)]
+    series = []
+    for number, request in enumerate(requests):
+        [row] = translate_path(study, tmp_path / f"{number}", translator, request)
+        series.append(pydicom.dcmread(next(Path(row["out"]).iterdir())).SeriesInstanceUID)
+    assert series[4] == series[1]
+    assert len(set(series)) == 4
+
+
 def test_all_slices_enter_where_the_network_cuts_across_them():
     from medstyle.inference.files import _neighbourhood
 
@@ -408,22 +422,28 @@ def served():
 
 
 def test_command_python_and_server_give_the_same_voxels(nifti, served, medstyle, tmp_path):
-    translator = make_translator(style=("domain", "latent"), members=2)
+    translator = make_translator(style=("domain", "latent"), members=2, refiner=4)
+    for one in translator.members:
+        for weight in one.refiner.network.head.parameters():
+            torch.nn.init.normal_(weight)
     translator.save(tmp_path / "model")
     source = nifti / "mr_t1.nii.gz"
     model, out = tmp_path / "model", tmp_path / "by_command.nii.gz"
-    done = medstyle("translate", source, out, "--model", model, "--seed", 3, "--uncertainty", "--json", cwd=tmp_path)
+    options = ["--model", model, "--seed", 3, "--sharpness", 0.5, "--uncertainty", "--json"]
+    done = medstyle("translate", source, out, *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)[0]["domain"] == "mr_t2"
     by_command = [read_volume(path, "mr_t2").voxels for path in (out, tmp_path / "by_command_uncertainty.nii.gz")]
 
     loaded = Translator.load(model)
-    result = translate_volume(read_volume(source, "mr_t1"), loaded, seed=3, uncertainty=True)
+    x = torch.rand(1, 1, 16, 16)
+    assert not torch.equal(loaded.sharpened(0.5)(x, style=loaded.style(seed=3)), loaded(x, style=loaded.style(seed=3)))
+    result = translate_volume(read_volume(source, "mr_t1"), loaded.sharpened(0.5), seed=3, uncertainty=True)
     by_python = [result.image.voxels, result.uncertainty.voxels]
 
     served.translator = loaded
     rows = pd.DataFrame({"image": [source.read_bytes()]})
-    row = served.predict(None, rows, {"seed": 3, "uncertainty": True}).iloc[0]
+    row = served.predict(None, rows, {"seed": 3, "uncertainty": True, "sharpness": 0.5}).iloc[0]
     for number, name in enumerate(("image", "uncertainty")):
         path = tmp_path / f"{name}.nii.gz"
         path.write_bytes(base64.b64decode(row[name]))

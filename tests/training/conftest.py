@@ -16,6 +16,7 @@ from tests.data.conftest import make_store
 NEEDS = {
     "paired": {},
     "paired_registered": {},
+    "paired_refined": {"architecture": {"refiner": 4}},
     "unpaired_contrastive": {},
     "unpaired_cycle": {},
     "multi_domain": {"domains": ["mr_flair"], "architecture": {"style": ("domain", "latent", "reference")}},

@@ -18,14 +18,16 @@ from medstyle.training.losses import (
     structure_loss,
 )
 
-# dL_G/dl_f at l_f = -5, from the formulas by hand
-GENERATOR_GRADIENT = {"minimax": -0.006693, "nonsaturating": -0.993307, "least_squares": -12.0, "hinge": -1.0}
+# dL_G/dl_f at l_f = -5 and l_r = 0, from the formulas by hand
+GENERATOR_GRADIENT = {
+    "minimax": -0.006693, "nonsaturating": -0.993307, "least_squares": -12.0, "relativistic": -0.993307, "hinge": -1.0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ADVERSARIAL)
 def test_generator_gradient_has_the_textbook_value(kind):
     logit = torch.tensor([[[[-5.0]]]], requires_grad=True)
-    generator_loss(kind, [logit]).backward()
+    generator_loss(kind, [torch.zeros_like(logit)], [logit]).backward()
     assert float(logit.grad) == pytest.approx(GENERATOR_GRADIENT[kind], abs=1e-5)
 
 
@@ -44,9 +46,15 @@ def test_the_critic_wants_real_up_and_fake_down(kind):
     assert float(real.grad) < 0 < float(fake.grad)
 
 
+def test_a_relative_critic_sees_differences_alone():
+    real, fake = torch.randn(2, 1, 1, 4, 4)
+    for loss in (discriminator_loss, generator_loss):
+        torch.testing.assert_close(loss("relativistic", [real], [fake]), loss("relativistic", [real + 7], [fake + 7]))
+
+
 def test_scales_count_alike_whatever_their_size():
     small, large = torch.full((1, 1, 1, 1), 2.0), torch.full((1, 1, 9, 9), -1.0)
-    mean = float(generator_loss("hinge", [small, large]))
+    mean = float(generator_loss("hinge", [], [small, large]))
     assert mean == pytest.approx((-2 + 1) / 2)
 
 

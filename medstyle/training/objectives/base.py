@@ -45,7 +45,7 @@ class ObjectiveParams:
     weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
     """Term -> weight, for weights that differ from the objective's defaults; 0 leaves the term
     out."""
-    adversarial: Literal["minimax", "nonsaturating", "least_squares", "hinge"] = "nonsaturating"
+    adversarial: Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"] = "nonsaturating"
     """Form of the adversarial loss."""
     adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps after which the adversarial term starts (with a linear ramp over a tenth
@@ -102,6 +102,8 @@ class Phase:
         rate: which of the two learning rates of ``training`` applies.
         clip: the gradient norm is clipped to this multiple of ``training.clip``.
         full_precision: compute this phase in float32 even if the others use bfloat16.
+        start, end: the shares of the steps between which the turn is taken. The learning rate
+            rises and falls within them.
     """
 
     name: str
@@ -112,6 +114,16 @@ class Phase:
     rate: Literal["learning_rate", "discriminator_learning_rate"] = "learning_rate"
     clip: float = 1.0
     full_precision: bool = False
+    start: float = 0.0
+    end: float = 1.0
+
+    def due(self, batch: Batch) -> bool:
+        """Return whether the turn is taken at the step of ``batch``."""
+        return batch.step % self.every == 0 and self.start <= batch.progress < self.end
+
+    def progress(self, batch: Batch) -> float:
+        """Return the progress within the phase, in [0, 1)."""
+        return (batch.progress - self.start) / (self.end - self.start)
 
     def loss(self, batch: Batch, images: Images) -> tuple[Tensor, Losses]:
         """Return the weighted sum of the active terms, and all terms for the curves."""
@@ -233,6 +245,11 @@ class Objective:
             )
 
     @property
+    def relative(self) -> bool:
+        """Whether the discriminator compares each generated image with a real one."""
+        return ADVERSARIAL[self.settings.adversarial].relative
+
+    @property
     def cross_subject(self) -> bool:
         """Whether the batch must contain another subject's image of the same region."""
         return self.weights.get("cross_subject", 0.0) > 0
@@ -316,24 +333,33 @@ class Objective:
             logits = self.discriminator(both, index.repeat(2))
             real, fake = [level.chunk(2)[0] for level in logits], [level.chunk(2)[1] for level in logits]
             losses.append(discriminator_loss(self.settings.adversarial, real, fake))
-            right += [(r > boundary).float().mean() for r in real] + [(f < boundary).float().mean() for f in fake]
+            if self.relative:
+                right += [(r > f).float().mean() for r, f in zip(real, fake, strict=True)]
+            else:
+                right += [(r > boundary).float().mean() for r in real] + [(f < boundary).float().mean() for f in fake]
         return {"adversarial": torch.stack(losses).mean(), "share_right": torch.stack(right).mean()}
 
     def _penalise(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None
-        shown = self._shown(batch, batch.target).detach().requires_grad_()
-        # calls forward directly, which is never compiled: the compiler cannot differentiate twice
-        return {"penalty": r1_penalty(shown, self.discriminator.forward(shown, batch.target_index))}
+        real, fake, index = self.fake_pairs(batch, images)[0]
+        penalties = []
+        for image in (real, fake) if self.relative else (real,):
+            shown = self._shown(batch, image).detach().requires_grad_()
+            # calls forward directly, which is never compiled: the compiler cannot differentiate
+            # twice
+            penalties.append(r1_penalty(shown, self.discriminator.forward(shown, index)))
+        return {"penalty": torch.stack(penalties).sum()}
 
     def adversarial(self, batch: Batch, images: Images) -> Tensor:
         """Return the generator's adversarial loss; the discriminator gets no gradient."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
         try:
-            losses = [
-                generator_loss(self.settings.adversarial, self.discriminator(self._shown(batch, fake), index))
-                for _, fake, index in self.fake_pairs(batch, images)
-            ]
+            losses = []
+            for real, fake, index in self.fake_pairs(batch, images):
+                beside = self.discriminator(self._shown(batch, real), index) if self.relative else []
+                made = self.discriminator(self._shown(batch, fake), index)
+                losses.append(generator_loss(self.settings.adversarial, beside, made))
         finally:
             self.discriminator.requires_grad_(True)
         return torch.stack(losses).mean()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,10 +16,14 @@ from medstyle.errors import ParamsError
 from medstyle.networks.deformation import DeformationFieldNetwork
 from medstyle.networks.generator import Generator
 from medstyle.networks.networks import Networks
+from medstyle.networks.refiner import SEEN, detail_of
 from medstyle.networks.translator import Translator
 from medstyle.params import params
 from medstyle.training.losses import detail_loss, folded, perceptual_loss, smoothness, structure_loss
-from medstyle.training.objectives.base import Objective, ObjectiveParams, Term, common
+from medstyle.training.objectives.base import Images, Objective, ObjectiveParams, Phase, Term, common, reweighted
+from medstyle.transforms.body import is_body
+
+CONTRAST = 3.0  # detail is small: this brings it to the range for which a network is initialised
 
 
 @params
@@ -42,6 +48,16 @@ class PairedRegisteredParams(PairedParams):
     """The kind of objective."""
     shift_limit: Annotated[float, Field(ge=0)] = 5.0
     """Largest displacement in pixels."""
+
+
+@params
+class PairedRefinedParams(PairedParams):
+    """Parameters of ``paired_refined``."""
+
+    kind: Literal["paired_refined"] = "paired_refined"  # type: ignore[assignment]
+    """The kind of objective."""
+    refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    """Share of the steps after which the generator stays as it is and the refiner learns."""
 
 
 class Paired(Objective):
@@ -107,6 +123,61 @@ class PairedRegistered(Paired):
         images = super().play(batch)
         warped, displacement = self.deformation(images["fake"], batch.target)
         return {**images, "compared": warped, "displacement": displacement}
+
+
+class PairedRefined(Paired):
+    """Learn the image first, without an adversary, and then the detail that it lacks, from one.
+
+    In the second part the generator stays as it is. The refiner (:class:`Refiner`) adds detail to
+    its output, and the discriminator compares the detail of output and target alone: it can neither
+    learn from grey levels nor change them. One model thus has both ends: without the refiner the
+    smallest error, with it the texture of real images. Outside the source's body nothing is judged.
+    """
+
+    terms: ClassVar = {
+        **reweighted(Paired.terms, structure=0.0, adversarial=0.05),
+        "refined_l1": Term(1.0, lambda self, batch, images: self.l1(images["fake"], batch)),
+    }
+    conditional = False
+
+    def helpers(self) -> dict[str, nn.Module]:
+        """Name the refiner as a player of its own; raise :class:`UserError` without one."""
+        super().helpers()
+        if self.networks.refiner is None:
+            raise ParamsError("network.refiner: paired_refined trains a refiner; set its channels, for example to 16")
+        if self.discriminator is None:
+            raise ParamsError("objective.weights.adversarial: without it nothing teaches the refiner; use kind paired")
+        return {"refiner": self.networks.refiner}
+
+    def _phases(self, generators: tuple[str, ...]) -> list[Phase]:
+        start = self.settings.refine_from
+        *judging, whole = super()._phases(generators)
+        of_refiner = ("refined_l1", "adversarial")
+        mean = {name: weight for name, weight in whole.weights.items() if name not in of_refiner}
+        added = {name: whole.weights[name] for name in of_refiner}
+        return [
+            replace(whole, players=("generator",), weights=mean, end=start),
+            *(replace(phase, start=start) for phase in judging),
+            replace(whole, name="refiner", players=("refiner",), weights=added, start=start),
+        ]
+
+    def play(self, batch: Batch) -> dict[str, Tensor]:
+        """Generate the image ``compared`` with the target; later ``fake`` is that image refined."""
+        networks = self.networks
+        with torch.set_grad_enabled(batch.progress < self.settings.refine_from):
+            code = networks.style(batch.target_index)
+            mean = networks.render(batch.source, code, sharpness=0)
+        if batch.progress < self.settings.refine_from:
+            return {"fake": mean, "compared": mean, "code": code}
+        return {"fake": networks.refined(batch.source, code, mean), "compared": mean, "code": code}
+
+    def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Compare where the source shows the body: elsewhere both images are the generator's."""
+        real = torch.where(is_body(self.content(batch)), batch.target, images["compared"].to(batch.target.dtype))
+        return [(real, images["fake"], batch.target_index)]
+
+    def _shown(self, batch: Batch, image: Tensor) -> Tensor:
+        return CONTRAST * detail_of(image, SEEN)
 
 
 def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tensor], Tensor]:

@@ -15,7 +15,14 @@ from medstyle.training.objectives.multi_domain import (
     MultiDomain,
     MultiDomainParams,
 )
-from medstyle.training.objectives.paired import Paired, PairedParams, PairedRegistered, PairedRegisteredParams
+from medstyle.training.objectives.paired import (
+    Paired,
+    PairedParams,
+    PairedRefined,
+    PairedRefinedParams,
+    PairedRegistered,
+    PairedRegisteredParams,
+)
 from medstyle.training.objectives.unpaired import (
     UnpairedContrastive,
     UnpairedContrastiveParams,
@@ -26,6 +33,7 @@ from medstyle.training.objectives.unpaired import (
 OBJECTIVES: dict[str, type[Objective]] = {
     "paired": Paired,
     "paired_registered": PairedRegistered,
+    "paired_refined": PairedRefined,
     "unpaired_contrastive": UnpairedContrastive,
     "unpaired_cycle": UnpairedCycle,
     "multi_domain": MultiDomain,
@@ -41,6 +49,7 @@ def _kind(values: Any) -> str:
 AnyObjective = Annotated[
     Annotated[PairedParams, Tag("paired")]
     | Annotated[PairedRegisteredParams, Tag("paired_registered")]
+    | Annotated[PairedRefinedParams, Tag("paired_refined")]
     | Annotated[UnpairedContrastiveParams, Tag("unpaired_contrastive")]
     | Annotated[UnpairedCycleParams, Tag("unpaired_cycle")]
     | Annotated[MultiDomainParams, Tag("multi_domain")]

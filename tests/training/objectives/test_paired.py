@@ -1,8 +1,10 @@
 """Pairs teach what follows what."""
 
 import numpy as np
+import pytest
 import torch
 
+from medstyle.errors import ParamsError
 from tests.data.conftest import SLICES
 from tests.training.conftest import train
 
@@ -23,3 +25,30 @@ def test_outputs_follow_each_other_through_the_plane_if_asked(store, tmp_path):
         with torch.no_grad():
             apart[weight] = float(network(blocks, torch.ones(len(blocks), dtype=torch.long)).diff(dim=0).abs().mean())
     assert apart[20.0] < 0.7 * apart[0.0]
+
+
+def test_the_refiner_changes_nothing_of_what_came_before_it(store, tmp_path):
+    """The generator stays as the first part left it, whatever the adversary says."""
+    made = {}
+    for weight in (0.05, 5.0):
+        settings = {"steps": 12, "objective": {"weights": {"adversarial": weight}, "refine_from": 0.5}}
+        [networks], curve = train(store, tmp_path / f"{weight}", "paired_refined", **settings)
+        made[weight] = networks.state_dict()
+        for row in curve:
+            phases = {name.partition("/")[0] for name in row} & {"generator", "refiner", "discriminator"}
+            assert phases in (set(), {"generator"} if row["step"] <= 6 else {"refiner", "discriminator"})
+    same = {name for name, value in made[0.05].items() if torch.equal(value, made[5.0][name])}
+    refiner = {name for name in made[0.05] if name.startswith("refiner.")}
+    assert same == made[0.05].keys() - refiner
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"architecture": {"refiner": 0}}, "network.refiner"),
+        ({"objective": {"weights": {"adversarial": 0.0}}}, "adversarial"),
+    ],
+)
+def test_a_refiner_needs_channels_and_a_teacher(change, named, store, tmp_path):
+    with pytest.raises(ParamsError, match=named):
+        train(store, tmp_path, "paired_refined", **change)
