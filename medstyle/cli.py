@@ -410,6 +410,42 @@ def evaluate(
     _console().print(table)
 
 
+@app.command()
+def cross_validate(
+    folds: Annotated[int, typer.Option(help="Parts of the subjects; each is tested once.")] = 5,
+    file: ParamsFile = Path("params.yaml"),
+) -> None:
+    """Measure every subject once, each by a model that did not see it; for few subjects.
+
+    It needs data/scans (`dvc repro ingest`) and trains as often as there are folds. Finished folds
+    are kept in .medstyle/folds. Values of every subject: reports/folds.csv.
+
+    Example: medstyle cross-validate --folds 5
+    """
+    from medstyle.project.folds import cross_validate as run
+
+    truth, out = _inputs(file, Path())[3], Path("reports/folds.csv")
+    out.parent.mkdir(exist_ok=True)
+    comparison, metrics = run(file, folds, truth, out, _folder)
+    head = ["measure", "method", "mean", "gain of the model", "95 % interval", "better on"]
+    rows = []
+    for name, methods in comparison.items():
+        for method, row in methods.items():
+            gain = (
+                ["", "", ""]
+                if method == "model"
+                else [
+                    f"{row['gain']:+.4f}",
+                    f"{row['low']:+.4f} to {row['high']:+.4f}",
+                    f"{row['better']} subjects",
+                ]
+            )
+            rows.append([name, method, f"{row['mean']:.4f}", *gain])
+    print(f"{folds} folds, protocol {metrics['protocol']}")
+    _print_table([head, *rows])
+    print(f"values of every subject: {out}")
+
+
 def _inputs(file: Path, model: Path) -> tuple[Path, Path, Path, Path]:
     """Return the inputs of `evaluate`: scans, slices, the translator folder and the truth."""
     from medstyle.params import load

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from medstyle.data.batch import Batch
 from medstyle.data.store import SliceStore
 from medstyle.networks.networks import Architecture, Networks
+from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.training.loop import fit
 from medstyle.training.objectives.table import OBJECTIVES
@@ -34,10 +35,10 @@ def train(
     threads: int,
     seed: int = 0,
     tick: Callable[[], object] = lambda: None,
-) -> tuple[Callable[[Tensor], Tensor], int]:
+) -> tuple[Callable[..., Tensor], int]:
     """Train by the product's loop for ``steps``.
 
-    Return ``source (N, K, H, W) -> target`` and its number of weights.
+    Return ``(source (N, K, H, W), sharpness=None) -> target`` and its number of weights.
 
     ``tick`` is called after every step. Nothing is validated or saved on the way: the references do
     neither.
@@ -45,18 +46,22 @@ def train(
     own = {"steps": steps, "threads": threads, "seed": seed, "validate_every": steps, "checkpoint_s": 1e9}
     plain = {**settings, "training": {**settings.get("training", {}), **own}, "source": source, "target": target}
     plan = parse(Plan, plain, "benchmark")
+    start = Translator.load(plan.start) if plan.start else None
     with tempfile.TemporaryDirectory() as scratch:
-        [networks], _ = fit(plan, store, Path(scratch), log=lambda step, values: None, show=lambda step, values: tick())
+        [networks], _ = fit(
+            plan, store, Path(scratch), log=lambda step, values: None, show=lambda step, values: tick(), start=start
+        )
     device = next(networks.parameters()).device
 
     @torch.inference_mode()
-    def generate(x: Tensor) -> Tensor:
+    def generate(x: Tensor, sharpness: float | None = None) -> Tensor:
         middle = networks.content(x)
         out = torch.full_like(middle, AIR)
-        which = torch.ones(1, dtype=torch.long, device=device)  # the target is the second domain
+        code = networks.style(torch.ones(1, dtype=torch.long, device=device))  # the target is the second domain
         for number, one in enumerate(x):  # each in the box around its body, as `medstyle translate` does
             box = (..., *box_around(extent_of(is_body(one).numpy()), x.shape[2:], networks.multiple))
-            out[number : number + 1][box] = networks(x[number : number + 1][box].to(device), which).float().cpu()
+            seen = x[number : number + 1][box].to(device)
+            out[number : number + 1][box] = networks.render(seen, code, sharpness).float().cpu()
         return out
 
     return generate, sum(p.numel() for p in networks.parameters())

@@ -168,25 +168,34 @@ def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[
 
     If every person has a single domain (unpaired pictures), split each domain separately.
     """
-    people: dict[str, set[str]] = defaultdict(set)
-    for subject, images in subjects.items():
-        people[person_of(subject)].update(images)
+    groups = people_of(subjects)
+    people = {person for group in groups for person in group}
     held = [person_of(name) if person_of(name) in people else subject_key(name) for name in params.test_subjects]
     if absent := [str(number) for number, key in enumerate(held, 1) if key not in people]:
         raise DataError(
             f"denoise.test_subjects: no subject matches number {', '.join(absent)} of the list; take keys from "
             "data/scans/manifest.json; to use names, MEDSTYLE_SECRET must have the value it had at ingest"
         )
-    kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
-    for person, domains in people.items():
-        kinds[tuple(sorted(domains))].append(person)
-    single = all(len(kind) == 1 for kind in kinds)
-    groups = list(kinds.values()) if single else [list(people)]
     shares = (params.validation, 0.0 if held else params.test)
     splits = dict.fromkeys(held, "test")
     for group in groups:
         splits.update(split_subjects([key for key in group if key not in held], shares, params.seed))
     return {subject: splits[person_of(subject)] for subject in sorted(subjects)}
+
+
+def people_of(subjects: Mapping[str, Iterable[str]]) -> list[list[str]]:
+    """Return the people, who may have several sessions, in the groups that are split separately.
+
+    It is one group, or one for each domain if every person has a single domain.
+    """
+    people: dict[str, set[str]] = defaultdict(set)
+    for subject, images in subjects.items():
+        people[person_of(subject)].update(images)
+    kinds: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for person, domains in people.items():
+        kinds[tuple(sorted(domains))].append(person)
+    single = all(len(kind) == 1 for kind in kinds)
+    return list(kinds.values()) if single else [list(people)]
 
 
 def rows_of(block: Block) -> tuple[Row, ...]:
