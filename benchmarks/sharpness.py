@@ -50,7 +50,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "network": {"refiner": 16},
     },
 }
-DIAL = (0.0, 0.5, 1.0)
+DIAL = (0.0, 0.5, 0.8, 1.0)
 UNSHARP = (0.25, 0.5)  # shares of the detail above 1.5 pixels that sharpening adds
 BANDS = np.geomspace(0.03, 0.5, 11)  # cycles per pixel
 SHOWN = (0.35, 0.5, 0.65)
@@ -182,7 +182,7 @@ def main() -> None:
         for method in arguments.methods:
             for found in outputs(method, arguments, seed, store, subjects):
                 note(*found)
-    print(table(values))
+        print(table(values), flush=True)
     if arguments.figure:
         draw(arguments.figure, subjects[0], pictures)
 

@@ -147,6 +147,7 @@ class Objective:
         conditional: whether the discriminator sees the source beside the image.
         directions: ``one`` trains source -> target, ``both`` also the reverse, ``all`` every pair
             of domains.
+        penalty: default weight of the discriminator's gradient penalty, ``r1``.
         several_contrasts: whether further images of the subject may be inputs beside the source.
         dimensions: the numbers of spatial dimensions that are supported.
     """
@@ -155,6 +156,7 @@ class Objective:
     paired: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
     directions: ClassVar[str] = "one"
+    penalty: ClassVar[float] = 0.02
     several_contrasts: ClassVar[bool] = False
     dimensions: ClassVar[tuple[int, ...]] = (2, 3)
 
@@ -186,7 +188,8 @@ class Objective:
     @classmethod
     def resolve(cls, settings: Any) -> dict[str, float]:
         """Return the weight of every term; raise :class:`UserError` for an unknown term."""
-        known = {name: term.weight for name, term in cls.terms.items() if term.weight is not None} | {"r1": 0.02}
+        known = {name: term.weight for name, term in cls.terms.items() if term.weight is not None}
+        known["r1"] = cls.penalty
         for name in settings.weights:
             if name in RENAMED:
                 raise ParamsError(f"objective.weights.{name}: has been renamed to {RENAMED[name]}")

@@ -58,6 +58,11 @@ class PairedRefinedParams(PairedParams):
     """The kind of objective."""
     refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.65
     """Share of the steps after which the generator stays as it is and the refiner learns."""
+    adversarial: Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"] = "relativistic"
+    """Form of the adversarial loss."""
+    discriminator_layers: Annotated[int, Field(ge=1)] = 3
+    """Strided layers of the discriminator: 2 give a receptive field of 34 x 34 pixels, 3 give 70 x
+    70."""
 
 
 class Paired(Objective):
@@ -139,6 +144,7 @@ class PairedRefined(Paired):
         "refined_l1": Term(1.0, lambda self, batch, images: self.l1(images["fake"], batch)),
     }
     conditional = False
+    penalty = 0.1
 
     def helpers(self) -> dict[str, nn.Module]:
         """Name the refiner as a player of its own; raise :class:`UserError` without one."""
