@@ -40,8 +40,8 @@ JOBS = {
     for job in (
         Job(
             "paired_mr",
-            {"kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}, "detail": 0},
-            {"bottleneck_blocks": 2}, {}, {"learning_rate": 1.0e-3}, "plain", 1.15,
+            {"kind": "paired_refined", "weights": {"l1": 1.0}, "detail": 0},
+            {"bottleneck_blocks": 2, "refiner": 16, "sharpness": 0.8}, {}, {"learning_rate": 1.0e-3}, "plain", 1.5,
             "both contrasts of a subject show the same slices",
         ),
         Job(

@@ -120,9 +120,10 @@ class Plan:
             raise ParamsError("training.freeze_start: needs train.start, a model to start from")
         if self.variants and not kind.paired:
             raise ParamsError(f"train.variants: {self.objective.kind} supports none; use a paired objective")
-        if not kind.paired and (self.training.patience or self.training.keep == "best"):
+        if not kind.error_decides and (self.training.patience or self.training.keep == "best"):
             raise ParamsError(
-                f"training.patience, training.keep: {self.objective.kind} has no pairs that determine the best weights"
+                f"training.patience, training.keep: with {self.objective.kind}, no error on pairs determines the best "
+                "weights"
             )
 
     @property

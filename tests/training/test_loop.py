@@ -51,7 +51,7 @@ class Killed(Exception):
 @pytest.mark.parametrize(("kind", "dims"), DIMENSIONS)
 def test_an_interrupted_run_ends_in_the_same_bits(kind, dims, store, tmp_path):
     settings = {"architecture": {"dimensions": dims}, "snapshots": 1, "steps": 6, "validate_every": 2}
-    if OBJECTIVES[kind].paired:
+    if OBJECTIVES[kind].error_decides:
         settings["keep"] = "best"
     weights_of = {"temporal": 1.0} if dims == 2 else {}
     if not OBJECTIVES[kind].paired:
@@ -180,7 +180,7 @@ def test_what_has_no_meaning_is_refused(store, tmp_path):
         train(store, tmp_path / "a", objective={"discriminator_layers": 4})
     with pytest.raises(UserError, match=r"training\.processes: params ask for 2, 1 are running"):
         train(store, tmp_path / "a", processes=2)
-    with pytest.raises(UserError, match="no pairs that determine the best weights"):
+    with pytest.raises(UserError, match="no error on pairs determines the best weights"):
         train(store, tmp_path / "a", "unpaired_cycle", keep="best")
     with pytest.raises(UserError, match="no term is active for the generator at step 0"):
         train(store, tmp_path / "a", objective={"weights": {"l1": 0, "structure": 0}, "adversarial_start": 0.5})

@@ -144,6 +144,7 @@ class Objective:
         terms: name -> term of the generator's loss; :func:`common` returns those that all
             objectives share.
         paired: whether source and target must show the same slice.
+        error_decides: whether the weights with the smallest error on pairs are the best.
         conditional: whether the discriminator sees the source beside the image.
         directions: ``one`` trains source -> target, ``both`` also the reverse, ``all`` every pair
             of domains.
@@ -154,6 +155,7 @@ class Objective:
 
     terms: ClassVar[Mapping[str, Term]] = {}
     paired: ClassVar[bool] = False
+    error_decides: ClassVar[bool] = False
     conditional: ClassVar[bool] = False
     directions: ClassVar[str] = "one"
     penalty: ClassVar[float] = 0.02

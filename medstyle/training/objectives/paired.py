@@ -78,6 +78,7 @@ class Paired(Objective):
         **common(adversarial=0.02),
     }
     paired = True
+    error_decides = True
     conditional = True
     several_contrasts = True
 
@@ -143,6 +144,7 @@ class PairedRefined(Paired):
         **reweighted(Paired.terms, structure=0.0, adversarial=0.05),
         "refined_l1": Term(1.0, lambda self, batch, images: self.l1(images["fake"], batch)),
     }
+    error_decides = False  # it would choose the image before it was refined
     conditional = False
     penalty = 0.1
 
