@@ -114,6 +114,7 @@ def test_pictures_are_measured_beside_their_baselines(project):
     assert table["identity"]["style_distance"]["mean"] > 0
     floor = metrics["style_of_all"].pop("training targets")
     assert floor < min(metrics["style_of_all"].values())
+    assert metrics["distances"] == {}, "two pictures are no set"
     page = (project / "reports/report.html").read_text()
     assert page.count("data:image/webp") == 4, "before and after of two pictures"
     assert (project / "reports/figures/contact-sheet.png").is_file()

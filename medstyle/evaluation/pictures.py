@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import combinations, islice
@@ -12,11 +12,14 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from medstyle.data.store import SliceStore
 from medstyle.errors import DataError
 from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.distances import set_distances
 from medstyle.evaluation.measured import Array, EvaluateParams, Measure, Measured, Row, Subject, unit
 from medstyle.evaluation.protocols import PictureSet
 from medstyle.evaluation.report import clip_data, recorded
@@ -26,6 +29,7 @@ from medstyle.imaging.picture import Pixels, from_unit, read_picture, to_unit
 from medstyle.imaging.video import Frame, read_frames
 from medstyle.inference.render_options import RenderOptions
 from medstyle.inference.translate import render_frames, rendering, translate_picture
+from medstyle.networks.imagenet import ImageNet, available
 from medstyle.networks.texture import style_distance
 from medstyle.networks.translator import Translator
 
@@ -33,6 +37,7 @@ __patient_data__ = True  # errors raised here may quote patient data: medstyle.e
 
 REFERENCES = 3  # number of styles in which each picture is rendered, to measure how much they differ
 TARGETS = 200_000  # largest number of values of training targets that the baselines use
+SIDE = 224  # pixels of the pictures on which ImageNet's networks are trained
 WHOLE = {"domain", "latent"}  # sources of style that represent the whole target domain
 
 
@@ -51,7 +56,8 @@ class Pictures:
         values = training.transpose(0, 2, 3, 1).reshape(-1, 3)
         self.targets = values[:: max(1, len(values) // TARGETS)]
         self.styles = set(translator.config.architecture.style)
-        self.floor = PictureSet(training.transpose(0, 2, 3, 1)[: len(unseen)])
+        self.training = training.transpose(0, 2, 3, 1)
+        self.floor = PictureSet(self.training[: len(unseen)])
 
     def __call__(self, subject: Subject) -> Measured:
         """Measure a picture in the style of the target domain, of a single target, or both."""
@@ -108,6 +114,32 @@ class Pictures:
         return {
             name: float(style_distance(one.correlations, self.unseen.correlations)[0]) for name, one in sets.items()
         }
+
+    def distances(self, measured: Sequence[Measured], seed: int) -> dict[str, Any]:
+        """Return :func:`set_distances` of all outputs to all unseen targets by ImageNet's features.
+
+        It is an independent judge: no training has seen these features, unless its perceptual term
+        used them. Without ``medstyle[art]`` the result is empty.
+        """
+        if not available() or not all(one.outputs for one in measured):
+            return {}
+        network = ImageNet()
+        sets = {name: self._embedded(network, [one.outputs[name] for one in measured]) for name in measured[0].outputs}
+        real = self._embedded(network, self.unseen.pictures)
+        table = set_distances(sets, real, self._embedded(network, self.training), seed)
+        subjects = [one.rows[0].subject for one in measured]
+        return {"features": "ImageNet", "subjects": subjects, "slices": len(real), "table": table} if table else {}
+
+    @staticmethod
+    def _embedded(network: ImageNet, pictures: Iterable[Array]) -> NDArray[np.float64]:
+        """Embed pictures ``(H, W, 3)`` in [0, 1] at the size for which the network was trained."""
+        rows = []
+        with torch.inference_mode():
+            for picture in pictures:
+                x = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)[None]
+                x = F.interpolate(2 * x - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
+                rows.append(network.embed(x).numpy())
+        return np.concatenate(rows).astype(np.float64)
 
     def _rendered(self, pixels: Pixels, style: Pixels | None) -> Array:
         image = translate_picture(pixels, self.translator, reference=style).image

@@ -62,6 +62,7 @@ def run(
     if isinstance(measurer, Pictures):
         metrics["videos"], clips = measure_videos(truth, measurer, params)
         metrics["style_of_all"] = measurer.style_of_all(measured)
+        metrics["distances"] = measurer.distances(measured, params.seed)
     rows = [row for one in measured for row in one.rows]
     metrics["subgroups"] = subgroups(rows, manifest.items, config.source, params)
     write_json(out / "metrics.json", metrics)

@@ -237,9 +237,9 @@ def test_other_generators_train(generator, store, tmp_path):
 def test_perceptual_term_of_own_features(store, tmp_path, run):
     """An image is its own neighbour and contrast where the features were trained with several."""
     make_translator(neighbours=3, contrasts=["mr_flair"]).save(tmp_path / "several")
-    for features in (run.translator, tmp_path / "several"):
-        objective = {"weights": {"perceptual": 1.0}, "features": str(features)}
-        _, curve = train(store, tmp_path / features.name, objective=objective)
+    for features in ("imagenet", str(run.translator), str(tmp_path / "several")):
+        objective = {"weights": {"perceptual": 1.0}, "features": features}
+        _, curve = train(store, tmp_path / Path(features).name, objective=objective)
         assert curve[0]["generator/perceptual"] > 0
     with pytest.raises(UserError, match="is for images of 2 dimensions and 1 channels"):
         train(store, tmp_path / "d", objective=objective, architecture={"dimensions": 3})

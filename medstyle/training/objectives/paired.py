@@ -15,6 +15,7 @@ from medstyle.data.batch import Batch
 from medstyle.errors import ParamsError
 from medstyle.networks.deformation import DeformationFieldNetwork
 from medstyle.networks.generator import Generator
+from medstyle.networks.imagenet import ImageNet
 from medstyle.networks.networks import Networks
 from medstyle.networks.refiner import SEEN, detail_of
 from medstyle.networks.translator import Translator
@@ -36,8 +37,8 @@ class PairedParams(ObjectiveParams):
     """Extra weight, in the l1 term, of pixels that differ from their surroundings, such as small
     lesions."""
     features: str | None = None
-    """Frozen features of the perceptual term: a translator folder, or the name of a network that
-    MONAI's PerceptualLoss downloads."""
+    """Frozen features of the perceptual term: `imagenet` (needs `medstyle[art]`), a translator
+    folder, or the name of a network that MONAI's PerceptualLoss downloads."""
 
 
 @params
@@ -56,7 +57,7 @@ class PairedRefinedParams(PairedParams):
 
     kind: Literal["paired_refined"] = "paired_refined"  # type: ignore[assignment]
     """The kind of objective."""
-    refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.65
+    refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the steps after which the generator stays as it is and the refiner learns."""
     adversarial: Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"] = "relativistic"
     """Form of the adversarial loss."""
@@ -196,11 +197,16 @@ def _perceptual(name: str | None, networks: Networks) -> Callable[[Tensor, Tenso
             another kind.
     """
     if name is None:
-        raise ParamsError("objective.features: name a translator folder or a network of MONAI's PerceptualLoss")
+        raise ParamsError(
+            "objective.features: name imagenet, a translator folder or a network of MONAI's PerceptualLoss"
+        )
     if Path(name).is_dir():
         return _features_of(name, networks)
     if networks.dimensions == 3:
         raise ParamsError(f"objective.features: {name!r} is for two dimensions; name a translator folder")
+    if name == "imagenet":
+        features = ImageNet()
+        return lambda output, target: perceptual_loss(features.to(output.device), output, target)
     from monai.losses import PerceptualLoss
 
     try:
