@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medstyle.cohort.inventory import Inventory, Item, inventory
+from medstyle.cohort.inventory import Item, inventory
 from medstyle.errors import DataError, ModelError, UserError
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_NOTE, over_white, read_picture, to_unit, write_picture
@@ -71,9 +71,15 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
     folder = place.dropped(asked.set)
     unpack(folder)
     found = inventory([folder])
-    used, why = {}, ""
+    used, domains, why = {}, {}, ""
     try:
-        used = _used(folder, found, asked, place)
+        if any(item.usable for item in found.volumes):
+            translator = shelf.translator(asked.model, place.model)
+            domains = {
+                item.key: domain_in(item, item.path.relative_to(folder).as_posix(), translator)
+                for item in found.volumes
+            }
+            used = _used(folder, translator, asked, place)
     except UserError as error:
         why = place.cleaned(str(error))
     rows = [
@@ -81,6 +87,7 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
             "item": item.key,
             "what": words(item),
             "kind": item.source,
+            "domain": domains.get(item.key),
             "use": used.get(item.key, "not used" if item.usable else "refused"),
             "why": place.cleaned(item.reason or item.code),
             "doubts": [place.cleaned(doubt.reason) for doubt in item.doubts()] if item.usable else [],
@@ -97,11 +104,8 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"images": rows, "files": len(found.files), "refused": named, "counts": counts, "why": why}
 
 
-def _used(folder: Path, found: Inventory, asked: Look, place: Place) -> dict[str, str]:
+def _used(folder: Path, translator: Translator, asked: Look, place: Place) -> dict[str, str]:
     """Return what the model would use: key -> in which role."""
-    if not any(item.usable for item in found.volumes):
-        return {}
-    translator = shelf.translator(asked.model, place.model)
     source = translator.config.source
     picture = asked.as_source or DOMAINS[source].picture
     scratch = place.out / "plan"
@@ -155,10 +159,10 @@ def shown(place: Place, item: Item, name: str, domain: str | None) -> dict[str, 
         return {"kind": "video", name: place.offer(f"{name}{item.path.suffix.lower()}", item.path)}
     if item.source == "picture":
         return {"kind": "picture", name: place.offer(f"{name}.png", _small(item.path, place.out / f"{name}.png"))}
-    return _volume(place, item.load(domain or "mr_t1", allow=("E_DOMAIN",)), name, "", domain)
+    return offer_volume(place, item.load(domain or "mr_t1", allow=("E_DOMAIN",)), name, "", domain)
 
 
-def _volume(place: Place, volume: Volume, name: str, note: str, domain: str | None = None) -> dict[str, Any]:
+def offer_volume(place: Place, volume: Volume, name: str, note: str, domain: str | None = None) -> dict[str, Any]:
     """Write a volume as NIfTI; return how it is shown."""
     place.out.mkdir(parents=True, exist_ok=True)
     path = place.out / f"{name}.nii.gz"
@@ -244,16 +248,18 @@ def _compared(
     volumes = [one for one in results if isinstance(one.image, Volume)]
     for one in volumes:
         assert isinstance(one.image, Volume)
-        facts |= _volume(place, one.image, made, CLINICAL_NOTE)
+        facts |= offer_volume(place, one.image, made, CLINICAL_NOTE)
         if one.uncertainty is not None:
-            facts |= _volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+            facts |= offer_volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
     if not volumes:
         [item] = inventory([job.out]).volumes
         facts |= shown(place, item, made, job.target)
     facts = {name.removeprefix(f"{number}-"): value for name, value in facts.items()}
     labels = {"from": DOMAINS[job.domain].label, "to": DOMAINS[job.target].label, "unit": DOMAINS[job.target].unit}
+    place_of = {"item": job.item.key, "number": number, "target": job.target}
     found = {"score": row["ood_score"], "verdict": row["ood_verdict"]}
-    return {**facts, **labels, "ood": found, "warnings": [place.cleaned(text) for text in row["warnings"]]}
+    warnings = [place.cleaned(text) for text in row["warnings"]]
+    return {**facts, **labels, **place_of, "ood": found, "warnings": warnings}
 
 
 def _downloads(place: Place, jobs: list[Job], made: Path) -> list[dict[str, str]]:

@@ -20,16 +20,17 @@ __patient_data__ = True  # errors raised here may quote patient data: medstyle.e
 
 def _load() -> None:
     """Import what takes seconds, while nobody waits for an answer."""
-    import medstyle.studio.work  # noqa: F401
+    import medstyle.studio.compare  # noqa: F401
 
 
 def _function(kind: str) -> Callable[[Place, Mapping[str, Any]], dict[str, Any]]:
     """Return the function of a job; those that only ask do not wait for the libraries of images."""
     if kind in ASKED:
         return lambda place, arguments: ASKED[kind](place.model, **arguments)
+    from medstyle.studio.compare import difference
     from medstyle.studio.work import KINDS
 
-    return KINDS[kind]
+    return {**KINDS, "difference": difference}[kind]
 
 
 def main() -> None:

@@ -121,6 +121,35 @@ def test_a_study_is_seen_translated_compared_and_downloaded(page: Any, run: Run,
     assert read_volume(tmp_path / name, "mr_t2").voxels.shape == (8, 48, 48)
 
 
+def test_a_real_scan_is_compared_as_an_overlay(page: Any, run: Run, tmp_path: Path) -> None:
+    drop(page, run.study)
+    page.locator("[data-shown=source]").wait_for()
+    translate(page)
+    plain = pixels(page, "result")
+    page.get_by_text("Compare with a real scan").click()
+    page.get_by_role("button", name="Use the T2 in this study").click()
+    page.get_by_text("Mean absolute difference in the body").wait_for()
+    page.get_by_text("Both scans have the same frame of reference").wait_for()
+    page.get_by_role("slider", name="Difference").wait_for()
+    page.locator("[data-shown=both]").wait_for()
+    page.wait_for_timeout(500)
+    laid = pixels(page, "result")
+    assert np.abs(laid - plain).mean() > 1
+    page.get_by_role("slider", name="Difference").fill("0")
+    page.wait_for_timeout(500)
+    assert np.abs(pixels(page, "result") - plain).mean() < np.abs(laid - plain).mean() / 4
+    other = run.study.with_name("PHANTOM-0001")
+    page.locator("details input[webkitdirectory]").set_input_files(str(other))
+    page.get_by_text("The frames of reference do not match").wait_for()
+    away = np.diag([4.8, 4.8, 12, 1.0])
+    away[0, 3] = 5000
+    write_volume(tmp_path / "mr_t2.nii.gz", Volume(np.float32(np.indices((8, 48, 48))[0]), away, "mr_t2"))
+    page.locator("#real").set_input_files(str(tmp_path / "mr_t2.nii.gz"))
+    page.get_by_text("the real scan shows another place").wait_for()
+    drop(page, run.study)
+    page.get_by_text("another place").wait_for(state="hidden")
+
+
 def test_the_crosshair_is_linked_and_moves_by_keys(page: Any, run: Run) -> None:
     drop(page, run.study)
     page.locator("[data-shown=source]").wait_for()

@@ -43,7 +43,7 @@ export async function start(kind, given = {}, told = () => {}) {
       told(job);
       if (["done", "failed", "cancelled"].includes(job.state)) {
         source.close();
-        if (job.state === "done") resolve({ ...job.result, base: `${base}/files/` });
+        if (job.state === "done") resolve({ ...job.result, job: name, base: `${base}/files/` });
         else reject(new Error(job.state === "failed" ? job.error : "Cancelled."));
       }
     };
