@@ -29,8 +29,8 @@ from medstyle.studio.sessions import Limits, Session, Sessions, receive
 
 WEB = Path(__file__).parent / "web"
 SWEEP_S = 5.0
-KINDS = ("inspect", "view", "translate", "difference", "style", *("models", "model", "promote", "rollback"),
-         "ledger", "retry", "data")  # fmt: skip
+KINDS = ("inspect", "view", "translate", "difference", "style", *("models", "model", "training", "promote"),
+         "rollback", "ledger", "retry", "data")  # fmt: skip
 SETS = ("set", "exemplars", "real")  # arguments that name a set of files
 
 

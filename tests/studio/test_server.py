@@ -305,6 +305,38 @@ def test_promote_and_roll_back_say_what_changes(page: Any) -> None:
     results = page.get_by_role("region", name="Results")
     results.wait_for()
     assert {"model", "histogram matching"} <= {line.split("\t")[0] for line in results.inner_text().splitlines()}
+    assert "lesions kept\tcreated per subject" in results.inner_text()
+
+
+def test_the_training_of_a_model_is_drawn(page: Any) -> None:
+    page.get_by_role("link", name="Models").click()
+    page.get_by_role("listitem").filter(has_text="run").get_by_role("button", name="Details").click()
+    curve = page.get_by_role("img", name=re.compile(r"generator\. .*l1: from [\d.]+ to [\d.]+"))
+    curve.wait_for()
+    assert curve.locator("polyline").first.get_attribute("points").count(",") > 4
+    sample = page.get_by_role("img", name="Unseen subject: source, synthetic and real images. Research only.")
+    sample.wait_for()
+    wait_for(lambda: sample.evaluate("canvas => canvas.width") > 300)
+
+
+def test_two_versions_are_compared_on_one_study(page: Any, run: Run) -> None:
+    page.get_by_role("link", name="Models").click()
+    two = page.get_by_role("region", name="Two models on one study")
+    two.get_by_role("combobox", name="Left").select_option("1")
+    two.get_by_role("combobox", name="Right").select_option("2")
+    two.locator("input[webkitdirectory]").set_input_files(str(run.study))
+    two.get_by_role("button", name="Compare", exact=True).click()
+    two.get_by_text(re.compile(r"Version 2.*: the source resembles the training images")).wait_for()
+    two.locator("[data-shown=both]").wait_for()
+    page.wait_for_timeout(500)
+    assert "Version 1 (champion): T2" in two.locator("figure.source").inner_text()
+    assert "Version 2" in two.locator("figure.result").inner_text()
+    left, right = pixels(two, "source"), pixels(two, "result")
+    assert left.std() > 20
+    assert 0.1 < np.abs(left[:, : right.shape[1]] - right[:, : left.shape[1]]).mean() < left.std()
+    two.get_by_role("combobox", name="Left").select_option("3")  # the one that makes no numbers
+    two.get_by_role("button", name="Compare", exact=True).click()
+    two.get_by_role("alert").wait_for()
 
 
 def test_the_data_of_the_project_are_shown(page: Any) -> None:

@@ -10,7 +10,7 @@ const STEPS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0]
 const OVERLAYS = [["uncertainty", "Uncertainty"], ["difference", "Difference"]];
 const MODES = { side: "Side by side", slider: "Slider", blend: "Blend", source: "Source", result: "Result" };
 
-function mark(context, width, height) {
+export function mark(context, width, height) {
   const size = Math.max(11, Math.round(Math.min(width, height) / 22));
   context.save();
   context.font = `600 ${size}px system-ui, sans-serif`;
@@ -21,6 +21,19 @@ function mark(context, width, height) {
   context.fillStyle = "#ffd977";
   context.fillText(MARK, width / 2, height - .6 * size);
   context.restore();
+}
+
+// Show a picture with the mark in its pixels
+export function marked(url, title) {
+  const canvas = h("canvas", { role: "img", "aria-label": `${title}. Research only.` }), image = new Image();
+  image.addEventListener("load", () => {
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    mark(context, canvas.width, canvas.height);
+  });
+  image.src = url;
+  return canvas;
 }
 
 class Pane {
@@ -165,7 +178,8 @@ export class Viewer {
     const modes = both ? Object.keys(MODES) : ["source"];
     const before = this.both && both ? this.mode.value : modes[0];
     this.both = both;
-    this.mode.replaceChildren(...modes.map(one => h("option", { value: one }, MODES[one])));
+    this.mode.replaceChildren(...modes.map(one => h("option", { value: one },
+      image.titles?.[["source", "result"].indexOf(one)] ?? MODES[one])));
     this.mode.value = before;
     for (const one of [...this.forVolumes, this.windows]) one.hidden = image.kind !== "volume";
     this.play.hidden = image.kind !== "video";
@@ -253,7 +267,7 @@ export class Viewer {
     this.source.element.hidden = mode === "result";
     this.result.element.hidden = mode === "source";
     this.slide.hidden = !stacked;
-    this.slide.firstChild.textContent = mode === "blend" ? "Source – synthetic" : "Before – after";
+    this.slide.firstChild.textContent = mode === "blend" || this.image?.titles ? this.image?.titles ? "Left – right" : "Source – synthetic" : "Before – after";
     const top = this.result.element.style;
     top.clipPath = mode === "slider" ? `inset(0 0 0 ${share}%)` : "";
     top.opacity = mode === "blend" ? share / 100 : "";
