@@ -30,7 +30,7 @@ from medstyle.studio.sessions import Limits, Session, Sessions, receive
 WEB = Path(__file__).parent / "web"
 SWEEP_S = 5.0
 KINDS = ("inspect", "view", "translate", "difference", "style", *("models", "model", "training", "promote"),
-         "rollback", "ledger", "retry", "data")  # fmt: skip
+         "rollback", "ledger", "retry", "data", "drift")  # fmt: skip
 SETS = ("set", "exemplars", "real")  # arguments that name a set of files
 
 

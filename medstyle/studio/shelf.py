@@ -22,6 +22,7 @@ LOCAL, STATION, CARD = Path("models/translator"), Path("data/station"), "MODEL_C
 # models that come with the package
 READY = sorted(path.name for path in Path(__file__).parents[1].glob("ready/*/") if (path / "translator.json").is_file())
 METRICS, SLICES = Path("reports/metrics.json"), Path("data/slices")
+LATEST, DAYS, ALARM = 500, 30, 0.01  # images of a chart of drift; the last two as in flows.monitor
 SAMPLES = 3  # pictures of a training that are shown
 
 
@@ -202,6 +203,21 @@ def data(given: str) -> dict[str, Any]:
     }
 
 
+def drift(given: str) -> dict[str, Any]:
+    """Show how much the images of the inbox have resembled the training images, over time.
+
+    The test is that of ``flows.monitor``.
+    """
+    if not STATION.is_dir():
+        return {"points": [], "folder": str(STATION)}
+    from medstyle.inference.drift import limit_of, recent, scores_of
+
+    model = translator("given", given)
+    points = scores_of(STATION, model)[-LATEST:]
+    test = recent(STATION, model, DAYS)
+    return {"points": points, "limit": limit_of(model), "days": DAYS, "alarm": ALARM, **test._asdict()}
+
+
 def _splits() -> dict[str, dict[str, int]]:
     """Return how many subjects of each domain are in each part of the slice store."""
     from medstyle.data.store import SliceStore
@@ -224,4 +240,5 @@ ASKED: Mapping[str, Callable[..., dict[str, Any]]] = {
     "ledger": ledger,
     "retry": retry,
     "data": data,
+    "drift": drift,
 }

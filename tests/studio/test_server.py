@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -345,6 +346,28 @@ def test_the_data_of_the_project_are_shown(page: Any) -> None:
     assert page.get_by_role("img", name=re.compile("mr_t1, image")).count() == 5
     assert "validation\t1\t1" in page.get_by_role("region", name="Splits").inner_text()
     assert "PHANTOM" not in page.locator("main").inner_text()
+
+
+def test_drift_is_shown_over_time_with_its_test(page: Any, running: Running, run: Run) -> None:
+    from medstyle.inference.drift import limit_of
+    from medstyle.networks.translator import Translator
+
+    translator = Translator.load(run.translator)
+    limit = limit_of(translator)
+    for number in range(9):
+        place = running.folder / f"data/station/derived/{number:016x}/translation.json"
+        place.parent.mkdir(parents=True)
+        row = {"ood_score": limit * (0.5 + number / 5), "weights_sha256": translator.sha256}
+        place.write_text(json.dumps([row]))
+        os.utime(place, (time.time() - 86400 * 8 * (9 - number),) * 2)
+    page.get_by_role("link", name="Data").click()
+    drift = page.get_by_role("region", name="Drift")
+    drift.get_by_text("Of 3 images of the last 30 days, 3 deviate").wait_for()
+    assert drift.locator("circle").count() == 9
+    heights = [float(one.get_attribute("cy") or 0) for one in drift.locator("circle").all()]
+    assert heights == sorted(heights, reverse=True)  # the score rises, so do the dots
+    level = float(drift.locator("svg[role=img] .level").get_attribute("y1") or 0)
+    assert [height < level for height in heights] == [0.5 + number / 5 > 1 for number in range(9)]
 
 
 def test_a_study_in_quarantine_has_its_reason_and_is_put_back(page: Any, running: Running) -> None:
