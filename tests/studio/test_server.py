@@ -87,6 +87,20 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (96, 128)) -> Pat
     return path
 
 
+def clip(path: Path) -> Path:
+    """Write a clip of five frames whose picture changes after the third."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
+        frames = [np.asarray(Image.open(picture(path.with_suffix(".png"), seed))) for seed in (1, 1, 1, 2, 2)]
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
 def test_a_study_is_seen_translated_compared_and_downloaded(page: Any, run: Run, tmp_path: Path) -> None:
     drop(page, run.study)
     page.locator("[data-shown=source]").wait_for()
@@ -169,8 +183,6 @@ def test_the_crosshair_is_linked_and_moves_by_keys(page: Any, run: Run) -> None:
 
 
 def test_a_picture_and_a_clip_are_translated_and_shown(page: Any, tmp_path: Path) -> None:
-    import av
-
     page.get_by_role("combobox", name="Model").select_option("local")
     drop(page, picture(tmp_path / "photo.png"))
     page.locator("[data-shown=source]").wait_for()
@@ -179,13 +191,7 @@ def test_a_picture_and_a_clip_are_translated_and_shown(page: Any, tmp_path: Path
     made = Image.open(io.BytesIO(content))
     assert made.size == (128, 96)
     assert "AI SYNTHETIC" in str(made.info)
-    with av.open(str(tmp_path / "clip.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=5)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
-        frames = [np.asarray(Image.open(picture(tmp_path / "frame.png", seed))) for seed in (1, 1, 1, 2, 2)]
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
-        container.mux(stream.encode())
+    clip(tmp_path / "clip.mp4")
     drop(page, tmp_path / "clip.mp4")
     page.get_by_text("Clip, 5 frames, 128 × 96 pixels").wait_for()
     page.locator("[data-shown=source]").wait_for()
@@ -215,6 +221,29 @@ def test_a_picture_is_styled_by_exemplars(page: Any, tmp_path: Path) -> None:
     page.get_by_role("combobox", name="Method").select_option("histogram_matching")
     page.get_by_role("button", name="Preview").click()
     page.get_by_text("takes the style of one exemplar; found 2").wait_for()
+
+
+def test_a_clip_is_styled_by_an_exemplar_and_plays(page: Any, tmp_path: Path) -> None:
+    page.get_by_role("link", name="Style").click()
+    page.locator("#picture").set_input_files(str(clip(tmp_path / "clip.mp4")))
+    page.locator("#exemplars").set_input_files(str(picture(tmp_path / "painting.png", 7)))
+    page.get_by_role("button", name="Full size").click()
+    page.get_by_text("choose a model of pictures for a clip").wait_for()
+    page.get_by_role("combobox", name="Method").select_option("")
+    page.get_by_role("combobox", name="Model").select_option("local")
+    page.get_by_label("Brush").fill("64")
+    page.get_by_role("button", name="Preview").click()
+    page.get_by_text("Preview in").wait_for()
+    assert page.get_by_role("button", name="Play").is_hidden()  # one frame
+    page.get_by_role("button", name="Full size").click()
+    page.get_by_text("Done in").wait_for()
+    page.locator("[data-shown=both]").wait_for()
+    page.get_by_role("button", name="Play").click()
+    first = pixels(page, "result")
+    wait_for(lambda: bool(np.abs(pixels(page, "result") - first).mean() > 1), 30)
+    name, content = download(page, "MP4")
+    assert name == "styled.mp4"
+    assert content[4:8] == b"ftyp"
 
 
 def test_wrong_files_get_words(page: Any, tmp_path: Path) -> None:
