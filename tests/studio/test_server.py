@@ -23,8 +23,10 @@ from PIL import Image
 
 from medstyle import Volume, read_volume, write_volume
 from medstyle.cohort.inventory import inventory
+from medstyle.studio.jobs import KEPT
 from tests.conftest import Run
 from tests.flows.conftest import wait_for
+from tests.registry.conftest import free_port
 from tests.studio.conftest import BROWSER, GRAPHICS, Running, here, studio
 
 pytestmark = [pytest.mark.ops, pytest.mark.skipif(BROWSER is None, reason="no chromium is installed")]
@@ -536,7 +538,10 @@ def test_what_is_too_large_is_refused_and_leaves_nothing(running: Running) -> No
     assert answer.status_code == 204  # what was refused does not count
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_uploads(running: Running) -> None:
+    """200 sessions with an upload each, and in one session 200 questions."""
+
     def some(count: int) -> int:
         for _ in range(count):
             visitor = Visitor(running)
@@ -547,8 +552,39 @@ def test_memory_does_not_grow_with_uploads(running: Running) -> None:
             assert visitor.ask("DELETE", "api/session").status_code == 204
         return running.memory
 
-    before = some(20)
-    assert some(40) - before < 16 << 20
+    before = some(40)
+    assert some(160) - before < 16 << 20
+    visitor, known = Visitor(running), set(running.sessions)
+    visitor = Visitor(running)
+    [folder] = set(running.sessions) - known
+    jobs = [visitor.ask("POST", "api/jobs/ledger", json={}).json()["name"]]
+    for _ in range(200):
+        assert "done" in visitor.ask("GET", f"api/jobs/{jobs[-1]}/events").text
+        jobs.append(visitor.ask("POST", "api/jobs/ledger", json={}).json()["name"])
+    assert len(list((folder / "jobs").iterdir())) <= KEPT + 2
+    assert visitor.ask("GET", f"api/jobs/{jobs[0]}/events").status_code == 404
+    assert "done" in visitor.ask("GET", f"api/jobs/{jobs[-10]}/events").text
+
+
+@pytest.mark.slow
+def test_two_gigabytes_are_streamed_to_the_disk(tmp_path: Path, run: Run) -> None:
+    size, block = 2 << 30, b"x" * (1 << 20)
+    with studio(tmp_path, here(), "--model", str(run.translator), "--upload-mb", "2049") as running:
+        visitor = Visitor(running)
+        visitor.upload("warm", block * 20)
+        before, most = running.memory, 0
+
+        def blocks() -> Iterator[bytes]:
+            nonlocal most
+            for _ in range(size // len(block) - 20):
+                most = max(most, running.memory)
+                yield block
+
+        _, answer = visitor.upload("large", blocks())
+        assert answer.status_code == 204
+        assert most - before < 64 << 20
+        [file] = [path for path in running.temporary.rglob("*") if path.is_file() and path.stat().st_size > 1 << 30]
+        assert file.stat().st_size == size - 20 * len(block)
 
 
 def test_another_address_asks_for_the_token(project: tuple[Path, dict[str, str]], run: Run) -> None:
@@ -580,6 +616,36 @@ def test_a_studio_that_is_killed_leaves_nothing_to_the_next_one(tmp_path: Path, 
         with studio(tmp_path, env, "--model", str(run.translator)):
             pass
     assert "Traceback" not in (tmp_path / "studio.errors").read_text()
+
+
+@pytest.mark.slow
+def test_a_page_outlives_the_server_and_says_what_is_lost(browser: Any, project: Any, run: Run) -> None:
+    port, options = free_port(), ("--model", str(run.translator))
+    context = browser.new_context(viewport={"width": 1280, "height": 860})
+    page = context.new_page()
+    page.set_default_timeout(LONG)
+    with studio(*project, "--port", str(port), *options) as running:
+        page.goto(running.url)
+        drop(page, run.study)
+        page.locator("[data-shown=source]").wait_for()
+        translate(page)
+        running.end(signal.SIGKILL)
+        page.get_by_role("link", name="Jobs").click()
+        page.get_by_text("this page reconnects by itself").wait_for()
+    with studio(*project, "--port", str(port), *options):
+        page.get_by_text("to go on, drop it again").wait_for()
+        page.get_by_role("region", name="Studies").or_(page.get_by_text("No inbox is here")).or_(
+            page.get_by_text("Nothing is in")).first.wait_for()  # fmt: skip
+        page.get_by_role("link", name="Translate").click()
+        page.get_by_text("These files are deleted; drop them again.").wait_for()
+        page.wait_for_timeout(500)
+        assert pixels(page, "result").std() > 20  # what was shown is still there
+        assert page.get_by_role("button", name="Translate", exact=True).is_disabled()
+        assert page.get_by_role("link", name="Download DICOM").count() == 0
+        drop(page, run.study)
+        page.locator("[data-shown=source]").wait_for()
+        translate(page)
+    context.close()
 
 
 def test_a_session_ends_by_itself(tmp_path: Path, run: Run) -> None:

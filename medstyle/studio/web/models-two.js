@@ -20,6 +20,11 @@ export class TwoModels {
         h("div", {}, field("Left", this.choices[0]), field("Right", this.choices[1]),
           h("div", { class: "row" }, this.go, this.sent), this.bar, this.said)),
       this.viewer.element);
+    addEventListener("renewed", () => {
+      if (this.set) this.sent.textContent = "deleted; drop it again";
+      this.set = null;
+      this.go.disabled = true;
+    });
   }
 
   offer(choices) {
@@ -64,7 +69,7 @@ export class TwoModels {
       this.said.replaceChildren(problem(error.message));
     }
     this.bar.hidden = true;
-    this.go.disabled = false;
+    this.go.disabled = !this.set;
   }
 
   show(made, [left, right], names) {

@@ -45,6 +45,13 @@ class Style {
       this.viewer.element);
     this.chosen();
     this.choice.load().catch(error => this.chosen(error));
+    addEventListener("renewed", () => {
+      for (const [name, where] of [["set", this.sent], ["exemplars", this.given]]) {
+        if (this[name]) where.textContent = "deleted; drop it again";
+        this[name] = null;
+      }
+      this.downloads.replaceChildren();
+    });
   }
 
   chosen(error) {

@@ -56,6 +56,17 @@ class Translate {
       this.viewer.element);
     this.viewer.below.append(this.made);
     this.choice.load().catch(error => this.chosen(error));
+    addEventListener("renewed", () => this.lost());
+  }
+
+  // the files are gone; what is shown stays
+  lost() {
+    if (!this.set) return;
+    this.set = this.result = this.job = null;
+    this.forgetReal();
+    this.go.disabled = true;
+    this.made.hidden = true;
+    this.verdict.replaceChildren(h("h2", {}, "Verdict"), problem("These files are deleted; drop them again."));
   }
 
   chosen(error) {
@@ -159,7 +170,7 @@ class Translate {
       this.said.replaceChildren(error.message === "Cancelled." ? "Cancelled." : problem(error.message));
     }
     this.job = null;
-    this.go.disabled = false;
+    this.go.disabled = !this.set;
     this.bar.hidden = this.stop.hidden = true;
   }
 
