@@ -111,6 +111,8 @@ def _used(folder: Path, translator: Translator, asked: Look, place: Place) -> di
     scratch = place.out / "plan"
     used = {}
     for job in plan(folder, scratch, translator, Request(source_domain=source if picture else None)):
+        if (job.item.source in ("picture", "video")) != DOMAINS[source].picture:
+            raise DataError(f"a {job.item.source} cannot be an input for a model of {DOMAINS[source].label}")
         used[job.item.key] = f"used as {DOMAINS[source].label}"
         used |= {one.key: "used as a further contrast" for one in job.contrasts}
     return used
@@ -375,9 +377,10 @@ def unpack(folder: Path) -> None:
     """Replace every zip below ``folder`` by its content.
 
     Raises:
-        Refusal: it is damaged, encrypted or too large.
+        Refusal: it is damaged, encrypted or too large; what other sets of the session hold counts.
     """
-    members, left = MEMBERS, UNPACKED
+    held = [path for path in folder.parent.rglob("*") if path.is_file()]
+    members, left = MEMBERS, UNPACKED - sum(path.stat().st_size for path in held)
     for packed in sorted(folder.rglob("*.[zZ][iI][pP]")):
         inside = packed.with_suffix("")
 
