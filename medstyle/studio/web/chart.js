@@ -1,7 +1,7 @@
 // Small charts: lines or dots over a horizontal axis, drawn as SVG.
 import { format } from "./dom.js";
 
-const [WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [360, 190, 46, 10, 8, 24];
+const [HEIGHT, LEFT, RIGHT, TOP, BOTTOM] = [190, 46, 10, 8, 24];
 const SVG = new DOMParser().parseFromString("<svg/>", "text/html").querySelector("svg").namespaceURI;
 
 function s(name, facts, ...children) {
@@ -27,7 +27,7 @@ function decades(low, high) {
 }
 
 // `lines`: [{ name, points: [[x, y], ...], dots }]; `level`: { name, value } is a line across.
-export function chart(title, lines, { x: named = String, level, marks } = {}) {
+export function chart(title, lines, { x: named = String, level, marks, width: WIDTH = 360 } = {}) {
   const all = lines.flatMap(one => one.points), values = [...all.map(one => one[1]), ...(level ? [level.value] : [])];
   const log = !lines.some(one => one.dots) && Math.min(...values) > 0;
   const height = value => log ? Math.log10(value) : value;
@@ -46,21 +46,22 @@ export function chart(title, lines, { x: named = String, level, marks } = {}) {
       s("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, Number(value.toPrecision(3)).toString()));
   }
   for (const one of marks ?? ticks(first, last, 4)) {
-    picture.append(s("text", { x: across(one), y: HEIGHT - 7, "text-anchor": "middle" }, named(one)));
+    const anchor = one === first ? "start" : one === last ? "end" : "middle";
+    picture.append(s("text", { x: across(one), y: HEIGHT - 7, "text-anchor": anchor }, named(one)));
   }
   lines.forEach((one, place) => {
     if (one.dots) for (const [x, y] of one.points) picture.append(s("circle", { class: `line-${place}`, cx: across(x), cy: up(y), r: 3 }));
     else picture.append(s("polyline", { class: `line-${place}`, points: one.points.map(([x, y]) => `${across(x).toFixed(1)},${up(y).toFixed(1)}`).join(" ") }));
   });
   if (level) picture.append(s("line", { class: "level", x1: LEFT, x2: WIDTH - RIGHT, y1: up(level.value), y2: up(level.value) }));
-  const key = (kind, name) => {
+  const key = (kind, name, dots) => {
     const item = document.createElement("li"), mark = s("svg", { viewBox: "0 0 22 10", "aria-hidden": "true" });
-    mark.append(s("line", { class: kind, x1: 0, x2: 22, y1: 5, y2: 5 }));
+    mark.append(dots ? s("circle", { class: kind, cx: 11, cy: 5, r: 3 }) : s("line", { class: kind, x1: 0, x2: 22, y1: 5, y2: 5 }));
     item.append(mark, name);
     return item;
   };
   const legend = document.createElement("ul"), figure = document.createElement("figure"), caption = document.createElement("figcaption");
-  legend.append(...lines.map((one, place) => key(`line-${place}`, one.name)), ...(level ? [key("level", level.name)] : []));
+  legend.append(...lines.map((one, place) => key(`line-${place}`, one.name, one.dots)), ...(level ? [key("level", level.name)] : []));
   figure.className = "chart";
   caption.textContent = title;
   figure.append(caption, picture, legend);

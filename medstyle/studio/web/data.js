@@ -27,7 +27,7 @@ class Data {
           h("div", { class: "thumbs" }, one.images.map(([subject, key, data]) => h("figure", {},
             h("img", { src: data, alt: `${one.name}, image ${key} of ${subject}` }), h("figcaption", {}, subject)))))),
         h("section", { class: "card" }, h("h2", {}, "Left out"),
-          table(["Images", "Reason"], found.left.map(([why, count]) => [count, why]), "Left out")));
+          table(["Reason", "Images"], found.left, "Left out")));
     } catch (error) {
       this.body.replaceChildren(problem(error.message));
     }
@@ -47,7 +47,7 @@ class Data {
         + `${found.expected.toFixed(1)} are expected (p = ${found.p.toPrecision(2)}; alarm below ${found.alarm}).`),
       h("div", { class: "wide" }, chart("Distance to the training images, in SD, by day of the translation",
         [{ name: "an image from the inbox", points: found.points, dots: true }],
-        { x: day, marks, level: { name: "99 % of the training images are below", value: found.limit } })));
+        { x: day, marks, width: 720, level: { name: "99 % of the training images are below", value: found.limit } })));
     } catch (error) {
       show(problem(error.message));
     }
