@@ -90,7 +90,7 @@ class Pane {
   async volume(library, url, title, [low, high], overlays = []) {
     this.fresh("volume");
     const nv = this.nv = new library.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: .8, crosshairWidthUnit: "mm",
+      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: .5, crosshairWidthUnit: "percent",
       fontColor: [.9, .9, .9, 1], isRadiologicalConvention: true,
       multiplanarShowRender: 0, dragMode: WINDOWING, dragModePrimary: CROSSHAIR,
       dragAndDropEnabled: false, logLevel: "error", show3Dcrosshair: false, multiplanarPadPixels: 2,
