@@ -379,7 +379,7 @@ def unpack(folder: Path) -> None:
     Raises:
         Refusal: it is damaged, encrypted or too large; what other sets of the session hold counts.
     """
-    held = [path for path in folder.parent.rglob("*") if path.is_file()]
+    held = [path for path in sorted(folder.parent.rglob("*")) if path.is_file()]
     members, left = MEMBERS, UNPACKED - sum(path.stat().st_size for path in held)
     for packed in sorted(folder.rglob("*.[zZ][iI][pP]")):
         inside = packed.with_suffix("")
