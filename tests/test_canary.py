@@ -486,6 +486,8 @@ def test_the_studio_shows_names_of_files_to_who_dropped_them_and_keeps_nothing(r
         if name.endswith("translate: dicom"):
             for data in unzipped(content):
                 assert_identity_alone(data)
+        elif name.endswith(": source.mp4"):  # a clip is shown to who dropped it as it is
+            assert content == (ran.project / f"data/mine/broken/{IN_PATH}.mp4").read_bytes()
         elif re.search(r" (inspect|translate|view \d+)$", name):  # says in words which file is meant
             assert IN_PATH.encode() in content or name != "broken inspect"
             assert find(content.replace(IN_PATH.encode(), b""), name) == []
