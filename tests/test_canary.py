@@ -380,7 +380,7 @@ def ask_all(url: str, mine: Path, made: Path) -> dict[str, requests.Response]:
 def look(running: Running, mine: Path) -> dict[str, bytes]:
     """Use the studio as its page does: what fits, what does not, and what fails."""
     looked: dict[str, bytes] = {}
-    for name in (f"studies/{IN_PATH}^0", f"nifti/{IN_PATH}^9", "broken", "unfit"):
+    for name in (f"studies/{IN_PATH}^0", f"nifti/{IN_PATH}^9", "broken"):
         visitor = Visitor(running)
         made = visitor.ask("POST", "api/sets").json()["set"]
         for path in sorted(path for path in (mine / name).rglob("*") if path.is_file()):

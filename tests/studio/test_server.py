@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pydicom
@@ -725,7 +726,7 @@ def test_a_page_outlives_the_server_and_says_what_is_lost(browser: Any, project:
     port, options = free_port(), ("--model", str(run.translator))
     context = browser.new_context(viewport={"width": 1280, "height": 860})
     page = context.new_page()
-    page.set_default_timeout(LONG)
+    page.set_default_timeout(3 * LONG)  # two studios load their libraries
     with studio(*project, "--port", str(port), *options) as running:
         page.goto(running.url)
         drop(page, run.study)
@@ -845,7 +846,9 @@ def test_awkward_dicom_is_shown_or_refused_in_words(running: Running) -> None:
         visitor = Visitor(running)
         made = visitor.ask("POST", "api/sets").json()["set"]
         for file in sorted(path for path in (CORPUS / case).rglob("*") if path.is_file())[:40]:
-            answer = visitor.ask("PUT", f"api/sets/{made}", data=file.read_bytes(), headers={"X-Name": file.name})
+            answer = visitor.ask(
+                "PUT", f"api/sets/{made}", data=file.read_bytes(), headers={"X-Name": quote(file.name)}
+            )
             assert answer.status_code in (204, 413), case
         found = visitor.job("inspect", set=made)
         jobs = [found, visitor.job("translate", set=made)]
