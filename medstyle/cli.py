@@ -552,15 +552,9 @@ def _print_translations(results: list[dict[str, Any]]) -> None:
 
 
 def _classical(source: Path, out: Path, style: list[Path], method: str, options: Any) -> None:
-    from medstyle.evaluation.baselines import PICTURE_METHODS
+    from medstyle.evaluation.baselines import PICTURE_METHODS, style_picture
     from medstyle.imaging.formats import FORMATS
-    from medstyle.imaging.picture import (
-        SYNTHETIC_NOTE,
-        over_white,
-        read_picture,
-        to_unit,
-        write_picture,
-    )
+    from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
 
     if method not in PICTURE_METHODS:
         raise ParamsError(f"--method {method}: none of {', '.join(PICTURE_METHODS)}")
@@ -570,8 +564,7 @@ def _classical(source: Path, out: Path, style: list[Path], method: str, options:
         why = "exists already; remove it or" if out.exists() else "is no picture's name;"
         raise ParamsError(f"{out}: {why} choose another name")
     pixels = read_picture(source, alpha=True)
-    styled = to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(style[0])))
-    made = options.apply(pixels, styled)
+    made = options.apply(pixels, style_picture(pixels, style[0], method))
     write_picture(out, made, SYNTHETIC_NOTE)
     print(f"{out}: {method}, {list(made.shape[:2])}")
 

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import pydicom
@@ -32,6 +34,7 @@ from tests.canary import DIGITS, DISGUISES, ELEMENTS, IN_PATH, WORD, find, plant
 from tests.conftest import TINY, Project, write_params
 from tests.flows.conftest import wait_for
 from tests.inference.conftest import head, make_translator
+from tests.studio.conftest import Running, Visitor, studio
 
 pytestmark = [pytest.mark.slow, pytest.mark.ops, pytest.mark.timeout(1500)]
 
@@ -102,6 +105,8 @@ class Ran(NamedTuple):
         said: name of a command -> what it printed.
         answers: name of a request -> the answer of the server.
         log: what the server printed.
+        looked: what the studio answered to its page: name of a job -> its end, name of a download
+            -> its bytes.
     """
 
     project: Path
@@ -110,6 +115,7 @@ class Ran(NamedTuple):
     said: dict[str, str]
     answers: dict[str, requests.Response]
     log: Path
+    looked: dict[str, bytes]
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +183,12 @@ def ran(
     said["repro after all"] = project.run("dvc", "repro", "register")
     with served(project, made / "log") as url:
         answers = ask_all(url, mine, made)
-    yield Ran(project.folder, temporary, made, said, answers, made / "log")
+    with studio(project.folder, project.env, "--model", "models/translator") as running:
+        looked = look(running, mine)
+        running.end()
+        left = [path for path in running.temporary.rglob("*") if path.is_file()]
+        looked["left in the temporary folder"] = "\n".join(map(str, left)).encode()
+    yield Ran(project.folder, temporary, made, said, answers, made / "log", looked)
     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -366,6 +377,37 @@ def ask_all(url: str, mine: Path, made: Path) -> dict[str, requests.Response]:
     return answers
 
 
+def look(running: Running, mine: Path) -> dict[str, bytes]:
+    """Use the studio as its page does: what fits, what does not, and what fails."""
+    looked: dict[str, bytes] = {}
+    for name in (f"studies/{IN_PATH}^0", f"nifti/{IN_PATH}^9", "broken"):
+        visitor = Visitor(running)
+        made = visitor.ask("POST", "api/sets").json()["set"]
+        for path in sorted(path for path in (mine / name).rglob("*") if path.is_file()):
+            headers = {"X-Name": quote(path.relative_to(mine).as_posix())}
+            visitor.ask("PUT", f"api/sets/{made}", data=path.read_bytes(), headers=headers).raise_for_status()
+        jobs = {"inspect": visitor.job("inspect", set=made)}
+        jobs["translate"] = visitor.job("translate", set=made, force=True, uncertainty=True)
+        images = jobs["inspect"]["result"].get("images", [])
+        jobs |= {f"view {n}": visitor.job("view", set=made, item=one["item"]) for n, one in enumerate(images)}
+        if jobs["translate"]["state"] == "done":
+            one = jobs["translate"]["result"]["images"][0]
+            about = {"item": one["item"], "number": 0, "target": one["target"], "job": jobs["translate"]["name"]}
+            jobs["difference"] = visitor.job("difference", set=made, real=made, **about)
+        for kind, job in jobs.items():
+            looked[f"{name} {kind}"] = json.dumps(job).encode()
+            files = [str(one) for image in job["result"].get("images", [job["result"]]) for one in image.values()]
+            files += [one["file"] for one in job["result"].get("downloads", [])]
+            for file in files:
+                answer = visitor.ask("GET", f"api/jobs/{job['name']}/files/{quote(file, safe='')}")
+                if answer.status_code == 200:
+                    looked[f"{name} {kind}: {file}"] = answer.content
+    for kind in ("models", "ledger", "data", "drift"):
+        looked[kind] = json.dumps(visitor.job(kind)).encode()
+    looked["model"] = json.dumps(visitor.job("model", name="local")).encode()
+    return looked
+
+
 def zipped_folder(folder: Path) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -432,6 +474,25 @@ def test_no_answer_holds_a_canary_but_the_image_that_goes_back(ran: Ran) -> None
             text = json.dumps(row)
         assert find(text.encode(), name) == []
         assert str(ran.temporary) not in text
+
+
+def test_the_studio_shows_names_of_files_to_who_dropped_them_and_keeps_nothing(ran: Ran) -> None:
+    """The list of refused files names them; what the log holds is searched with the project."""
+    whole = {name for name in ran.looked if "translate:" in name or "difference:" in name}
+    assert {name.rpartition(": ")[2] for name in whole} >= {"dicom", "0-synthetic.nii.gz", "difference.nii.gz"}
+    assert (ran.project / "studio.errors").is_file()
+    assert ran.looked.pop("left in the temporary folder") == b""
+    for name, content in ran.looked.items():
+        if name.endswith("translate: dicom"):
+            for data in unzipped(content):
+                assert_identity_alone(data)
+        elif name.endswith(": source.mp4"):  # a clip is shown to who dropped it as it is
+            assert content == (ran.project / f"data/mine/broken/{IN_PATH}.mp4").read_bytes()
+        elif re.search(r" (inspect|translate|view \d+)$", name):  # says in words which file is meant
+            assert IN_PATH.encode() in content or name != "broken inspect"
+            assert find(content.replace(IN_PATH.encode(), b""), name) == []
+        else:
+            assert find(content, name) == [], name
 
 
 def test_a_derived_series_holds_who_it_is_of_and_no_more(ran: Ran) -> None:

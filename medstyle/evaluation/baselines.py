@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.imaging.picture import Pixels, from_unit, to_unit
+from medstyle.imaging.picture import Pixels, from_unit, over_white, read_picture, to_unit
 
 
 def identity(source: NDArray[np.float32], targets: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -127,3 +128,12 @@ PICTURE_METHODS: dict[str, Callable[[Pixels, Pixels], Pixels]] = {
     **{name: partial(_of_values, name) for name in BASELINES},
     "neural_style": neural_style,
 }
+
+
+def style_picture(pixels: Pixels, exemplar: Path, method: str) -> NDArray[np.float32]:
+    """Give a picture ``(H, W, 3 or 4)`` the style of the picture in the file ``exemplar``.
+
+    ``method`` is a key of :data:`PICTURE_METHODS`. Returns ``(H, W, 3)`` in [0, 1]; what was
+    transparent lies over white.
+    """
+    return to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(exemplar)))

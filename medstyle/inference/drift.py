@@ -53,13 +53,27 @@ def drift(scores: Sequence[float], limit: float, trained_on: int) -> Drift:
     return Drift(new, beyond, new * rank / (old + 1), p)
 
 
+def scores_of(folder: Path, translator: Translator) -> list[tuple[float, float]]:
+    """Return (Unix time, out-of-distribution score) of each image of an inbox, the oldest first.
+
+    Only images that ``translator`` has translated count (``inference.inbox``).
+    """
+    found = []
+    for facts in sorted(folder.glob("derived/*/translation.json")):
+        rows = json.loads(facts.read_text())
+        when = facts.stat().st_mtime
+        found += [(when, float(row["ood_score"])) for row in rows if row["weights_sha256"] == translator.sha256]
+    return sorted(found)
+
+
+def limit_of(translator: Translator) -> float:
+    """Return the 99th percentile of the score among the training images."""
+    config = translator.config
+    return float(config.reference[config.source].volume.largest)
+
+
 def recent(folder: Path, translator: Translator, days: float) -> Drift:
     """Test what ``translator`` made of an inbox in the last ``days`` (``inference.inbox``)."""
-    since, scores = time.time() - 86400 * days, []
-    for facts in sorted(folder.glob("derived/*/translation.json")):
-        if facts.stat().st_mtime >= since:
-            rows = json.loads(facts.read_text())
-            scores += [row["ood_score"] for row in rows if row["weights_sha256"] == translator.sha256]
-    config = translator.config
-    limit = config.reference[config.source].volume.largest
-    return drift(scores, limit, int(config.facts.get("training subjects", 0)))
+    since = time.time() - 86400 * days
+    scores = [score for when, score in scores_of(folder, translator) if when >= since]
+    return drift(scores, limit_of(translator), int(translator.config.facts.get("training subjects", 0)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from medstyle.errors import Refusal
 from medstyle.imaging.picture import read_picture
 from medstyle.jobs.atomic import write_text
 from medstyle.project.survey import Image, Survey
-from medstyle.pseudonyms import short_key
+from medstyle.pseudonyms import short_key, subject_key
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -36,8 +37,8 @@ table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text
 {% for name, why, count, subjects, shown in domains %}
 <h2>{{ name }}: {{ count }} images of {{ subjects }} subjects</h2>
 <p>Recognised by {{ why }}.</p>
-{% for key, data in shown %}<figure><img alt="{{ name }}, image {{ key }}" src="{{ data }}"><figcaption>{{ key }}
-</figcaption></figure>{% endfor %}
+{% for subject, key, data in shown %}<figure><img alt="{{ name }}, image {{ key }}" src="{{ data }}"><figcaption>
+{{ subject }}</figcaption></figure>{% endfor %}
 {% endfor %}
 <h2>Left out</h2>
 <table><tr><th>images</th><th>reason</th></tr>
@@ -46,13 +47,16 @@ table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text
 
 
 class Shown(NamedTuple):
-    """A domain: why its images belong to it, and up to :data:`SHOWN` of them by key."""
+    """A domain: why its images belong to it, and up to :data:`SHOWN` of them.
+
+    Each is (key of the subject, key of the image, URL); as many subjects as possible are shown.
+    """
 
     name: str
     why: str
     number: int
     subjects: int
-    images: list[tuple[str, str]]
+    images: list[tuple[str, str, str]]
 
 
 class Gallery(NamedTuple):
@@ -68,13 +72,25 @@ def gallery(found: Survey) -> Gallery:
     domains = []
     for name, subjects in found.domains.items():
         images = [image for of in subjects.values() for image in of]
-        shown = [(short_key("item", image.path), data) for image in images[:SHOWN] if (data := _data(image))]
+        shown = [
+            (subject_key(subject), short_key("item", image.path), data)
+            for subject, image in _spread(subjects)
+            if (data := _data(image))
+        ]
         reasons = Counter(image.why for image in images).most_common(3)
         why = ", ".join(f"{reason} ({n})" if len(reasons) > 1 else reason for reason, n in reasons)
         domains.append(Shown(name, why, len(images), len(subjects), shown))
     left = [*found.left_out().most_common(), *((f"refused: {code}", n) for code, n in found.refused.most_common())]
     lead = f"{len(found.images)} images were read; {sum(n for _, n in left)} are not used."
     return Gallery(lead, domains, left or [("none", 0)])
+
+
+def _spread(subjects: Mapping[str, Sequence[Image]]) -> list[tuple[str, Image]]:
+    """Choose up to :data:`SHOWN` images: first one of each subject, then the second ones."""
+    turns = zip_longest(*([(subject, image) for image in images] for subject, images in subjects.items()))
+    chosen = [one for turn in turns for one in turn if one is not None][:SHOWN]
+    order = list(subjects)
+    return sorted(chosen, key=lambda one: order.index(one[0]))
 
 
 def write_thumbnails(found: Survey, path: Path) -> None:

@@ -372,7 +372,8 @@ def versions() -> list[dict[str, Any]]:
 def described(version: str) -> dict[str, Any]:
     """Return what is known of a version: table of results, verdict with reasons, origin.
 
-    The table has one row for each method, the model and its baselines.
+    The table has one row for each method, the model and its baselines; the rates are those of
+    :func:`safety_rates`.
     """
     mlflow = connect()
     from mlflow.exceptions import MlflowException
@@ -390,8 +391,13 @@ def described(version: str) -> dict[str, Any]:
         if part == "test" and name:
             table.setdefault(method, {})[name] = value
     reasons = found.tags.get("gate.reasons", "none")
+    try:
+        rates = safety_rates(mlflow.artifacts.load_dict(f"runs:/{found.run_id}/report/metrics.json"))
+    except (MlflowException, OSError):
+        rates = {}  # registered without its report
     return {
         "table": table,
+        "rates": rates,
         "gate": found.tags.get("gate", "not asked"),
         "reasons": [] if reasons == "none" else reasons.split("; "),
         "overruled": found.tags.get("gate.overruled", ""),
@@ -401,12 +407,27 @@ def described(version: str) -> dict[str, Any]:
     }
 
 
+def safety_rates(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the rates of lesions and created structures in ``metrics.json``, as far as measured.
+
+    ``lesions kept`` is the share of lesions that kept half of their contrast, ``created`` the mean
+    number of structures per subject that are absent from the truth.
+    """
+    rates: dict[str, float] = {}
+    if "survived" in (lesions := metrics.get("lesions", {})):
+        rates |= {"lesions kept": lesions["survived"], "lesions": lesions["count"]}
+    if "created" in (safety := metrics.get("safety", {})):
+        rates["created"] = safety["created"]["mean"]
+    return rates
+
+
 def fetch(reference: str) -> Path:
     """Return the local translator folder of ``models:/...``.
 
     Raise :class:`UserError` if it is unknown.
     """
-    return download(reference) / "artifacts" / "translator"
+    # MLflow keeps the name of the folder that was registered
+    return next(iter(sorted((download(reference) / "artifacts").iterdir())))
 
 
 def download(reference: str, out: Path | None = None) -> Path:

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
@@ -23,6 +24,7 @@ from medstyle.studio.sessions import Session
 
 log = logging.getLogger("medstyle.studio")
 LINE = 64 << 20  # bytes of an answer of a worker
+KEPT = 50  # jobs of a session that have ended and left no file
 BEAT_S = 15.0  # a line is sent at least so often while a job runs
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 DIED = "the job ended its process; it may need more memory than is available"
@@ -183,10 +185,18 @@ class Jobs:
         """Let a job wait for its turn."""
         if sum(not job.ended for job in self.known.values() if job.session is session) >= self.most:
             raise HTTPException(503, f"{self.most} jobs are waiting; let one end, or cancel it")
+        self._forget(session)
         job = Job(session, kind, arguments)
         self.known[job.name] = job
         self._lane(job).waiting.put_nowait(job)
         return job
+
+    def _forget(self, session: Session) -> None:
+        """Forget what was answered long ago: an open page asks for the ledger every few seconds."""
+        old = [job for job in self.known.values() if job.session is session and job.ended and not job.files]
+        for job in old[:-KEPT]:
+            del self.known[job.name]
+            shutil.rmtree(job.folder, ignore_errors=True)
 
     def find(self, session: Session, name: str) -> Job:
         """Return a job of a session; nobody sees another's."""

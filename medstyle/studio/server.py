@@ -29,8 +29,9 @@ from medstyle.studio.sessions import Limits, Session, Sessions, receive
 
 WEB = Path(__file__).parent / "web"
 SWEEP_S = 5.0
-KINDS = ("inspect", "view", "translate", "style", "models", "model", "promote", "rollback", "ledger", "retry", "data")
-SETS = ("set", "exemplars")  # arguments that name a set of files
+KINDS = ("inspect", "view", "translate", "difference", "style", *("models", "model", "training", "promote"),
+         "rollback", "ledger", "retry", "data", "drift")  # fmt: skip
+SETS = ("set", "exemplars", "real")  # arguments that name a set of files
 
 
 class Studio:

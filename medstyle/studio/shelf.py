@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ LOCAL, STATION, CARD = Path("models/translator"), Path("data/station"), "MODEL_C
 # models that come with the package
 READY = sorted(path.name for path in Path(__file__).parents[1].glob("ready/*/") if (path / "translator.json").is_file())
 METRICS, SLICES = Path("reports/metrics.json"), Path("data/slices")
+LATEST, DAYS, ALARM = 500, 30, 0.01  # images of a chart of drift; the last two as in flows.monitor
+SAMPLES = 3  # pictures of a training that are shown
 
 
 def folder_of(name: str, given: str) -> Path:
@@ -110,8 +113,9 @@ def model(given: str, name: str) -> dict[str, Any]:
 
 
 def _measured(folder: Path) -> dict[str, Any]:
-    """Return the table of the last evaluation, if it measured this folder."""
+    """Return the table and the rates of the last evaluation, if it measured this folder."""
     from medstyle.networks.translator import weights_sha256
+    from medstyle.registry.models import safety_rates
 
     try:
         metrics = json.loads(METRICS.read_text(encoding="utf-8"))
@@ -119,9 +123,30 @@ def _measured(folder: Path) -> dict[str, Any]:
             return {}
         rows = metrics["tables"][metrics["reference"]]
         table = {method: {name: row[name]["mean"] for name in metrics["headline"]} for method, row in rows.items()}
-        return {"table": table, "subjects": metrics["subjects"]}
+        return {"table": table, "rates": safety_rates(metrics), "subjects": metrics["subjects"]}
     except (OSError, ValueError, KeyError):
         return {}
+
+
+def training(given: str, name: str) -> dict[str, Any]:
+    """Return the curves and sample pictures of a model's training, as far as they are known."""
+    from medstyle.registry.training import Training, curves_in, training_of
+
+    if name.isdigit():
+        found = training_of(name, SAMPLES)
+    elif _measured(folder_of(name, given)):  # the reports are of this very model
+        pictures = sorted((METRICS.parent / "figures").glob("subject-*.png"))[:SAMPLES]
+        found = Training(curves_in(METRICS.parent / "training.csv"), [(-1, path) for path in pictures])
+    else:
+        found = Training({}, [])
+    samples = [
+        {
+            "step": step if step >= 0 else None,
+            "picture": f"data:image/png;base64,{b64encode(path.read_bytes()).decode()}",
+        }
+        for step, path in found.samples
+    ]
+    return {"curves": found.curves, "samples": samples}
 
 
 def _registered(version: str) -> dict[str, Any]:
@@ -178,6 +203,21 @@ def data(given: str) -> dict[str, Any]:
     }
 
 
+def drift(given: str) -> dict[str, Any]:
+    """Show how much the images of the inbox have resembled the training images, over time.
+
+    The test is that of ``flows.monitor``.
+    """
+    if not STATION.is_dir():
+        return {"points": [], "folder": str(STATION)}
+    from medstyle.inference.drift import limit_of, recent, scores_of
+
+    model = translator("given", given)
+    points = scores_of(STATION, model)[-LATEST:]
+    test = recent(STATION, model, DAYS)
+    return {"points": points, "limit": limit_of(model), "days": DAYS, "alarm": ALARM, **test._asdict()}
+
+
 def _splits() -> dict[str, dict[str, int]]:
     """Return how many subjects of each domain are in each part of the slice store."""
     from medstyle.data.store import SliceStore
@@ -194,9 +234,11 @@ def _splits() -> dict[str, dict[str, int]]:
 ASKED: Mapping[str, Callable[..., dict[str, Any]]] = {
     "models": models,
     "model": model,
+    "training": training,
     "promote": promote,
     "rollback": rollback,
     "ledger": ledger,
     "retry": retry,
     "data": data,
+    "drift": drift,
 }

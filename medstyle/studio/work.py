@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from medstyle.cohort.inventory import Inventory, Item, inventory
+from medstyle.cohort.inventory import Item, inventory
 from medstyle.errors import DataError, ModelError, UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.imaging.picture import SYNTHETIC_NOTE, over_white, read_picture, to_unit, write_picture
+from medstyle.imaging.picture import SYNTHETIC_NOTE, read_picture, write_picture
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.inference.files import CLINICAL_NOTE, Job, Request, domain_in, plan, translate_job
 from medstyle.inference.render_options import RenderOptions
@@ -71,9 +71,15 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
     folder = place.dropped(asked.set)
     unpack(folder)
     found = inventory([folder])
-    used, why = {}, ""
+    used, domains, why = {}, {}, ""
     try:
-        used = _used(folder, found, asked, place)
+        if any(item.usable for item in found.volumes):
+            translator = shelf.translator(asked.model, place.model)
+            domains = {
+                item.key: domain_in(item, item.path.relative_to(folder).as_posix(), translator)
+                for item in found.volumes
+            }
+            used = _used(folder, translator, asked, place)
     except UserError as error:
         why = place.cleaned(str(error))
     rows = [
@@ -81,6 +87,7 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
             "item": item.key,
             "what": words(item),
             "kind": item.source,
+            "domain": domains.get(item.key),
             "use": used.get(item.key, "not used" if item.usable else "refused"),
             "why": place.cleaned(item.reason or item.code),
             "doubts": [place.cleaned(doubt.reason) for doubt in item.doubts()] if item.usable else [],
@@ -97,16 +104,15 @@ def inspect(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
     return {"images": rows, "files": len(found.files), "refused": named, "counts": counts, "why": why}
 
 
-def _used(folder: Path, found: Inventory, asked: Look, place: Place) -> dict[str, str]:
+def _used(folder: Path, translator: Translator, asked: Look, place: Place) -> dict[str, str]:
     """Return what the model would use: key -> in which role."""
-    if not any(item.usable for item in found.volumes):
-        return {}
-    translator = shelf.translator(asked.model, place.model)
     source = translator.config.source
     picture = asked.as_source or DOMAINS[source].picture
     scratch = place.out / "plan"
     used = {}
     for job in plan(folder, scratch, translator, Request(source_domain=source if picture else None)):
+        if (job.item.source in ("picture", "video")) != DOMAINS[source].picture:
+            raise DataError(f"a {job.item.source} cannot be an input for a model of {DOMAINS[source].label}")
         used[job.item.key] = f"used as {DOMAINS[source].label}"
         used |= {one.key: "used as a further contrast" for one in job.contrasts}
     return used
@@ -155,10 +161,10 @@ def shown(place: Place, item: Item, name: str, domain: str | None) -> dict[str, 
         return {"kind": "video", name: place.offer(f"{name}{item.path.suffix.lower()}", item.path)}
     if item.source == "picture":
         return {"kind": "picture", name: place.offer(f"{name}.png", _small(item.path, place.out / f"{name}.png"))}
-    return _volume(place, item.load(domain or "mr_t1", allow=("E_DOMAIN",)), name, "", domain)
+    return offer_volume(place, item.load(domain or "mr_t1", allow=("E_DOMAIN",)), name, "", domain)
 
 
-def _volume(place: Place, volume: Volume, name: str, note: str, domain: str | None = None) -> dict[str, Any]:
+def offer_volume(place: Place, volume: Volume, name: str, note: str, domain: str | None = None) -> dict[str, Any]:
     """Write a volume as NIfTI; return how it is shown."""
     place.out.mkdir(parents=True, exist_ok=True)
     path = place.out / f"{name}.nii.gz"
@@ -244,16 +250,18 @@ def _compared(
     volumes = [one for one in results if isinstance(one.image, Volume)]
     for one in volumes:
         assert isinstance(one.image, Volume)
-        facts |= _volume(place, one.image, made, CLINICAL_NOTE)
+        facts |= offer_volume(place, one.image, made, CLINICAL_NOTE)
         if one.uncertainty is not None:
-            facts |= _volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+            facts |= offer_volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
     if not volumes:
         [item] = inventory([job.out]).volumes
         facts |= shown(place, item, made, job.target)
     facts = {name.removeprefix(f"{number}-"): value for name, value in facts.items()}
     labels = {"from": DOMAINS[job.domain].label, "to": DOMAINS[job.target].label, "unit": DOMAINS[job.target].unit}
+    place_of = {"item": job.item.key, "number": number, "target": job.target}
     found = {"score": row["ood_score"], "verdict": row["ood_verdict"]}
-    return {**facts, **labels, "ood": found, "warnings": [place.cleaned(text) for text in row["warnings"]]}
+    warnings = [place.cleaned(text) for text in row["warnings"]]
+    return {**facts, **labels, **place_of, "ood": found, "warnings": warnings}
 
 
 def _downloads(place: Place, jobs: list[Job], made: Path) -> list[dict[str, str]]:
@@ -279,69 +287,100 @@ def _downloads(place: Place, jobs: list[Job], made: Path) -> list[dict[str, str]
 
 
 def style(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Style one picture by exemplars: by a model, or by a classical method without one."""
+    """Style one picture or clip by exemplars: by a model, or a picture by a classical method."""
     asked = Make(**arguments)
-    sources = _pictures(place.dropped(asked.set))
-    exemplars = _pictures(place.dropped(asked.exemplars)) if asked.exemplars else []
+    sources = _pictures(place.dropped(asked.set), clips=True)
+    exemplars = [item.path for item in _pictures(place.dropped(asked.exemplars))] if asked.exemplars else []
     if len(sources) != 1:
-        raise DataError(f"drop one picture to style; found {len(sources)}")
+        raise DataError(f"drop one picture or clip to style; found {len(sources)}")
     place.out.mkdir(parents=True, exist_ok=True)
-    source = sources[0]
+    [item] = sources
+    clip = item.source == "video"
+    source = item.path
     if asked.preview:
-        source = _small(source, place.out / "small.png", PREVIEW, shorter=True)
+        source = _small(_still(item, place.out), place.out / "small.png", PREVIEW, shorter=True)
+    moving = clip and not asked.preview
     size = min(asked.size, PREVIEW) if asked.preview and asked.size else asked.size
     options = RenderOptions(asked.strength, asked.keep_colour, size=size)
-    out = place.out / f"styled{source.suffix.lower() if source.suffix.lower() in ('.png', '.jpg', '.webp') else '.png'}"
-    facts: dict[str, Any] = {"kind": "picture", "from": "Picture", "to": "Styled", "warnings": [], "ood": None}
+    kinds, other = ((".mp4", ".webm"), ".mkv") if moving else ((".png", ".jpg", ".webp"), ".png")
+    out = place.out / f"styled{source.suffix.lower() if source.suffix.lower() in kinds else other}"
+    facts: dict[str, Any] = {"from": "Clip" if moving else "Picture", "to": "Styled", "warnings": [], "ood": None}
     if asked.method:
+        if moving:
+            raise DataError("a classical method styles pictures; choose a model of pictures for a clip")
         _classical(source, exemplars, asked.method, options, out)
     else:
-        translator = shelf.translator(asked.model, place.model)
-        if not DOMAINS[translator.config.source].picture:
-            raise ModelError("this model translates scans; choose a model of pictures, or a classical method")
-        weights = asked.weights or [1.0] * len(exemplars)
-        if len(weights) != len(exemplars):
-            raise DataError(f"{len(weights)} weights for {len(exemplars)} exemplars; give one for each")
-        mixture = list(zip(weights, exemplars, strict=True))
-        request = Request(asked.target, translator.config.source, mixture, asked.seed, options=options, force=True)
-        [job] = plan(source, out, translator, request)
-        with _progress(place, translator, job, (0, 1)):
-            row = translate_job(job, translator)
-        facts |= {"ood": {"score": row["ood_score"], "verdict": row["ood_verdict"]}, "warnings": row["warnings"]}
-    facts["source"] = place.offer("source.png", _small(source, place.out / "source.png"))
-    facts["synthetic"] = place.offer("synthetic.png", _small(out, place.out / "synthetic.png"))
+        facts |= _by_model(place, asked, (source, out), exemplars, options)
+    if moving:
+        facts |= {"kind": "video", "source": place.offer(f"source{source.suffix.lower()}", source),
+                  "synthetic": place.offer(f"synthetic{out.suffix}", out)}  # fmt: skip
+    else:
+        facts |= {"kind": "picture", "source": place.offer("source.png", _small(source, place.out / "source.png")),
+                  "synthetic": place.offer("synthetic.png", _small(out, place.out / "synthetic.png"))}  # fmt: skip
     label = out.suffix.removeprefix(".").upper()
     return {"images": [facts], "downloads": [{"file": place.offer("made", out, out.name), "label": label}]}
 
 
-def _pictures(folder: Path) -> list[Path]:
+def _by_model(
+    place: Place, asked: Make, files: tuple[Path, Path], exemplars: list[Path], options: RenderOptions
+) -> dict[str, Any]:
+    """Style a file by a model of pictures; return its verdict and warnings."""
+    translator = shelf.translator(asked.model, place.model)
+    if not DOMAINS[translator.config.source].picture:
+        raise ModelError("this model translates scans; choose a model of pictures, or a classical method")
+    weights = asked.weights or [1.0] * len(exemplars)
+    if len(weights) != len(exemplars):
+        raise DataError(f"{len(weights)} weights for {len(exemplars)} exemplars; give one for each")
+    mixture = list(zip(weights, exemplars, strict=True))
+    request = Request(asked.target, translator.config.source, mixture, asked.seed, options=options, force=True)
+    [job] = plan(*files, translator, request)
+    with _progress(place, translator, job, (0, 1)):
+        row = translate_job(job, translator)
+    return {"ood": {"score": row["ood_score"], "verdict": row["ood_verdict"]}, "warnings": row["warnings"]}
+
+
+def _pictures(folder: Path, *, clips: bool = False) -> list[Item]:
     unpack(folder)
-    items = inventory([folder]).volumes
-    refused = [item.reason for item in items if item.source == "picture" and not item.usable]
+    items = [
+        item for item in inventory([folder]).volumes if item.source in (("picture", "video") if clips else ("picture",))
+    ]
+    refused = [item.reason for item in items if not item.usable]
     if refused:
         raise DataError(f"a picture cannot be used: {refused[0]}")
-    return [item.path for item in items if item.source == "picture"]
+    return items
+
+
+def _still(item: Item, folder: Path) -> Path:
+    """Return a picture, or the first frame of a clip as one."""
+    if item.source == "picture":
+        return item.path
+    from PIL import Image
+
+    from medstyle.imaging.video import read_frames
+
+    Image.fromarray(next(iter(read_frames(item.path))).pixels).save(folder / "still.png")
+    return folder / "still.png"
 
 
 def _classical(source: Path, exemplars: list[Path], method: str, options: RenderOptions, out: Path) -> None:
-    from medstyle.evaluation.baselines import PICTURE_METHODS
+    from medstyle.evaluation.baselines import PICTURE_METHODS, style_picture
 
     if method not in PICTURE_METHODS:
         raise DataError(f"{method}: none of {', '.join(PICTURE_METHODS)}")
     if len(exemplars) != 1:
         raise DataError(f"a classical method takes the style of one exemplar; found {len(exemplars)}")
     pixels = read_picture(source, alpha=True)
-    styled = to_unit(PICTURE_METHODS[method](over_white(pixels), read_picture(exemplars[0])))
-    write_picture(out, options.apply(pixels, styled), SYNTHETIC_NOTE)
+    write_picture(out, options.apply(pixels, style_picture(pixels, exemplars[0], method)), SYNTHETIC_NOTE)
 
 
 def unpack(folder: Path) -> None:
     """Replace every zip below ``folder`` by its content.
 
     Raises:
-        Refusal: it is damaged, encrypted or too large.
+        Refusal: it is damaged, encrypted or too large; what other sets of the session hold counts.
     """
-    members, left = MEMBERS, UNPACKED
+    held = [path for path in sorted(folder.parent.rglob("*")) if path.is_file()]
+    members, left = MEMBERS, UNPACKED - sum(path.stat().st_size for path in held)
     for packed in sorted(folder.rglob("*.[zZ][iI][pP]")):
         inside = packed.with_suffix("")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import signal
@@ -11,25 +12,38 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medstyle.errors import UserError, outline
+from pydantic import ValidationError
+
+from medstyle.errors import DataError, UserError, outline
 from medstyle.studio.place import Place
 from medstyle.studio.shelf import ASKED
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 
+UNKNOWN = "the page sent arguments that this studio does not know; reload the page"
+
+
 def _load() -> None:
     """Import what takes seconds, while nobody waits for an answer."""
-    import medstyle.studio.work  # noqa: F401
+    import medstyle.studio.compare  # noqa: F401
 
 
 def _function(kind: str) -> Callable[[Place, Mapping[str, Any]], dict[str, Any]]:
     """Return the function of a job; those that only ask do not wait for the libraries of images."""
     if kind in ASKED:
-        return lambda place, arguments: ASKED[kind](place.model, **arguments)
+
+        def asked(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
+            names = list(inspect.signature(ASKED[kind]).parameters)[1:]
+            if not arguments.keys() <= set(names) or not all(isinstance(one, str) for one in arguments.values()):
+                raise DataError(UNKNOWN)
+            return ASKED[kind](place.model, **arguments)
+
+        return asked
+    from medstyle.studio.compare import difference
     from medstyle.studio.work import KINDS
 
-    return KINDS[kind]
+    return {**KINDS, "difference": difference}[kind]
 
 
 def main() -> None:
@@ -50,6 +64,8 @@ def main() -> None:
             try:
                 result = _function(job["kind"])(place, job["arguments"])
                 say({"result": result, "files": place.files})
+            except ValidationError:
+                say({"error": UNKNOWN})
             except UserError as error:
                 say({"error": place.cleaned(str(error))})
             except Exception as error:

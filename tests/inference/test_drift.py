@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from medstyle.inference.drift import drift, recent
+from medstyle.inference.drift import drift, recent, scores_of
 from medstyle.networks.translator import Translator
 
 
@@ -42,3 +42,6 @@ def test_only_recent_images_of_the_model_count(run, tmp_path):
         os.utime(place, (time.time() - 86400 * age,) * 2)
     found = recent(tmp_path, translator, days=30)
     assert (found.images, found.beyond) == (2, 1)
+    times, scores = zip(*scores_of(tmp_path, translator), strict=True)
+    assert list(scores) == [limit + 1, limit - 1e-3, limit + 1]  # by age, those of the other model left out
+    assert times[1] - times[0] == pytest.approx(39 * 86400, abs=60)

@@ -60,7 +60,7 @@ def versions(run: Run, once: Once) -> Path:
             "import json; from pathlib import Path; from medstyle.registry.models import add_version, promote\n"
             f"root = Path({str(run.root)!r}); metrics = json.loads((root / 'reports/metrics.json').read_text())\n"
             f"for path in {[str(path) for path in (run.translator, *others)]!r}:\n"
-            "    add_version(Path(path), metrics, [root / 'reports/report.html'])\n"
+            "    add_version(Path(path), metrics, [root / 'reports/report.html', root / 'reports/metrics.json'])\n"
             "promote('1', 'a test')"
         )
         subprocess.run([sys.executable, "-c", code], cwd=folder, env=env, check=True, capture_output=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -19,7 +21,7 @@ import requests
 from tests.conftest import Run
 from tests.flows.conftest import wait_for
 from tests.inference.conftest import make_translator
-from tests.registry.conftest import registered, versions
+from tests.registry.conftest import DESCRIPTORS, registered, versions
 
 __all__ = ["versions"]  # the fixture
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -33,7 +35,17 @@ class Running:
         self.folder = folder
         self.temporary = Path(tempfile.mkdtemp(prefix="studio-", dir="/tmp"))
         self.env = {**env, "TMPDIR": str(self.temporary), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "medstyle.cli", "studio", "--port", "0", *options]
+        command = [
+            "prlimit",
+            f"--nofile={DESCRIPTORS}",
+            sys.executable,
+            "-m",
+            "medstyle.cli",
+            "studio",
+            "--port",
+            "0",
+            *options,
+        ]
         self.errors = (folder / "studio.errors").open("w")
         self.process = subprocess.Popen(
             command, cwd=folder, env=self.env, stdout=subprocess.PIPE, stderr=self.errors, text=True
@@ -68,6 +80,28 @@ class Running:
         self.errors.close()
 
 
+class Visitor:
+    """Asks as the page does, without a browser."""
+
+    def __init__(self, running: Running) -> None:
+        self.url, self.session = running.url, requests.Session()
+        self.session.headers["Origin"] = running.url.rstrip("/")
+        self.session.get(running.link, timeout=30).raise_for_status()
+
+    def ask(self, method: str, path: str, **more: Any) -> requests.Response:
+        return self.session.request(method, self.url + path, timeout=180, **more)
+
+    def upload(self, name: str, content: Any, **more: Any) -> tuple[str, requests.Response]:
+        made = self.ask("POST", "api/sets").json()["set"]
+        return made, self.ask("PUT", f"api/sets/{made}", data=content, headers={"X-Name": name}, **more)
+
+    def job(self, kind: str, **arguments: Any) -> dict[str, Any]:
+        """Return a job as it has ended; its files lie at ``api/jobs/NAME/files/``."""
+        name = self.ask("POST", f"api/jobs/{kind}", json=arguments).json()["name"]
+        events = self.ask("GET", f"api/jobs/{name}/events").text
+        return dict(json.loads(events.rpartition("data: ")[2]))
+
+
 @contextlib.contextmanager
 def studio(folder: Path, env: dict[str, str], *options: str) -> Iterator[Running]:
     running = Running(folder, env, *options)
@@ -81,8 +115,12 @@ def studio(folder: Path, env: dict[str, str], *options: str) -> Iterator[Running
 
 @pytest.fixture(scope="module")
 def project(run: Run, versions: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """Return a project with data, versions and a model of pictures, and its environment."""
-    folder = tmp_path_factory.mktemp("project")
+    """Return a project that the tests of a module share."""
+    return make_project(run, versions, tmp_path_factory.mktemp("project"))
+
+
+def make_project(run: Run, versions: Path, folder: Path) -> tuple[Path, dict[str, str]]:
+    """Make a project with data, versions and a model of pictures; return it and its environment."""
     env = registered(versions, folder)
     (folder / "data").mkdir()
     for name in ("data/raw", "data/slices", "reports", "params.yaml"):

@@ -1,17 +1,20 @@
 // Talk to the server: sets of files, and jobs whose progress arrives by server-sent events.
 
+const tell = what => dispatchEvent(new Event(what)); // to the frame, in app.js
+
 export async function ask(method, path, body, headers = {}) {
   let answer;
   try {
     answer = await fetch(path, { method, body, headers });
   } catch {
-    throw new Error("The studio does not answer. Is it still running? Start it again with `medstyle studio`, "
-      + "then reload this page.");
+    tell("unanswered");
+    throw new Error("The studio does not answer.");
   }
   if (answer.status === 204) return {};
   const content = await answer.text();
   let found = {};
   try { found = JSON.parse(content); } catch { found = { error: content }; }
+  if (answer.status === 401) tell("unknown");
   if (!answer.ok) throw new Error(found.error || `The studio answered ${answer.status}.`);
   return found;
 }
@@ -43,12 +46,13 @@ export async function start(kind, given = {}, told = () => {}) {
       told(job);
       if (["done", "failed", "cancelled"].includes(job.state)) {
         source.close();
-        if (job.state === "done") resolve({ ...job.result, base: `${base}/files/` });
+        if (job.state === "done") resolve({ ...job.result, job: name, base: `${base}/files/` });
         else reject(new Error(job.state === "failed" ? job.error : "Cancelled."));
       }
     };
     source.onerror = () => {
-      if (source.readyState === EventSource.CLOSED) reject(new Error("The studio has ended or forgotten this job; reload the page."));
+      tell("unanswered");
+      if (source.readyState === EventSource.CLOSED) reject(new Error("The studio ended before this job did; start it again."));
     };
   });
   return { done, cancel: () => ask("DELETE", base) };

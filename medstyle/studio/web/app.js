@@ -1,6 +1,6 @@
 // The frame: pages by the part of the address behind #, and the life of the session.
 import { ask } from "./api.js";
-import { confirmed } from "./dom.js";
+import { confirmed, h } from "./dom.js";
 
 const PAGES = {
   translate: () => import("./translate.js"),
@@ -9,15 +9,44 @@ const PAGES = {
   jobs: () => import("./jobs.js"),
   data: () => import("./data.js"),
 };
-const ALIVE_MS = 60_000;
+const ALIVE_MS = 60_000, RETRY_MS = 1_500;
+const DOWN = "The studio does not answer. Start it again with `medstyle studio`; this page reconnects by itself.";
+const LOST = "The session has ended, or the studio was started again: what you dropped, and what was made of it, is deleted. "
+  + "What is shown stays until you leave the page; to go on, drop it again.";
 const main = document.getElementById("main"), notice = document.getElementById("notice");
 const made = {}; // pages keep what they show while another is looked at
 let leave = () => {};
 
 export function say(text) {
   notice.className = "problem";
-  notice.textContent = text;
+  notice.replaceChildren(h("span", {}, text));
   notice.hidden = !text;
+}
+
+// Keep the session. If the studio is away, ask until it is back, with or without what was dropped.
+let timer, down = false, asking = false;
+async function alive() {
+  if (asking) return;
+  asking = true;
+  clearTimeout(timer);
+  try {
+    const answer = await fetch("api/session", { method: "POST" });
+    if (answer.status === 401) await renew();
+    else if (down) say("");
+    down = false;
+  } catch {
+    down = true;
+    say(DOWN);
+  }
+  asking = false;
+  timer = setTimeout(alive, down ? RETRY_MS : ALIVE_MS);
+}
+
+async function renew() {
+  const page = await fetch("./"); // begins a session, unless the studio has another token by now
+  if (!page.ok) return say(await page.text());
+  dispatchEvent(new Event("renewed"));
+  say(LOST);
 }
 
 async function go() {
@@ -26,7 +55,12 @@ async function go() {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
-  const page = await PAGES[name]();
+  let page;
+  try {
+    page = await PAGES[name]();
+  } catch {
+    return alive();
+  }
   leave();
   made[name] ??= page.make();
   main.replaceChildren(made[name].element);
@@ -43,8 +77,11 @@ document.getElementById("end").addEventListener("click", async () => {
 
 // the token has become a cookie; it need not stay in the address
 if (location.search) history.replaceState(null, "", location.pathname + location.hash);
-setInterval(() => ask("POST", "api/session").catch(error => say(error.message)), ALIVE_MS);
+for (const kind of ["unanswered", "unknown"]) addEventListener(kind, alive);
+timer = setTimeout(alive, ALIVE_MS);
 addEventListener("hashchange", () => { go(); main.focus(); });
 // a file that misses the place for it must not replace the page
 for (const kind of ["dragover", "drop"]) addEventListener(kind, event => event.preventDefault());
-go();
+// the other pages too, while the studio is there
+await go();
+for (const load of Object.values(PAGES)) load().catch(() => {});

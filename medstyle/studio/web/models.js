@@ -1,6 +1,9 @@
 // Versions, what was measured, and who is champion.
 import { run } from "./api.js";
+import { chart } from "./chart.js";
 import { confirmed, h, problem, table } from "./dom.js";
+import { marked } from "./viewer.js";
+import { TwoModels } from "./models-two.js";
 
 class Models {
   constructor() {
@@ -13,6 +16,8 @@ class Models {
       h("div", { class: "row" }, h("h1", {}, "Models"), this.back),
       h("p", { class: "soft" }, "Every registered version, newest first. The champion is what `medstyle serve` serves."),
       this.said, this.list, this.more);
+    this.two = new TwoModels();
+    this.element.append(this.two.element);
   }
 
   enter() { this.load(); }
@@ -21,6 +26,7 @@ class Models {
     try {
       const { choices, versions, registry } = await run("models");
       this.versions = versions;
+      this.two.offer(choices);
       this.back.hidden = !this.of("previous") || !this.of("champion");
       const badges = row => h("span", {}, row.aliases.split(" ").filter(Boolean).map(one => h("span", { class: `badge ${one}` }, one)));
       const gate = row => h("span", { class: { passed: "fine", failed: "bad" }[row.gate] ?? "soft" }, row.gate);
@@ -48,19 +54,43 @@ class Models {
       const facts = await run("model", { name });
       const methods = Object.entries(facts.table ?? {}).sort(([a], [b]) => (b === "model") - (a === "model"));
       const measures = [...new Set(methods.flatMap(([, row]) => Object.keys(row)))];
-      const rows = methods.map(([method, row]) => Object.assign([method.replaceAll("_", " "), ...measures.map(one => row[one] ?? "–")], { own: method === "model" }));
+      const rates = Object.entries(facts.rates ?? {}).filter(([name]) => name !== "lesions");
+      const shown = name => name === "lesions kept" ? `${(100 * facts.rates[name]).toFixed(0)} % of ${facts.rates.lesions}` : facts.rates[name];
+      const rows = methods.map(([method, row]) => Object.assign([method.replaceAll("_", " "), ...measures.map(one => row[one] ?? "–"),
+        ...rates.map(([name]) => method === "model" ? shown(name) : "–")], { own: method === "model" }));
+      const titles = { "lesions kept": "lesions kept", created: "created per subject" };
       this.more.replaceChildren(h("h2", {}, title),
         h("p", {}, `${facts.source.label} → ${facts.targets.map(one => one.label).join(", ")}`),
         facts.gate ? h("p", {}, "Gate: ", h("span", { class: { passed: "fine", failed: "bad" }[facts.gate] ?? "soft" }, facts.gate),
           facts.overruled && `; overruled: ${facts.overruled}`) : "",
         facts.reasons?.length ? h("ul", {}, facts.reasons.map(one => h("li", {}, one))) : "",
         rows.length ? h("h3", {}, "On unseen subjects, beside the baselines") : "",
-        rows.length ? table(["Method", ...measures], rows, "Results") : h("p", { class: "soft" }, "It was not evaluated here."),
+        rows.length ? table(["Method", ...measures, ...rates.map(([name]) => titles[name])], rows, "Results") : h("p", { class: "soft" }, "It was not evaluated here."),
+        rates.length ? h("p", { class: "soft" }, "A lesion is kept if half of its contrast is; a created structure is bright, larger than a ball of "
+          + "2 mm radius, and absent from the truth. Errors at folds count as well: compare models, zero is not expected.") : "",
+        this.trained = h("div", {}, h("p", { class: "soft" }, "Reading the training …")),
         facts.card ? h("details", {}, h("summary", {}, "Model card"), h("pre", { tabindex: "0" }, facts.card)) : "");
       this.more.scrollIntoView({ block: "nearest" });
+      await this.training(name, this.trained);
     } catch (error) {
       this.more.replaceChildren(h("h2", {}, title), problem(error.message));
     }
+  }
+
+  async training(name, where) {
+    const { curves, samples } = await run("training", { name });
+    const groups = {};
+    for (const [loss, points] of Object.entries(curves)) {
+      const [group, ...rest] = loss.split("/");
+      if (points.length > 1) (groups[group] ??= []).push({ name: rest.join("/").replaceAll("_", " "), points });
+    }
+    const charts = Object.entries(groups).map(([group, lines]) => chart(group, lines));
+    const title = one => one.step === null ? "Unseen subject" : `Step ${one.step}`;
+    where.replaceChildren(
+      h("h3", {}, "Training, by step"), charts.length ? h("div", { class: "charts" }, charts) : h("p", { class: "soft" }, "No curves of its training are known here."),
+      samples.length ? h("h3", {}, "Sample pictures") : "",
+      h("div", { class: "samples" }, samples.map(one => h("figure", {},
+        marked(one.picture, `${title(one)}: source, synthetic and real images`), h("figcaption", {}, title(one))))));
   }
 
   async promote(row) {

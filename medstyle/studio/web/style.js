@@ -1,4 +1,4 @@
-// Style a picture by exemplars.
+// Style a picture or a clip by exemplars.
 import { send, start } from "./api.js";
 import { check, field, h, problem, warning } from "./dom.js";
 import { dropzone } from "./drop.js";
@@ -10,10 +10,10 @@ const CLASSICAL = { histogram_matching: "Histogram matching", neural_style: "Neu
 class Style {
   constructor() {
     this.title = "Style";
-    this.viewer = new Viewer([h("p", {}, "Drop a picture and one or several exemplars."),
-      h("p", {}, "The preview has 256 pixels; the full size is a job of its own.")]);
+    this.viewer = new Viewer([h("p", {}, "Drop a picture or a clip, and one or several exemplars."),
+      h("p", {}, "The preview has 256 pixels, and shows the first frame of a clip; the full size is a job of its own.")]);
     this.choice = new ModelChoice(error => this.chosen(error));
-    this.sent = h("p", { class: "soft", role: "status" }, "no picture yet");
+    this.sent = h("p", { class: "soft", role: "status" }, "nothing yet");
     this.given = h("p", { class: "soft", role: "status" }, "no exemplar yet");
     this.weights = h("div", {});
     this.how = h("select", { onchange: () => this.chosen() }, h("option", { value: "" }, "A model of pictures"),
@@ -35,7 +35,7 @@ class Style {
     this.element = h("div", { class: "desk" },
       h("div", { class: "side" },
         h("section", { class: "card" }, h("h1", {}, "Style"),
-          dropzone({ id: "picture", title: "Drop a picture", hint: "PNG, JPEG, TIFF, WebP", folders: false,
+          dropzone({ id: "picture", title: "Drop a picture or a clip", hint: "PNG, JPEG, TIFF, WebP, MP4, WebM", folders: false,
             taken: files => this.take(files, "set", this.sent) }), this.sent,
           dropzone({ id: "exemplars", title: "Drop exemplars", hint: "pictures whose style is taken", folders: false,
             taken: files => this.take(files, "exemplars", this.given) }), this.given, this.weights),
@@ -45,6 +45,13 @@ class Style {
       this.viewer.element);
     this.chosen();
     this.choice.load().catch(error => this.chosen(error));
+    addEventListener("renewed", () => {
+      for (const [name, where] of [["set", this.sent], ["exemplars", this.given]]) {
+        if (this[name]) where.textContent = "deleted; drop it again";
+        this[name] = null;
+      }
+      this.downloads.replaceChildren();
+    });
   }
 
   chosen(error) {
@@ -58,7 +65,7 @@ class Style {
     where.textContent = "sending …";
     try {
       this[name] = await send(files, () => {});
-      where.textContent = `${files.length} ${files.length === 1 ? "picture" : "pictures"}`;
+      where.textContent = `${files.length} ${files.length === 1 ? "file" : "files"}`;
       if (name === "exemplars") {
         this.weight = files.map(() => h("input", { type: "range", min: 0, max: 1, step: .05, value: 1 }));
         this.weights.replaceChildren(...(files.length > 1 ? this.weight.map((one, place) => field(`Weight of exemplar ${place + 1}`, one)) : []));
@@ -69,7 +76,7 @@ class Style {
   }
 
   async make(preview) {
-    if (!this.set) { this.said.replaceChildren(problem("Drop a picture first.")); return; }
+    if (!this.set) { this.said.replaceChildren(problem("Drop a picture or a clip first.")); return; }
     const own = this.how.value === "", number = input => input.value === "" ? null : input.valueAsNumber;
     const given = { set: this.set, exemplars: this.exemplars ?? null, method: own ? null : this.how.value, preview,
       strength: this.strength.valueAsNumber, keep_colour: this.keep.checked,

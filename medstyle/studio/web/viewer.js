@@ -7,9 +7,10 @@ const CROSSHAIR = 8, WINDOWING = 9, PAN = 3; // NiiVue's modes of dragging
 const BOTTOM = 34; // its name for the middle of the lower edge
 const STEPS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
   PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
+const OVERLAYS = [["uncertainty", "Uncertainty"], ["difference", "Difference"]];
 const MODES = { side: "Side by side", slider: "Slider", blend: "Blend", source: "Source", result: "Result" };
 
-function mark(context, width, height) {
+export function mark(context, width, height) {
   const size = Math.max(11, Math.round(Math.min(width, height) / 22));
   context.save();
   context.font = `600 ${size}px system-ui, sans-serif`;
@@ -20,6 +21,19 @@ function mark(context, width, height) {
   context.fillStyle = "#ffd977";
   context.fillText(MARK, width / 2, height - .6 * size);
   context.restore();
+}
+
+// Show a picture with the mark in its pixels
+export function marked(url, title) {
+  const canvas = h("canvas", { role: "img", "aria-label": `${title}. Research only.` }), image = new Image();
+  image.addEventListener("load", () => {
+    [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+    const context = canvas.getContext("2d");
+    context.drawImage(image, 0, 0);
+    mark(context, canvas.width, canvas.height);
+  });
+  image.src = url;
+  return canvas;
 }
 
 class Pane {
@@ -73,19 +87,19 @@ class Pane {
     this.told(title, "img");
   }
 
-  async volume(library, url, title, [low, high], overlay) {
+  async volume(library, url, title, [low, high], overlays = []) {
     this.fresh("volume");
     const nv = this.nv = new library.Niivue({
-      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: .8, crosshairWidthUnit: "mm",
+      backColor: [0, 0, 0, 1], crosshairColor: [.42, .77, .81, .8], crosshairWidth: .5, crosshairWidthUnit: "percent",
       fontColor: [.9, .9, .9, 1], isRadiologicalConvention: true,
       multiplanarShowRender: 0, dragMode: WINDOWING, dragModePrimary: CROSSHAIR,
       dragAndDropEnabled: false, logLevel: "error", show3Dcrosshair: false, multiplanarPadPixels: 2,
     });
     await nv.attachToCanvas(this.canvas, false);
     const volumes = [{ url, name: "image.nii.gz", colormap: "gray", cal_min: low, cal_max: high }];
-    if (overlay) {
-      volumes.push({ url: overlay.url, name: "overlay.nii.gz", colormap: "warm", opacity: 0,
-        cal_min: overlay.high / 10, cal_max: overlay.high });
+    for (const one of overlays) {
+      volumes.push({ url: one.url, name: `${one.kind}.nii.gz`, opacity: one.opacity, colormap: "warm",
+        colormapNegative: one.kind === "difference" ? "winter" : "", cal_min: one.high / 10, cal_max: one.high });
     }
     await nv.loadVolumes(volumes);
     const style = { textColor: [1, .85, .47, 1], textScale: .8, textAlignment: "left", lineWidth: 0,
@@ -126,12 +140,14 @@ export class Viewer {
       [["Crosshair", CROSSHAIR], ["Window", WINDOWING], ["Move and zoom", PAN]].map(([name, value]) => h("option", { value }, name)));
     this.dial = h("input", { type: "range", min: 0, max: 100, value: 50, oninput: () => this.arrange() });
     this.slide = h("label", { class: "slide" }, h("span", {}, "Before – after"), this.dial);
-    this.haze = h("input", { type: "range", min: 0, max: 100, value: 0, oninput: () => this.overlay() });
-    this.hazed = h("label", { class: "slide" }, h("span", {}, "Uncertainty"), this.haze);
+    this.hazes = OVERLAYS.map(([kind, name]) => {
+      const dial = h("input", { type: "range", min: 0, max: 100, value: 0, oninput: () => this.overlay() });
+      return { kind, dial, label: h("label", { class: "slide" }, h("span", {}, name), dial) };
+    });
     this.play = h("button", { type: "button", onclick: () => this.playing() }, "Play");
     this.forVolumes = [field("Planes", this.plane), field("Drag", this.drag)];
     this.windows = h("div", { class: "windows" });
-    this.bar = h("div", { class: "bar" }, field("View", this.mode), this.forVolumes, this.play, this.slide, this.hazed,
+    this.bar = h("div", { class: "bar" }, field("View", this.mode), this.forVolumes, this.play, this.slide, this.hazes.map(one => one.label),
       h("button", { type: "button", onclick: () => this.save() }, "Save picture"));
     this.empty = h("div", { class: "empty" }, words);
     this.full = h("div", { class: "viewer", hidden: true }, this.bar, this.stage, this.windows);
@@ -150,31 +166,34 @@ export class Viewer {
   }
 
   // `image` is what a job made of one image; `base` begins the addresses of its files
-  async show(base, image) {
+  async show(base, image, spot = null) {
     const both = image.synthetic != null;
-    const from = image.from ? `Source: ${image.from}` : "Source";
-    const to = image.to ? `Synthetic: ${image.to}` : "Synthetic";
-    this.image = image;
+    const [from, to] = image.titles ?? [image.from ? `Source: ${image.from}` : "Source",
+      image.to ? `Synthetic: ${image.to}` : "Synthetic"];
+    if (!spot) for (const one of this.hazes) one.dial.value = 0;
+    [this.base, this.image] = [base, image];
     delete this.element.dataset.shown;
     this.empty.hidden = true;
     this.full.hidden = false;
     const modes = both ? Object.keys(MODES) : ["source"];
     const before = this.both && both ? this.mode.value : modes[0];
     this.both = both;
-    this.mode.replaceChildren(...modes.map(one => h("option", { value: one }, MODES[one])));
+    this.mode.replaceChildren(...modes.map(one => h("option", { value: one },
+      image.titles?.[["source", "result"].indexOf(one)] ?? MODES[one])));
     this.mode.value = before;
     for (const one of [...this.forVolumes, this.windows]) one.hidden = image.kind !== "volume";
     this.play.hidden = image.kind !== "video";
-    this.hazed.hidden = !image.uncertainty;
-    this.haze.value = 0;
+    for (const one of this.hazes) one.label.hidden = !this.shown().includes(one);
     this.arrange();
-    const url = name => base + image[name];
+    const url = name => image[name].includes("/") ? image[name] : base + image[name];
     if (image.kind === "volume") {
       this.library ??= await import("./vendor/niivue.js");
-      const overlay = image.uncertainty && { url: url("uncertainty"), high: image.uncertainty_window[1] };
+      const overlays = this.shown().map(one => ({ kind: one.kind, opacity: one.dial.valueAsNumber / 100,
+        url: url(one.kind), high: image[`${one.kind}_window`][1] }));
       await this.source.volume(this.library, url("source"), from, image.source_window);
-      if (both) await this.result.volume(this.library, url("synthetic"), to, image.synthetic_window, overlay);
+      if (both) await this.result.volume(this.library, url("synthetic"), to, image.synthetic_window, overlays);
       this.joined(both);
+      if (spot) this.each(nv => { nv.scene.crosshairPos = spot; nv.drawScene(); });
     } else {
       const how = image.kind === "video" ? "clip" : "picture";
       await this.source[how](url("source"), from);
@@ -182,6 +201,12 @@ export class Viewer {
     }
     this.arrange();
     this.element.dataset.shown = both ? "both" : "source";
+  }
+
+  // Lay something more over the result; the crosshair stays where it is
+  async add(kind, facts, opacity) {
+    this.hazes.find(one => one.kind === kind).dial.value = opacity;
+    await this.show(this.base, { ...this.image, ...facts }, this.source.nv.scene.crosshairPos);
   }
 
   joined(both) {
@@ -208,8 +233,8 @@ export class Viewer {
       } });
     const bottom = made(low), top = made(high);
     nv.onIntensityChange = () => { bottom.value = volume.cal_min; top.value = volume.cal_max; };
-    const name = pane === this.source ? "source" : "synthetic image";
-    return h("fieldset", {}, h("legend", {}, `Window of the ${name}`),
+    const name = this.image.titles?.[pane === this.source ? 0 : 1] ?? (pane === this.source ? "the source" : "the synthetic image");
+    return h("fieldset", {}, h("legend", {}, `Window of ${name}`),
       field("from", bottom), field("to", top));
   }
 
@@ -218,8 +243,11 @@ export class Viewer {
     this.each(nv => { nv.opts.dragModePrimary = mode; });
   }
 
+  // the overlays that the image has, in the order of NiiVue's volumes
+  shown() { return this.hazes.filter(one => this.image?.synthetic && this.image[one.kind]); }
+
   overlay() {
-    this.result.nv?.setOpacity(1, this.haze.valueAsNumber / 100);
+    this.shown().forEach((one, place) => this.result.nv?.setOpacity(place + 1, one.dial.valueAsNumber / 100));
   }
 
   playing() {
@@ -239,7 +267,7 @@ export class Viewer {
     this.source.element.hidden = mode === "result";
     this.result.element.hidden = mode === "source";
     this.slide.hidden = !stacked;
-    this.slide.firstChild.textContent = mode === "blend" ? "Source – synthetic" : "Before – after";
+    this.slide.firstChild.textContent = mode === "blend" || this.image?.titles ? this.image?.titles ? "Left – right" : "Source – synthetic" : "Before – after";
     const top = this.result.element.style;
     top.clipPath = mode === "slider" ? `inset(0 0 0 ${share}%)` : "";
     top.opacity = mode === "blend" ? share / 100 : "";
