@@ -98,6 +98,7 @@ def model(given: str, name: str) -> dict[str, Any]:
     try:
         config = json.loads((folder / "translator.json").read_text(encoding="utf-8"))
         source, target, domains = config["source"], config["target"], list(config["domains"])
+        architecture = config["architecture"]
     except (OSError, ValueError, KeyError):
         raise ModelError(f"{folder.name}: not a translator folder; train one with `dvc repro train`") from None
     card = folder / CARD
@@ -106,6 +107,7 @@ def model(given: str, name: str) -> dict[str, Any]:
         "target": target,
         "targets": [{"name": one, "label": DOMAINS[one].label} for one in domains if one != source] or [target],
         "picture": DOMAINS[source].picture,
+        "sharpness": architecture.get("sharpness", 1.0) if architecture.get("refiner") else None,
         "contrasts": [DOMAINS[one].label for one in config.get("contrasts", [])],
         "card": card.read_text(encoding="utf-8") if card.is_file() else "",
         **(_measured(folder) if not name.isdigit() else _registered(name)),

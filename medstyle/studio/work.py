@@ -54,6 +54,7 @@ class Make(BaseModel):
     target: str | None = None
     as_source: bool = False
     uncertainty: bool = False
+    sharpness: float | None = None
     force: bool = False
     exemplars: str | None = None
     weights: list[float] = Field(default=[], max_length=16)
@@ -196,7 +197,7 @@ def translate(place: Place, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Translate what the model can use of a set, and prepare source and result to be shown."""
     asked = Make(**arguments)
     place.say({"progress": 0.02, "said": "loading the model"})
-    translator = shelf.translator(asked.model, place.model)
+    translator = shelf.translator(asked.model, place.model).sharpened(asked.sharpness)
     source = translator.config.source
     folder, made = place.dropped(asked.set), place.out / "made"
     picture = asked.as_source or DOMAINS[source].picture

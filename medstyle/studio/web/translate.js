@@ -25,6 +25,8 @@ class Translate {
     this.force = h("input", { type: "checkbox" });
     this.as = h("input", { type: "checkbox", onchange: () => this.inspect() });
     this.asTitle = h("span", {}, "Treat the image as the model's source");
+    this.sharpness = h("input", { type: "range", min: 0, max: 1, step: .05, value: 1 });
+    this.sharp = field("Sharpness: left has the least error, right looks most like a real scan", this.sharpness);
     this.unsure = check("Map of uncertainty (takes five times as long)", this.uncertainty);
     this.go = h("button", { class: "main", type: "button", disabled: true, onclick: () => this.translate() }, "Translate");
     this.stop = h("button", { type: "button", hidden: true, onclick: () => this.job?.cancel() }, "Cancel");
@@ -47,7 +49,7 @@ class Translate {
             hint: "DICOM folder or zip, NIfTI, NRRD, MetaImage, PNG, JPEG, TIFF, MP4", taken: files => this.take(files) })),
         this.verdict,
         h("section", { class: "card" },
-          field("Model", this.choice.select), this.about, field("Target", this.choice.target), this.unsure,
+          field("Model", this.choice.select), this.about, field("Target", this.choice.target), this.sharp, this.unsure,
           h("details", {}, h("summary", {}, "Overrides"),
             h("label", { class: "check" }, this.as, this.asTitle),
             check("Translate anyway, even if it does not resemble the training images", this.force)),
@@ -74,6 +76,8 @@ class Translate {
     this.about.replaceChildren(error ? problem(error.message)
       : `From ${facts.source.label}` + (facts.contrasts.length ? ` with ${facts.contrasts.join(" and ")}` : "") + ".");
     this.unsure.hidden = this.compare.hidden = Boolean(!facts || facts.picture);
+    this.sharp.hidden = facts?.sharpness == null;
+    if (!this.sharp.hidden) this.sharpness.value = facts.sharpness;
     if (facts) this.asTitle.textContent = `Treat the image as ${facts.source.label}`;
     if (this.set) this.inspect();
   }
@@ -152,6 +156,7 @@ class Translate {
 
   async translate() {
     const given = { set: this.set, model: this.choice.select.value, target: this.choice.target.value,
+      sharpness: this.sharp.hidden ? null : this.sharpness.valueAsNumber,
       uncertainty: this.uncertainty.checked && !this.choice.facts.picture, force: this.force.checked, as_source: this.as.checked };
     this.go.disabled = true;
     this.made.hidden = true;
