@@ -701,6 +701,38 @@ def serve(
 
 
 @app.command()
+def listen(
+    folder: Annotated[Path, typer.Argument(help="Folder of the inbox, its ledger and its results.")] = Path(
+        "data/station"
+    ),
+    file: ParamsFile = Path("params.yaml"),
+    model: Model = DEFAULT_MODEL,
+    audit: Annotated[Path | None, typer.Option(help="File to which a line is appended per event.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Let refused deliveries be tried again, and end.")] = False,
+) -> None:
+    """Take studies by DICOM and DICOMweb, translate each once, and send the results to archives.
+
+    Settings are the section `door` of the params file.
+
+    Example: medstyle listen data/station --model models:/medstyle@champion --audit audit.jsonl
+    """
+    from medstyle.door.ledger import Ledger
+    from medstyle.door.settings import Params
+    from medstyle.params import load
+
+    params = load(Params, "door", file)
+    if retry:
+        print(f"{Ledger(folder).retry()} deliveries are tried again")
+        return
+    try:
+        from medstyle.door.listen import listen as start
+    except ImportError as error:
+        raise MissingPackage(f'listen: needs {error.name}: pip install "medstyle[archive]"') from None
+
+    start(folder, params, model, audit)
+
+
+@app.command()
 def studio(
     model: Model = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="Address to listen on; another than this machine's asks for a token.")] = (

@@ -53,6 +53,15 @@ def domain_in(item: Item, path: str, translator: Translator) -> str | None:
 
 
 @dataclass(frozen=True)
+class About:
+    """What a report says of the model: its name, its version, and the verdict of the gate."""
+
+    name: str
+    version: str
+    gate: str = "not asked"
+
+
+@dataclass(frozen=True)
 class Request:
     """The options of a translation of files.
 
@@ -69,6 +78,7 @@ class Request:
         options: how the style is applied to pictures and videos.
         force: translate even images that do not resemble the training images.
         allow: codes to override after inspection of the images, such as ``E_BURNED_IN``.
+        about: the model; then a structured report is written beside each derived DICOM series.
     """
 
     target: str | None = None
@@ -79,6 +89,7 @@ class Request:
     options: RenderOptions = FULL
     force: bool = False
     allow: Collection[str] = ()
+    about: About | None = None
 
 
 @dataclass(frozen=True)
