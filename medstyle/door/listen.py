@@ -11,7 +11,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -74,10 +74,17 @@ class Translating:
         """Whether the process runs."""
         return self.process is not None and self.process.poll() is None
 
-    def end(self) -> None:
-        """End the process; what it was doing is done again."""
-        if self.process is not None:
-            self.process.kill()
+    def end(self, seconds: float) -> None:
+        """Let the process complete the study in work; kill it if that takes too long."""
+        process = self.process
+        if process is None or process.stdin is None:
+            return
+        with suppress(OSError):
+            process.stdin.close()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def listen(folder: Path, params: Params, model: str, audit: Path | None = None) -> None:
@@ -120,7 +127,7 @@ def listen(folder: Path, params: Params, model: str, audit: Path | None = None) 
         watch.say("listening", ae_title=params.ae_title, **ports)
         _until_signalled(stop)
         server.shutdown()
-        translating.end()
+        translating.end(params.silence_s)
         for thread in threads.values():
             thread.join(params.silence_s)
         watch.audit("stop")

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import socket
 import ssl
 import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable
+from contextlib import suppress
+from socketserver import TCPServer
 from typing import Any
 
 import pynetdicom
@@ -48,18 +51,29 @@ class Bounded(AssociationSocket):
     def recv(self, nr_bytes: int) -> bytearray:
         """Read so many bytes; OSError ends the association if they are too many or too slow."""
         self.received += nr_bytes
-        if self.received > self.most:  # before anything of it is read into memory
-            raise OSError("more bytes than door.instance_mb allows")
         data, until = bytearray(), time.monotonic() + self.silence_s
-        while len(data) < nr_bytes:
-            if time.monotonic() > until:
-                raise TimeoutError("the data arrive too slowly")
-            assert self.socket is not None
-            got = self.socket.recv(min(CHUNK, nr_bytes - len(data)))
-            if not got:
-                break
-            data += got
+        try:
+            if self.received > self.most:  # before anything of it is read into memory
+                raise OSError("more bytes than door.instance_mb allows")
+            while len(data) < nr_bytes:
+                if time.monotonic() > until:
+                    raise TimeoutError("the data arrive too slowly")
+                assert self.socket is not None
+                got = self.socket.recv(min(CHUNK, nr_bytes - len(data)))
+                if not got:
+                    raise ConnectionError("the other side has gone")
+                data += got
+        except OSError:
+            self._shutdown_socket()  # now, and not after a time of silence
+            raise
         return data
+
+    def _shutdown_socket(self) -> None:
+        """Close the connection even if the other side has gone already."""
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
 
 
 class Door(ThreadedAssociationServer):
@@ -72,6 +86,11 @@ class Door(ThreadedAssociationServer):
         """Accept a connection, encrypted or not: the handshake is the thread's."""
         assert self.socket is not None
         return self.socket.accept()
+
+    def shutdown(self) -> None:
+        """Stop listening."""
+        TCPServer.shutdown(self)
+        self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Count a connection that ended before it said anything that can be understood."""
@@ -106,7 +125,7 @@ class Handler(RequestHandler):
         most = (params.instance_mb << 20) + OVERHEAD
         while not association.dul.event_queue.empty():  # that of the socket which is replaced
             association.dul.event_queue.get()
-        association.set_socket(Bounded(association, self.request, most, params.silence_s))
+        association.dul.socket = Bounded(association, self.request, most, params.silence_s)
         return association
 
 

@@ -42,6 +42,7 @@ class DicomSender:
         if not unsent and not ask:
             return
         association = self._associate({(one.sop_class, one.syntax) for _, one in unsent}, ask)
+        connection = association.dul.socket and association.dul.socket.socket
         try:
             for path, identity in unsent:
                 self._store(association, str(path), identity)
@@ -51,6 +52,8 @@ class DicomSender:
         finally:
             if association.is_established:
                 association.release()
+            if connection is not None:
+                connection.close()  # pynetdicom forgets it if the archive has gone
 
     def _associate(self, kinds: set[tuple[str, str]], ask: bool) -> Association:
         entity = AE(self.ae_title)

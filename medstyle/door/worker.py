@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +30,23 @@ def facts_of(reference: str) -> tuple[Path, dict[str, str]]:
     return folder, {"name": found.model, "version": found.version, "gate": gate}
 
 
-def work(folder: Path, reference: str, uncertainty: bool, report: bool) -> None:
-    """Translate what comes, until another version has the model's alias."""
+def work(folder: Path, reference: str, uncertainty: bool, report: bool, ended: threading.Event) -> None:
+    """Translate what comes, until the door has ended or another version has the model's alias."""
     place, facts = facts_of(reference)
     translator = Translator.load(place)
     about = About(**facts) if report else None
     _say("ready", version=facts["version"], weights=translator.sha256)
     looked = time.monotonic()
-    while True:
+    while not ended.wait(PAUSE_S):
         if _waits(folder):
             try:
-                for outcome in process(folder, translator, uncertainty=uncertainty, about=about):
-                    _tell(outcome)
+                with closing(process(folder, translator, uncertainty=uncertainty, about=about)) as outcomes:
+                    for outcome in outcomes:
+                        _tell(outcome)
+                        if ended.is_set():
+                            return
             except DataError as error:  # another process empties the same inbox
                 _say("inbox", why=type(error).__name__)
-        time.sleep(PAUSE_S)
         if reference.startswith("models:/") and time.monotonic() - looked > LOOK_S:
             looked = time.monotonic()
             if facts_of_alias(reference) != facts["version"]:
@@ -69,20 +71,23 @@ def _tell(outcome: Outcome) -> None:
 
 
 def _say(event: str, **facts: Any) -> None:
-    print(json.dumps({"event": event, **facts}), flush=True)
+    with suppress(BrokenPipeError):  # the door has ended
+        print(json.dumps({"event": event, **facts}), flush=True)
 
 
-def _end_with_the_door() -> None:
+def _await_end(ended: threading.Event) -> None:
+    """Wait until the door ends, however; the study in work is completed, as it is not at fault."""
     sys.stdin.read()
-    os._exit(0)
+    ended.set()
 
 
 def main() -> None:
     """Work on ``FOLDER MODEL UNCERTAINTY REPORT``."""
     folder, reference, uncertainty, report = sys.argv[1:]
-    threading.Thread(target=_end_with_the_door, daemon=True).start()
+    ended = threading.Event()
+    threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
     try:
-        work(Path(folder), reference, uncertainty == "1", report == "1")
+        work(Path(folder), reference, uncertainty == "1", report == "1", ended)
     except UserError as error:
         print(f"medstyle: {error}", file=sys.stderr)
         sys.exit(2)

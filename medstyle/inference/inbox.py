@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -88,7 +88,7 @@ def process(
     workers: Workers = 1,
     uncertainty: bool = False,
     about: About | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome]:
     """Translate every study in ``folder/inbox`` that has not changed for ``settle_s``.
 
     One whose name begins with ``closed-`` is taken at once.
