@@ -116,9 +116,9 @@ def listen(folder: Path, params: Params, model: str, audit: Path | None = None) 
         works = {f"to {one.route}": one.work for one in outboxes}
         works |= {f"poll {number}": one.work for number, one in enumerate(pollers)}
         works |= {"close": functools.partial(_close, store, params.quiet_s, watch), "translator": translating.work}
+        server = Receiver(params, store, watch, promise).start()
         health = serve_health(params, watch, functools.partial(_state, threads, translating, store, ledger, watch))
         stack.callback(health.shutdown)
-        server = Receiver(params, store, watch, promise).start()
         for name, function in works.items():
             threads[name] = threading.Thread(target=_guarded, args=(function, stop, watch), name=name, daemon=True)
             threads[name].start()

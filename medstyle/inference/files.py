@@ -36,7 +36,7 @@ from medstyle.networks.translator import Translator
 
 if TYPE_CHECKING:
     from medstyle.dicom.scan import Series
-    from medstyle.dicom.write import Derivation
+    from medstyle.dicom.write import Derivation, ModelIdentity
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -358,10 +358,33 @@ def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, t
     derivation = _derivation(job, series, translator)
     model = replace(derivation.model, details=details)
     derivation = replace(derivation, model=model, neighbourhood=_neighbourhood(image, translator))
-    written = write_derived(image, derivation, job.out)[0].parent
+    files = write_derived(image, derivation, job.out)
+    written = files[0].parent
     if uncertainty is not None:
-        write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+        files += write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+    if job.request.about is not None:
+        _write_report(job, series, result, model, files)
     return written
+
+
+def _write_report(job: Job, series: Series, result: Translation, model: ModelIdentity, files: Sequence[Path]) -> None:
+    from medstyle.dicom.report import Finding, write_report
+
+    about = job.request.about
+    assert about is not None
+    finding = Finding(
+        about.name,
+        about.version,
+        about.gate,
+        software=model.version,
+        sha256=model.sha256,
+        domain=job.target,
+        ood_score=result.ood.score,
+        ood_verdict=result.ood.verdict,
+        uncertainty=model.details.get("uncertainty_mean"),
+        notes=tuple(result.warnings),
+    )
+    write_report(finding, series, files, job.out)
 
 
 def _neighbourhood(volume: Volume, translator: Translator) -> int | None:
