@@ -53,12 +53,14 @@ class Bounded(AssociationSocket):
         self.received += nr_bytes
         data, until = bytearray(), time.monotonic() + self.silence_s
         try:
+            assert self.socket is not None
+            # a sender that waits for an acknowledgement of each packet would wait 40 ms
+            self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
             if self.received > self.most:  # before anything of it is read into memory
                 raise OSError("more bytes than door.instance_mb allows")
             while len(data) < nr_bytes:
                 if time.monotonic() > until:
                     raise TimeoutError("the data arrive too slowly")
-                assert self.socket is not None
                 got = self.socket.recv(min(CHUNK, nr_bytes - len(data)))
                 if not got:
                     raise ConnectionError("the other side has gone")

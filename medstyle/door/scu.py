@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 from pynetdicom import AE
@@ -43,6 +44,8 @@ class DicomSender:
             return
         association = self._associate({(one.sop_class, one.syntax) for _, one in unsent}, ask)
         connection = association.dul.socket and association.dul.socket.socket
+        if connection is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the archive acknowledges late
         try:
             for path, identity in unsent:
                 self._store(association, str(path), identity)

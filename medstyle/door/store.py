@@ -72,10 +72,12 @@ class Store:
                 if self.has(identity.study, identity.instance):  # by another association meanwhile
                     return "known"
                 self._check_number(study)
+                new = not study.exists()
                 study.mkdir(exist_ok=True)
                 part.replace(study / name)
                 _sync_folder(study)
-                _sync_folder(self.arriving)
+                if new:
+                    _sync_folder(self.arriving)
         finally:
             part.unlink(missing_ok=True)
         return "stored"
