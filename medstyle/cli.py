@@ -554,11 +554,12 @@ def ensemble(
 
 
 def _folder(reference: str) -> Path:
-    """Return the folder of a model: a folder, one that comes with the package, or `models:/...`."""
+    """Return the folder of a model: a folder, one that is installed, or `models:/...`."""
+    from medstyle.catalogue.store import installed_folder
     from medstyle.networks.translator import ready_folder
 
     if not reference.startswith("models:/"):  # a folder does not need the registry's imports
-        return ready_folder(reference)
+        return installed_folder(reference) or ready_folder(reference)
     from medstyle.registry.models import fetch
 
     return fetch(reference)
@@ -590,8 +591,69 @@ def export(
 
 
 @app.command()
-def models(json_: Json = False) -> None:
+def publish(
+    model: Annotated[str, typer.Argument(help="Registered version, models:/..., or translator folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of published packages and their index.")] = Path("published"),
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the licence of the weights.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model in catalogues.")] = "medstyle",
+    key: Annotated[Path, typer.Option(help="Private key of ed25519 (PEM); made if missing.")] = Path(
+        "~/.config/medstyle/publisher.pem"
+    ),
+) -> None:
+    """Make a signed file of a model that others install, and enter it into an index.
+
+    Example: medstyle publish 3 published --licence CC-BY-4.0 --name t1-to-t2
+    """
+    from medstyle.registry.publish import publish as make
+
+    path, manifest, signer = make(model, out, key.expanduser(), licence, name)
+    print(f"{path}: {manifest.key}, {len(manifest.files)} files, signed by {signer}")
+
+
+@app.command()
+def install(
+    where: Annotated[Path, typer.Argument(metavar="FILE|FOLDER|INDEX", help="Package, or index of packages.")],
+    name: Annotated[str | None, typer.Argument(help="Which package of an index: NAME or NAME@VERSION.")] = None,
+    trust: Annotated[str | None, typer.Option(help="Fingerprint of a publisher to trust from now on.")] = None,
+) -> None:
+    """Check a signed package of a model, and install it for this user; needs no network.
+
+    Example: medstyle install published/index.json t1-to-t2 --trust 1f3a...
+    """
+    from medstyle.catalogue.store import install as put
+
+    manifest, new = put(where, name, trust)
+    print(f"{manifest.key}: {'installed' if new else 'is installed already'}; use it with --model {manifest.key}")
+
+
+def _print_available(index: Path | None, json_: bool) -> None:
+    from medstyle.catalogue.store import described, installed, read_index
+
+    rows = [{**described(one), "place": "installed"} for one in installed()]
+    if index is not None:
+        rows += [{**row, "place": str(row.pop("file"))} for row in read_index(index)]
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    names = ("name", "version", "task", "inputs", "licence", "gate", "figures", "place")
+    shown = [{**row, "figures": _figures(row["figures"]), "inputs": " ".join(row["inputs"])} for row in rows]
+    _print_table([list(names), *([str(row[name]) for name in names] for row in shown)])
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in figures.items() if name in ("psnr", "ssim", "mae"))
+
+
+@app.command()
+def models(
+    json_: Json = False,
+    available: Annotated[bool, typer.Option("--available", help="List installed models instead.")] = False,
+    index: Annotated[Path | None, typer.Option(help="With --available: also list the packages of an index.")] = None,
+) -> None:
     """List the registered versions with their aliases, verdicts and metrics."""
+    if available or index is not None:
+        _print_available(index, json_)
+        return
     from medstyle.registry.models import versions
 
     rows = versions()

@@ -10,6 +10,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+from medstyle.catalogue.package import MANIFEST, checked
+from medstyle.catalogue.store import installed_folder
 from medstyle.errors import DataError, UserError, outline
 from medstyle.inference.files import About
 from medstyle.inference.inbox import Outcome, process
@@ -21,7 +23,11 @@ PAUSE_S, LOOK_S = 0.5, 30.0  # between looks at the inbox, and at the alias of t
 def facts_of(reference: str) -> tuple[Path, dict[str, str]]:
     """Return the folder of a model, and what its registry says of it."""
     if not reference.startswith("models:/"):
-        return ready_folder(reference), {"name": Path(reference).name, "version": "not registered", "gate": "not asked"}
+        folder, known = installed_folder(reference), {"name": Path(reference).name, "version": "not registered"}
+        if folder is not None:
+            manifest = checked((folder.parent / MANIFEST).read_bytes())
+            return folder, {"name": manifest.name, "version": manifest.version, "gate": manifest.gate}
+        return ready_folder(reference), {**known, "gate": "not asked"}
     from medstyle.registry.models import download, resolve, version_tags
 
     found = resolve(reference)
