@@ -574,10 +574,13 @@ def _translator(reference: str) -> Any:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Translator folder, or a model such as models:/medstyle@champion.")],
-    out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
+    out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 or .ts (TorchScript); with --bundle a folder.")],
     to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Write a MONAI bundle, with preparation.")] = False,
 ) -> None:
     """Write a model for other runtimes: network units in and out, for any batch and image size.
+
+    A bundle takes and makes whole scans.
 
     Example: medstyle export models/translator model.onnx
     """
@@ -586,6 +589,12 @@ def export(
     if out.exists():
         raise OutputError(f"{out}: exists already; remove it or choose another name")
     translator = _translator(model)
+    if bundle:
+        from medstyle.inference.bundle import write_bundle
+
+        write_bundle(translator, out, to)
+        print(f"{out}: python -m monai.bundle run --config_file {out}/configs/inference.json --bundle_root {out}")
+        return
     write(translator, out, to)
     print(f"{out}: sizes must be multiples of {translator.multiple}")
 
