@@ -180,17 +180,22 @@ def _evaluations(finding: Finding) -> list[Any]:
 
 
 def _texts(finding: Finding, source: Series, derived: Dataset) -> list[Any]:
-    from highdicom.sr import RelationshipTypeValues, TextContentItem
+    from highdicom.sr import RelationshipTypeValues, TextContentItem, UIDRefContentItem
 
     label = DOMAINS[finding.domain].label
     texts = {
-        "What was made": f"synthetic {label}, {len(source.frames)} source images, series {derived.SeriesInstanceUID}",
-        "Source series": source.series_uid,
+        "What was made": f"synthetic {label} from {len(source.frames)} source images",
         "Weights": f"sha256:{finding.sha256}",
         "Software": f"medstyle {finding.software}",
         "Notice": " ".join([RESEARCH, *finding.notes]),
     }
+    contains = RelationshipTypeValues.CONTAINS
+    uids = {"Source series": source.series_uid, "Derived series": derived.SeriesInstanceUID}
     return [
-        TextContentItem(_concept(name.lower().replace(" ", "-"), name), text, RelationshipTypeValues.CONTAINS)
-        for name, text in texts.items()
+        *(UIDRefContentItem(_named(name), uid, contains) for name, uid in uids.items() if uid),
+        *(TextContentItem(_named(name), text, contains) for name, text in texts.items()),
     ]
+
+
+def _named(name: str) -> Any:
+    return _concept(name.lower().replace(" ", "-"), name)
