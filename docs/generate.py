@@ -39,6 +39,7 @@ FILES = {  # what has no docstring
     "LICENSE": "Apache License 2.0.",
     "recipes/": "Complete params files for other tasks.",
     "docs/": "This documentation; `docs/generate.py` writes the generated pages of `docs/reference/`.",
+    "slicer/": "A module of 3D Slicer, in one file.",
     "tests/": "Tests; the folders mirror those of `medstyle/`.",
     "medstyle/evaluation/report.html": "Template of the report.",
     "medstyle/studio/web/": "The page of the studio; `vendor/` is NiiVue with its licence.",
