@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -793,7 +793,10 @@ def listen(
 
     params = load(Params, "door", file)
     if retry:
-        print(f"{Ledger(folder).retry()} deliveries are tried again")
+        if not (folder / "ledger.db").is_file():
+            raise DataError(f"{folder}: no door has written here; name its folder")
+        with closing(Ledger(folder)) as ledger:
+            print(f"{ledger.retry()} deliveries are tried again")
         return
     try:
         from medstyle.door.listen import listen as start

@@ -14,7 +14,7 @@ from pydicom.sr.codedict import codes
 from medstyle.dicom.elements import quiet
 from medstyle.dicom.scan import Series
 from medstyle.dicom.uids import IMPLEMENTATION_UID, uid_of
-from medstyle.dicom.write import save, settle_laterality
+from medstyle.dicom.write import save
 from medstyle.imaging.modality import DOMAINS
 from medstyle.jobs.atomic import atomic_folder
 
@@ -76,7 +76,7 @@ def write_report(finding: Finding, source: Series, derived: Sequence[Path], out_
             evidence=evidence,
             content=_content(finding, source, first, evidence),
             series_instance_uid=series_uid,
-            series_number=int(first.get("SeriesNumber") or 0) % 10**8 + 500,
+            series_number=int(first.get("SeriesNumber") or 0) % 10**8 + 600,
             sop_instance_uid=uid_of(series_uid, "0"),
             instance_number=1,
             manufacturer="medstyle project",
@@ -89,7 +89,6 @@ def write_report(finding: Finding, source: Series, derived: Sequence[Path], out_
         for name in ("SeriesDate", "SeriesTime", "ContentDate", "ContentTime"):
             setattr(report, name, first.get(name))
         report.SyntheticData = "YES"
-        settle_laterality(report) if "BodyPartExamined" in report else None
         with atomic_folder(out_dir / f"report-{series_uid[-12:]}", own=True) as scratch:
             save(report, scratch / "0001.dcm")
     return out_dir / f"report-{series_uid[-12:]}" / "0001.dcm"

@@ -69,7 +69,10 @@ class Outbox:
         """Do what is due now."""
         for key in self.ledger.derived(self.route):
             if self._came_by_the_door(key):
-                objects = self._objects(key)
+                try:
+                    objects = self._objects(key)
+                except UserError:  # the attempt will say so
+                    objects = []
                 self.ledger.begin(self.route, key, [hashed(identity.instance) for _, identity in objects])
         for delivery in self.ledger.due(self.route, time.time()):
             if stopped():

@@ -108,7 +108,8 @@ class Store:
                 own = self._uids(study)
                 grown = self._take_back(study) if self.ledger.count(study.name) else False
                 self.ledger.add_instances(study.name, self._uids(study))
-                sync(study)
+                if grown:
+                    sync(study)  # what has come alone is synced already
                 study.rename(self._place(study.name))
                 self._counts.pop(study, None)
                 _sync_folder(self.arriving)
