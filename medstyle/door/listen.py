@@ -116,17 +116,19 @@ def listen(folder: Path, params: Params, model: str, audit: Path | None = None) 
         works = {f"to {one.route}": one.work for one in outboxes}
         works |= {f"poll {number}": one.work for number, one in enumerate(pollers)}
         works |= {"close": functools.partial(_close, store, params.quiet_s, watch), "translator": translating.work}
-        server = Receiver(params, store, watch, promise).start()
+        receiver = Receiver(params, store, watch, promise)
+        if receiver.allowed or not pollers:  # one that only asks has no port
+            server = receiver.start()
+            stack.callback(server.shutdown)
         health = serve_health(params, watch, functools.partial(_state, threads, translating, store, ledger, watch))
         stack.callback(health.shutdown)
         for name, function in works.items():
             threads[name] = threading.Thread(target=_guarded, args=(function, stop, watch), name=name, daemon=True)
             threads[name].start()
         watch.audit("start")
-        ports = {"port": server.server_address[1], "metrics_port": health.server_address[1]}
-        watch.say("listening", ae_title=params.ae_title, **ports)
+        port = server.server_address[1] if receiver.allowed else None
+        watch.say("listening", ae_title=params.ae_title, port=port, metrics_port=health.server_address[1])
         _until_signalled(stop)
-        server.shutdown()
         translating.end(params.silence_s)
         for thread in threads.values():
             thread.join(params.silence_s)

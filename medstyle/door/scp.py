@@ -147,6 +147,13 @@ class Receiver:
         self._begun: defaultdict[str, deque[float]] = defaultdict(deque)
         self._lock = threading.Lock()
 
+    @property
+    def allowed(self) -> list[str]:
+        """Who may call: the callers, and the archives that report storage commitment."""
+        routes = self.params.routes
+        archives = [route.ae_title for route in routes if isinstance(route, Dicom) and route.commitment]
+        return [*self.params.callers, *archives]
+
     def start(self) -> Door:
         """Listen in a thread; return the server.
 
@@ -158,9 +165,8 @@ class Receiver:
         entity.implementation_class_uid = IMPLEMENTATION_UID
         entity.implementation_version_name = "MEDSTYLE_010"
         entity.require_called_aet = True
-        archives = [route.ae_title for route in params.routes if isinstance(route, Dicom) and route.commitment]
-        entity.require_calling_aet = [*params.callers, *archives]  # the latter report storage commitment
-        if not entity.require_calling_aet:
+        entity.require_calling_aet = self.allowed
+        if not self.allowed:  # which pynetdicom would take for everybody
             raise DataError("door.callers: nobody may call; name the AE title of each sender")
         entity.maximum_associations = params.associations
         entity.acse_timeout = entity.dimse_timeout = entity.network_timeout = params.silence_s

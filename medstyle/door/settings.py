@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from medstyle.errors import ParamsError
 from medstyle.params import params
 
 AETitle = Annotated[str, Field(min_length=1, max_length=16)]
@@ -35,11 +36,15 @@ class Dicom:
     """An archive that takes results by C-STORE."""
 
     kind: Literal["dicom"]
+    """C-STORE."""
     name: str
     """Name of the route in logs, metrics and the ledger; do not change it."""
     ae_title: AETitle
+    """Application entity title of the archive."""
     host: str
+    """Its address."""
     port: Port = 104
+    """Its port."""
     tls: Tls | None = None
     """Encrypt the associations to this archive."""
     commitment: bool = True
@@ -51,6 +56,7 @@ class Web:
     """An archive with DICOMweb (PS3.18): results go there by STOW-RS."""
 
     kind: Literal["dicomweb"]
+    """STOW-RS."""
     name: str
     """Name of the route in logs, metrics and the ledger; do not change it."""
     url: str
@@ -121,3 +127,8 @@ class Params:
     """Also send a structured report on what was made."""
     metrics_port: Port = 9112
     """Port of `/health` and `/metrics` on `host`; 0: any that is free."""
+
+    def __post_init__(self) -> None:
+        names = [route.name for route in self.routes]
+        if len(set(names)) < len(names):
+            raise ParamsError("door.routes: two have the same name, by which deliveries are remembered; rename one")

@@ -105,8 +105,7 @@ def process(
         target: target domain; default: the one that the translator was trained for.
         workers: number of studies that are translated in parallel, or a cluster: see
             :func:`medstyle.jobs.workers.each`.
-        uncertainty: also write a map of the uncertainty of each scan.
-        about: the model; then a structured report is written for each DICOM series.
+        uncertainty, about: of the :class:`Request` for each study.
 
     Raises:
         UserError: ``folder/inbox`` does not exist, or another process works in ``folder``.

@@ -163,3 +163,24 @@ def test_a_full_disk_is_told_to_the_sender_and_passes(model, tmp_path):
             soon(lambda: len(list(place.glob("derived/*/*/*.dcm"))) == 5)
     finally:
         subprocess.run(["umount", "-l", place], check=False)
+
+
+def test_a_door_that_only_asks_finds_each_study_once(shared_archive, model, tmp_path):
+    """QIDO, WADO, STOW alone: its results in the archive are not taken for new images."""
+    archive, _ = shared_archive
+    uids = [study(tmp_path / f"s{number}", number) for number in (140, 141)]
+    for path in sorted(tmp_path.glob("s14?/*.dcm")):
+        archive.send(path)
+    polls = [{"url": archive.web, "filter": {"PatientID": f"P{number}"}, "every_s": 0.5} for number in (140, 141)]
+    routes = [{"kind": "dicomweb", "name": "web", "url": archive.web}]
+    own = Door(tmp_path / "door", model, 0, routes=routes, polls=polls)
+    with running(own, translating=True):
+        for uid in uids:
+            soon(lambda uid=uid: len(instances(archive, uid)) == 5)
+        asked = len(own.audit.read_text().splitlines())
+        soon(lambda: len(own.audit.read_text().splitlines()) > asked + 6)  # it has asked again
+        assert own.metric("medstyle_door_instances_total") == 6
+        assert own.metric("medstyle_door_studies_total") == 2
+    [listening] = [line for line in own.said() if line["event"] == "listening"]
+    assert listening["port"] is None
+    assert {len(instances(archive, uid)) for uid in uids} == {5}

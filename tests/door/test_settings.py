@@ -41,6 +41,7 @@ def test_without_settings_nobody_may_call_from_elsewhere():
         {"quiet_s": 0},
         {"routes": [{"kind": "ftp", "name": "x"}]},
         {"routes": [{"kind": "dicom", "name": "x"}]},
+        {"routes": [{"kind": "dicomweb", "name": "x", "url": "http://a"}] * 2},
     ],
 )
 def test_what_cannot_work_is_refused(wrong):
