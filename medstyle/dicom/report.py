@@ -157,8 +157,8 @@ def _concept(value: str, meaning: str) -> Any:
 def _measurements(finding: Finding) -> list[Any]:
     from highdicom.sr import Measurement
 
-    sd = _concept("sd", "standard deviations of the training images")
-    found = [Measurement(_concept("ood-score", "Out-of-distribution score"), finding.ood_score, sd)]
+    name = _concept("ood-score", "Out-of-distribution score")  # in standard deviations of the training images
+    found = [Measurement(name, finding.ood_score, codes.UCUM.NoUnits)]
     if finding.uncertainty is not None:
         unit = codes.UCUM.HounsfieldUnit if DOMAINS[finding.domain].unit == "HU" else codes.UCUM.ArbitraryUnit
         name = _concept("uncertainty", "Mean uncalibrated standard deviation of the output")

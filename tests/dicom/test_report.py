@@ -37,7 +37,7 @@ def test_highdicom_reads_what_was_said(derived: tuple[Series, list[Path]], tmp_p
     report = highdicom.sr.srread(path)
     [group] = report.content.get_image_measurement_groups()
     measured = {one.name.meaning: (one.value, one.unit.value) for one in group.get_measurements()}
-    assert measured["Out-of-distribution score"][0] == 1.25
+    assert measured["Out-of-distribution score"] == (1.25, "1")
     assert measured["Mean uncalibrated standard deviation of the output"] == (12.5, "[arb'U]")
     judged = {one.name.meaning: one.value.meaning for one in group.get_qualitative_evaluations()}
     assert judged == {
