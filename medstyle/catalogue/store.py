@@ -117,7 +117,7 @@ def described(manifest: Manifest) -> dict[str, Any]:
 
 def installed() -> Iterator[Manifest]:
     """Yield the installed models by name and version."""
-    for path in sorted(place().glob(f"*@*/{MANIFEST}")):
+    for path in sorted(place().glob(f"[!.]*@*/{MANIFEST}")):
         yield checked(path.read_bytes())
 
 
@@ -130,7 +130,7 @@ def installed_folder(reference: str) -> Path | None:
         return None
     fitting = [
         path.parent
-        for path in sorted(place().glob(f"*@*/{MANIFEST}"))
+        for path in sorted(place().glob(f"[!.]*@*/{MANIFEST}"))
         if reference in (path.parent.name, path.parent.name.partition("@")[0])
     ]
     return max(fitting, key=lambda folder: folder.stat().st_mtime) / "translator" if fitting else None

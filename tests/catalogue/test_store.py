@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 
@@ -76,7 +77,12 @@ INSTALL = (
 )
 
 
-def test_a_process_that_is_killed_leaves_all_or_nothing(published, store):
+def _manifest_of(package, folder):
+    with zipfile.ZipFile(package) as archive:
+        return archive.extract("manifest.json", folder)
+
+
+def test_a_process_that_is_killed_leaves_all_or_nothing(published, store, tmp_path):
     out, signer = published
     [package] = out.glob("model-a-*.zip")
     [other] = out.glob("model-b-*.zip")
@@ -91,6 +97,12 @@ def test_a_process_that_is_killed_leaves_all_or_nothing(published, store):
         process.wait()
         for manifest in installed():
             assert Translator.load(installed_folder(manifest.key)).sha256 == manifest.weights_sha256
+    half = store / ".part-model-a@0"  # what a kill just before the last step leaves
+    half.mkdir()
+    shutil.copy(_manifest_of(package, tmp_path), half)
+    assert all(installed_folder(manifest.key) is not None for manifest in installed())
+    assert installed_folder(".part-model-a@0") is None
+    shutil.rmtree(half)
     install(package)
     assert not [path for path in store.iterdir() if path.name.startswith(".part-")]
 
