@@ -12,7 +12,15 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from medstyle.project.reference import STAGES, dataclasses_in, default_text, field_docs, limits_text, type_text
+from medstyle.project.reference import (
+    SECTIONS,
+    dataclasses_in,
+    default_text,
+    field_docs,
+    limits_text,
+    section,
+    type_text,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "reference"
@@ -31,6 +39,7 @@ FILES = {  # what has no docstring
     "LICENSE": "Apache License 2.0.",
     "recipes/": "Complete params files for other tasks.",
     "docs/": "This documentation; `docs/generate.py` writes the generated pages of `docs/reference/`.",
+    "slicer/": "A module of 3D Slicer, in one file.",
     "tests/": "Tests; the folders mirror those of `medstyle/`.",
     "medstyle/evaluation/report.html": "Template of the report.",
     "medstyle/studio/web/": "The page of the studio; `vendor/` is NiiVue with its licence.",
@@ -39,6 +48,7 @@ ENVIRONMENT = {  # variables that the commands read
     "MEDSTYLE_SECRET": "The secret of the keyed hashes that name subjects.",
     "MEDSTYLE_SECRET_FILE": "A file that holds the secret, instead of `MEDSTYLE_SECRET`.",
     "MEDSTYLE_DEBUG": "Shows the text of unexpected errors, which may hold patient data.",
+    "MEDSTYLE_MODELS": "The folder of installed models, instead of `~/.local/share/medstyle/models`.",
     "MLFLOW_TRACKING_URI": "The MLflow server; without it everything is in `mlflow.db` and `mlruns/`.",
     "PREFECT_API_URL": "The Prefect server of the flows; without it they run without one.",
     "OMP_NUM_THREADS": "The number of threads of each process of `medstyle serve`.",
@@ -86,13 +96,14 @@ def parameters() -> str:
     docstring."""
     lines = [
         "# Parameters", "", NOTE, "",
-        "`params.yaml` and every file in `recipes/` have one section for each stage. A key that is left out",
-        "keeps its default, an unknown key or a value of the wrong type is an error. In a path such as",
-        "`train.objective.kind` the first word is the section.",
+        "`params.yaml` and every file in `recipes/` have one section for each stage; `door` is that of",
+        "`medstyle listen`, which only a station needs. A key that is left out keeps its default, an unknown",
+        "key or a value of the wrong type is an error. In a path such as `train.objective.kind` the first",
+        "word is the section.",
         "",
     ]  # fmt: skip
-    for stage in STAGES:
-        lines += _group(importlib.import_module(f"medstyle.stages.{stage}").Params, stage)
+    for name in SECTIONS:
+        lines += _group(section(name), name)
     return "\n".join([*lines, *_domains()])
 
 

@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -587,11 +587,12 @@ def ensemble(
 
 
 def _folder(reference: str) -> Path:
-    """Return the folder of a model: a folder, one that comes with the package, or `models:/...`."""
+    """Return the folder of a model: a folder, one that is installed, or `models:/...`."""
+    from medstyle.catalogue.store import installed_folder
     from medstyle.networks.translator import ready_folder
 
     if not reference.startswith("models:/"):  # a folder does not need the registry's imports
-        return ready_folder(reference)
+        return installed_folder(reference) or ready_folder(reference)
     from medstyle.registry.models import fetch
 
     return fetch(reference)
@@ -606,10 +607,13 @@ def _translator(reference: str) -> Any:
 @app.command()
 def export(
     model: Annotated[str, typer.Argument(help="Translator folder, or a model such as models:/medstyle@champion.")],
-    out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 (torch.export) or .ts (TorchScript).")],
+    out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 or .ts (TorchScript); with --bundle a folder.")],
     to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
+    bundle: Annotated[bool, typer.Option("--bundle", help="Write a MONAI bundle, with preparation.")] = False,
 ) -> None:
     """Write a model for other runtimes: network units in and out, for any batch and image size.
+
+    A bundle takes and makes whole scans.
 
     Example: medstyle export models/translator model.onnx
     """
@@ -618,13 +622,80 @@ def export(
     if out.exists():
         raise OutputError(f"{out}: exists already; remove it or choose another name")
     translator = _translator(model)
+    if bundle:
+        from medstyle.inference.bundle import write_bundle
+
+        write_bundle(translator, out, to)
+        print(f"{out}: python -m monai.bundle run --config_file {out}/configs/inference.json --bundle_root {out}")
+        return
     write(translator, out, to)
     print(f"{out}: sizes must be multiples of {translator.multiple}")
 
 
 @app.command()
-def models(json_: Json = False) -> None:
+def publish(
+    model: Annotated[str, typer.Argument(help="Registered version, models:/..., or translator folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder of published packages and their index.")] = Path("published"),
+    licence: Annotated[str, typer.Option(help="SPDX identifier of the licence of the weights.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the model in catalogues.")] = "medstyle",
+    key: Annotated[Path, typer.Option(help="Private key of ed25519 (PEM); made if missing.")] = Path(
+        "~/.config/medstyle/publisher.pem"
+    ),
+) -> None:
+    """Make a signed file of a model that others install, and enter it into an index.
+
+    Example: medstyle publish 3 published --licence CC-BY-4.0 --name t1-to-t2
+    """
+    from medstyle.registry.publish import publish as make
+
+    path, manifest, signer = make(model, out, key.expanduser(), licence, name)
+    print(f"{path}: {manifest.key}, {len(manifest.files)} files, signed by {signer}")
+
+
+@app.command()
+def install(
+    where: Annotated[Path, typer.Argument(metavar="FILE|FOLDER|INDEX", help="Package, or index of packages.")],
+    name: Annotated[str | None, typer.Argument(help="Which package of an index: NAME or NAME@VERSION.")] = None,
+    trust: Annotated[str | None, typer.Option(help="Fingerprint of a publisher to trust from now on.")] = None,
+) -> None:
+    """Check a signed package of a model, and install it for this user; needs no network.
+
+    Example: medstyle install published/index.json t1-to-t2 --trust 1f3a...
+    """
+    from medstyle.catalogue.store import install as put
+
+    manifest, new = put(where, name, trust)
+    print(f"{manifest.key}: {'installed' if new else 'is installed already'}; use it with --model {manifest.key}")
+
+
+def _print_available(index: Path | None, json_: bool) -> None:
+    from medstyle.catalogue.store import described, installed, read_index
+
+    rows = [{**described(one), "place": "installed"} for one in installed()]
+    if index is not None:
+        rows += [{**row, "place": str(row.pop("file"))} for row in read_index(index)]
+    if json_:
+        print(json.dumps(rows, indent=1))
+        return
+    names = ("name", "version", "task", "inputs", "licence", "gate", "figures", "place")
+    shown = [{**row, "figures": _figures(row["figures"]), "inputs": " ".join(row["inputs"])} for row in rows]
+    _print_table([list(names), *([str(row[name]) for name in names] for row in shown)])
+
+
+def _figures(figures: dict[str, float]) -> str:
+    return " ".join(f"{name} {value:.3g}" for name, value in figures.items() if name in ("psnr", "ssim", "mae"))
+
+
+@app.command()
+def models(
+    json_: Json = False,
+    available: Annotated[bool, typer.Option("--available", help="List installed models instead.")] = False,
+    index: Annotated[Path | None, typer.Option(help="With --available: also list the packages of an index.")] = None,
+) -> None:
     """List the registered versions with their aliases, verdicts and metrics."""
+    if available or index is not None:
+        _print_available(index, json_)
+        return
     from medstyle.registry.models import versions
 
     rows = versions()
@@ -731,6 +802,41 @@ def serve(
     from medstyle.registry.server import serve as start
 
     start(model, host, port, workers, RequestLimits(body_mb << 20, capacity, timeout, rows), poll, audit)
+
+
+@app.command()
+def listen(
+    folder: Annotated[Path, typer.Argument(help="Folder of the inbox, its ledger and its results.")] = Path(
+        "data/station"
+    ),
+    file: ParamsFile = Path("params.yaml"),
+    model: Model = DEFAULT_MODEL,
+    audit: Annotated[Path | None, typer.Option(help="File to which a line is appended per event.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Let refused deliveries be tried again, and end.")] = False,
+) -> None:
+    """Take studies by DICOM and DICOMweb, translate each once, and send the results to archives.
+
+    Settings are the section `door` of the params file.
+
+    Example: medstyle listen data/station --model models:/medstyle@champion --audit audit.jsonl
+    """
+    from medstyle.door.ledger import Ledger
+    from medstyle.door.settings import Params
+    from medstyle.params import load
+
+    params = load(Params, "door", file)
+    if retry:
+        if not (folder / "ledger.db").is_file():
+            raise DataError(f"{folder}: no door has written here; name its folder")
+        with closing(Ledger(folder)) as ledger:
+            print(f"{ledger.retry()} deliveries are tried again")
+        return
+    try:
+        from medstyle.door.listen import listen as start
+    except ImportError as error:
+        raise MissingPackage(f'listen: needs {error.name}: pip install "medstyle[archive]"') from None
+
+    start(folder, params, model, audit)
 
 
 @app.command()

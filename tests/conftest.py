@@ -82,7 +82,7 @@ def write_params(folder: Path, changes: dict | None = None) -> Path:
 
 # What takes longest begins first, so that all processes end together. Tests of one group share a
 # server or a run.
-GROUPS = {"tests/flows": "flows", "tests/test_pipeline.py": "flows"}
+GROUPS = {"tests/flows": "flows", "tests/test_pipeline.py": "flows", "tests/door": "door"}
 LONGEST = (
     "tests/flows",
     "tests/test_pipeline.py",

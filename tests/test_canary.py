@@ -25,7 +25,12 @@ import pydicom
 import pytest
 import requests
 from pydicom.encaps import encapsulate
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEG2000Lossless
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+)
 
 from medstyle import write_volume
 from medstyle.dicom.acquired import write_series
@@ -520,6 +525,8 @@ def drop_references(dataset: pydicom.Dataset) -> None:
             item.pop("ReferencedSOPInstanceUID", None)
             if element.keyword == "ReferencedSeriesSequence":
                 item.pop("SeriesInstanceUID", None)
+            item.pop("UID", None)  # of the source series, in a report
+            item.pop("StudyInstanceUID", None)  # that of the report itself
 
 
 def assert_identity_alone(data: bytes) -> None:
@@ -528,8 +535,65 @@ def assert_identity_alone(data: bytes) -> None:
     assert dataset.PatientID == f"{WORD} PatientID 0"
     for keyword in IDENTITY & {element.keyword for element in dataset}:
         delattr(dataset, keyword)
-    assert dataset.SourceImageSequence
+    assert dataset.Modality == "SR" or dataset.SourceImageSequence
     drop_references(dataset)
     buffer = io.BytesIO()
     dataset.save_as(buffer)
     assert find(buffer.getvalue()) == []
+
+
+def test_the_door_says_nothing_of_a_patient(tmp_path: Path) -> None:
+    """Neither of what it takes, nor of what it refuses, nor of archives that fail."""
+    pytest.importorskip("pynetdicom")
+    from tests.door.archive import Door, free_port, running, soon
+
+    sent = tmp_path / "sent"
+    about = {"StudyInstanceUID": "1.2", "SeriesInstanceUID": "1.2.1", "FrameOfReferenceUID": "1.2.9"}
+    write_series(sent, head(), {**about, "SeriesDescription": "T1 SE", "SeriesNumber": 1}, range(10))
+    for number, path in enumerate(sorted(sent.iterdir())):
+        plant(path, 0, 1, number)
+    make_translator().save(tmp_path / "model")
+    nowhere = f"http://127.0.0.1:{free_port()}/{WORD}"
+    routes = [
+        {"kind": "dicom", "name": "pacs", "ae_title": "PACS", "host": "127.0.0.1", "port": free_port()},
+        {"kind": "dicomweb", "name": "web", "url": nowhere},
+    ]
+    port = free_port()
+    polls = [{"url": nowhere, "every_s": 0.5}]
+    door = Door(tmp_path / "door", tmp_path / "model", port, callers=["SENDER"], routes=routes, polls=polls)
+    with running(door, translating=True):
+        send_all(port, sorted(sent.iterdir()))
+        soon(lambda: list(door.station.glob("done/*/*")))
+        soon(
+            lambda: {line.get("route") for line in door.said() if line["event"] == "delivery failed"} == {"pacs", "web"}
+        )
+        shown = requests.get(f"http://127.0.0.1:{door.metrics}/metrics", timeout=5).content
+    assert {line["event"] for line in door.said()} >= {"instance refused", "received", "delivery failed", "poll failed"}
+    assert "Traceback" not in door.log.read_text()
+    for said in (shown, door.log.read_bytes(), door.audit.read_bytes()):
+        assert find(said) == []
+    station = door.station
+    assert search(station, station / "done", station / "derived") == []
+    names = [path.relative_to(station).as_posix() for path in station.rglob("*")]
+    assert find("\n".join(names).encode()) == []
+    files = sorted(station.glob("derived/*/*/*.dcm"))
+    assert len(files) == 10 + 1 + 1, "a series, its map and its report"
+    for path in files:
+        assert_identity_alone(path.read_bytes())
+
+
+def send_all(port: int, files: list[Path]) -> None:
+    """Send images, and what is refused: one without a UID, and from a stranger."""
+    from pynetdicom import AE
+    from pynetdicom.sop_class import MRImageStorage
+
+    for calling in (f"{WORD}AE", "SENDER"):
+        entity = AE(calling)
+        entity.add_requested_context(MRImageStorage, ExplicitVRLittleEndian)
+        association = entity.associate("127.0.0.1", port, ae_title="MEDSTYLE")
+        assert association.is_established == (calling == "SENDER")
+    bad = pydicom.dcmread(files[0])
+    del bad.StudyInstanceUID
+    assert association.send_c_store(bad).Status == 0xC000
+    assert [association.send_c_store(pydicom.dcmread(path)).Status for path in files] == [0] * len(files)
+    association.release()

@@ -16,6 +16,7 @@ WHOLE = {
     "dicom/test_orthanc.py": "an archive",
     "imaging/test_faults.py": "files that were once read wrongly without a word",
     "imaging/test_fuzz.py": "files that chance has made wrong",
+    "registry/test_slicer.py": "3D Slicer's module, which is no part of the package",
     "registry/test_postgresql.py": "a server with passwords on PostgreSQL",
 }
 ELSEWHERE = {"benchmarks": ROOT / "benchmarks/peers", "flows": ROOT / "flows"}

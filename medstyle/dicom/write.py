@@ -158,8 +158,8 @@ def check_derived(derivation: Derivation, domain: str, out_dir: Path) -> tuple[s
         raise Refusal(Code.E_NO_GEOMETRY, "the source has no position in the patient, which MR and CT images must have")
     if not all(frame.instance.sop_uid for one in (source, *contrasts) for frame in one.frames):
         raise Refusal(Code.E_DECODE, "an image of the source has no SOPInstanceUID, so nothing could refer to it")
-    first = source.frames[0]
-    begin = (source.series_uid, first.instance.sop_uid, str(first.number))
+    images = (f"{frame.instance.sop_uid}:{frame.number}" for frame in source.frames)  # a grown series is another
+    begin = (source.series_uid, hashlib.sha256(" ".join(images).encode()).hexdigest())
     others = (other.series_uid for other in contrasts)
     series_uid = uid_of(*begin, derivation.model.sha256, domain, derivation.kind, *others, *derivation.variant)
     final = Path(out_dir) / f"{derivation.kind}-{domain}-{hashlib.sha256(series_uid.encode()).hexdigest()[:12]}"

@@ -36,7 +36,7 @@ from medstyle.networks.translator import Translator
 
 if TYPE_CHECKING:
     from medstyle.dicom.scan import Series
-    from medstyle.dicom.write import Derivation
+    from medstyle.dicom.write import Derivation, ModelIdentity
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -50,6 +50,15 @@ def domain_in(item: Item, path: str, translator: Translator) -> str | None:
     return domain_of({**item.attributes, "path": path}, translator.config.rules) or (
         named if named in DOMAINS else None
     )
+
+
+@dataclass(frozen=True)
+class About:
+    """What a report says of the model: its name, its version, and the verdict of the gate."""
+
+    name: str
+    version: str
+    gate: str = "not asked"
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,7 @@ class Request:
         options: how the style is applied to pictures and videos.
         force: translate even images that do not resemble the training images.
         allow: codes to override after inspection of the images, such as ``E_BURNED_IN``.
+        about: the model; then a structured report is written beside each derived DICOM series.
     """
 
     target: str | None = None
@@ -79,6 +89,7 @@ class Request:
     options: RenderOptions = FULL
     force: bool = False
     allow: Collection[str] = ()
+    about: About | None = None
 
 
 @dataclass(frozen=True)
@@ -363,10 +374,33 @@ def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, t
     derivation = _derivation(job, series, translator)
     model = replace(derivation.model, details=details)
     derivation = replace(derivation, model=model, neighbourhood=_neighbourhood(image, translator))
-    written = write_derived(image, derivation, job.out)[0].parent
+    files = write_derived(image, derivation, job.out)
+    written = files[0].parent
     if uncertainty is not None:
-        write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+        files += write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+    if job.request.about is not None:
+        _write_report(job, series, result, model, files)
     return written
+
+
+def _write_report(job: Job, series: Series, result: Translation, model: ModelIdentity, files: Sequence[Path]) -> None:
+    from medstyle.dicom.report import Finding, write_report
+
+    about = job.request.about
+    assert about is not None
+    finding = Finding(
+        about.name,
+        about.version,
+        about.gate,
+        software=model.version,
+        sha256=model.sha256,
+        domain=job.target,
+        ood_score=result.ood.score,
+        ood_verdict=result.ood.verdict,
+        uncertainty=model.details.get("uncertainty_mean"),
+        notes=tuple(result.warnings),
+    )
+    write_report(finding, series, files, job.out)
 
 
 def _neighbourhood(volume: Volume, translator: Translator) -> int | None:

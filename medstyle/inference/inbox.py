@@ -16,7 +16,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from medstyle.dicom.scan import find_files
 from medstyle.errors import Code, DataError, DiskFull, UserError
 from medstyle.imaging.modality import DOMAINS
-from medstyle.inference.files import Request, translate_path
+from medstyle.inference.files import About, Request, translate_path
 from medstyle.jobs.atomic import atomic_folder, part_of, remove, write_json, write_text
 from medstyle.jobs.move import finish_moves, move
 from medstyle.jobs.workers import Workers, each
@@ -39,6 +39,7 @@ __patient_data__ = True  # errors raised here may quote patient data: medstyle.e
 
 TABLE = """CREATE TABLE IF NOT EXISTS studies
 (key TEXT PRIMARY KEY, weights TEXT, status TEXT, code TEXT, series INTEGER, warned INTEGER, finished TEXT)"""
+CLOSED = "closed-"  # begins the name of a study that was put into the inbox whole, in one step
 DEATHS = 2  # of the process while it works on a study; then the study is not tried again
 State = dict[str, tuple[int, ...]]  # size and times of each file of a study
 
@@ -79,9 +80,18 @@ class Changed(Exception):
 
 
 def process(
-    folder: Path, translator: Translator, *, settle_s: float = 60.0, target: str | None = None, workers: Workers = 1
-) -> Iterator[Outcome]:
+    folder: Path,
+    translator: Translator,
+    *,
+    settle_s: float = 60.0,
+    target: str | None = None,
+    workers: Workers = 1,
+    uncertainty: bool = False,
+    about: About | None = None,
+) -> Generator[Outcome]:
     """Translate every study in ``folder/inbox`` that has not changed for ``settle_s``.
+
+    One whose name begins with ``closed-`` is taken at once.
 
     Every step can be repeated: an output appears under its final name in one step, then its row is
     added to the ledger, and the source is moved last. The next call completes whatever a crash has
@@ -95,6 +105,7 @@ def process(
         target: target domain; default: the one that the translator was trained for.
         workers: number of studies that are translated in parallel, or a cluster: see
             :func:`medstyle.jobs.workers.each`.
+        uncertainty, about: of the :class:`Request` for each study.
 
     Raises:
         UserError: ``folder/inbox`` does not exist, or another process works in ``folder``.
@@ -116,7 +127,8 @@ def process(
         found.sort(key=lambda study: _attempts(folder, study.key)[1])  # what has ended a process comes last
         new = {study.key: study for study in reversed(found) if _known(ledger, study.key) is None}
         todo = [new[key] for key in dict.fromkeys(study.key for study in found) if key in new]
-        work = partial(_derive, folder=folder, translator=translator, target=target)
+        request = Request(target, uncertainty=uncertainty, about=about)
+        work = partial(_derive, folder=folder, translator=translator, request=request)
         made: dict[str, Outcome] = {}
         with closing(each(work, todo, "inbox", workers)) as outcomes:
             for study in found:
@@ -197,7 +209,7 @@ def _attempts(folder: Path, key: str) -> tuple[Path, int]:
         return file, 0
 
 
-def _derive(study: Study, folder: Path, translator: Translator, target: str | None) -> Outcome:
+def _derive(study: Study, folder: Path, translator: Translator, request: Request) -> Outcome:
     """Translate a study, unless that has ended the process too often."""
     waits = Outcome(study.key, "waiting")
     attempts, count = _attempts(folder, study.key)
@@ -208,7 +220,7 @@ def _derive(study: Study, folder: Path, translator: Translator, target: str | No
             outcome = _quarantined(study, folder, Code.E_KILLED, "Killed", reason)
         else:
             write_text(attempts, str(count + 1))  # synced before the work, of which nothing may remain
-            outcome = _translated(study, folder, translator, target)
+            outcome = _translated(study, folder, translator, request)
     except (Changed, OSError, DiskFull) as error:
         outcome = _postponed(waits, error)
     with suppress(OSError):
@@ -216,16 +228,17 @@ def _derive(study: Study, folder: Path, translator: Translator, target: str | No
     return outcome
 
 
-def _translated(study: Study, folder: Path, translator: Translator, target: str | None) -> Outcome:
+def _translated(study: Study, folder: Path, translator: Translator, request: Request) -> Outcome:
     derived = folder / "derived" / study.key
     facts = derived / "translation.json"
     try:
         if not derived.is_dir():  # else another process finished it, but stopped before it was recorded
             with atomic_folder(derived) as scratch:
                 # nothing but its place tells what a picture is of, and its place is the inbox
-                source = translator.config.source if DOMAINS[translator.config.source].picture else None
+                if DOMAINS[translator.config.source].picture:
+                    request = replace(request, source_domain=translator.config.source, uncertainty=False)
                 _check_state(study)
-                rows = translate_path(study.path, scratch, translator, Request(target, source))
+                rows = translate_path(study.path, scratch, translator, request)
                 for row in rows:
                     row["out"] = Path(row["out"]).relative_to(scratch).as_posix()
                 write_json(scratch / facts.name, rows)
@@ -286,6 +299,8 @@ def _check_state(study: Study, at: Path | None = None) -> None:
 
 def _settled(study: Path, settle_s: float) -> bool:
     """Return whether nothing has changed for ``settle_s``; a study may still be arriving."""
+    if study.name.startswith(CLOSED):
+        return True
     changed = max(path.lstat().st_ctime for path in (study, *find_files([study])))
     return time.time() - changed >= settle_s
 

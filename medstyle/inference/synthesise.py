@@ -84,7 +84,7 @@ def synthesise(
         window = [max(n, WINDOW) for n in training or (WINDOW, WINDOW)] if large else [height, width]
         step = 1 if large else max(1, CHUNK[translator.device.type] // (height * width))
         for chunk in (places[start : start + step] for start in range(0, len(places), step)):
-            x = torch.stack([_with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
+            x = torch.stack([with_neighbours(content, z, architecture.neighbours)[(..., *box)] for z, box in chunk])
             parts = [image.new_empty((len(chunk), image.shape[1], height, width)) for image in outs]
             _blended(translator, render, x, window, parts)
             for image, part in zip(outs, parts, strict=True):
@@ -99,7 +99,7 @@ def _boxes(
     """Return the slices to render and their boxes, grouped by the size of the box for batching."""
     boxes: dict[tuple[int, int], list[tuple[int, Box]]] = defaultdict(list)
     for place in range(len(content)):
-        around = _around(place, translator.config.architecture.neighbours, len(content))
+        around = slices_around(place, translator.config.architecture.neighbours, len(content))
         extent = None if body is None else extent_of(body[around])
         if body is not None and extent is None:  # nothing but air
             continue
@@ -122,13 +122,13 @@ def _blended(translator: Translator, render: Render, x: Tensor, window: Sequence
         blend(render, x, window, parts, SHARED)
 
 
-def _around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:
+def slices_around(place: int, neighbours: int, depth: int) -> NDArray[np.int64]:
     """Return the slices that the network sees around a place; the end slices are repeated."""
     return np.clip(np.arange(neighbours) + place - neighbours // 2, 0, depth - 1)
 
 
-def _with_neighbours(content: Tensor, place: int, neighbours: int) -> Tensor:
+def with_neighbours(content: Tensor, place: int, neighbours: int) -> Tensor:
     """Return a slice of ``(D, M, H, W)`` with neighbours, ``(M B, H, W)``: channel ``m B + b``."""
     if neighbours == 1:
         return content[place]
-    return content[torch.from_numpy(_around(place, neighbours, len(content)))].transpose(0, 1).flatten(0, 1)
+    return content[torch.from_numpy(slices_around(place, neighbours, len(content)))].transpose(0, 1).flatten(0, 1)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from medstyle.errors import ParamsError
 
 STAGES = ("acquire", "ingest", "denoise", "train", "evaluate", "register")
+SECTIONS = (*STAGES, "door")  # of params.yaml; the last is read by `medstyle listen` alone
 
 
 class Entry(NamedTuple):
@@ -27,9 +28,10 @@ class Entry(NamedTuple):
     meaning: str
 
 
-def section(stage: str) -> type:
-    """Return the dataclass that reads the section of a stage."""
-    parameters: type = importlib.import_module(f"medstyle.stages.{stage}").Params
+def section(name: str) -> type:
+    """Return the dataclass that reads a section of params.yaml."""
+    module = f"medstyle.stages.{name}" if name in STAGES else f"medstyle.{name}.settings"
+    parameters: type = importlib.import_module(module).Params
     return parameters
 
 
@@ -39,7 +41,7 @@ def entries(key: str = "") -> list[Entry]:
     Raises:
         ParamsError: there is no such key.
     """
-    found = {one.path: one for stage in STAGES for one in _entries(section(stage), stage)}
+    found = {one.path: one for stage in SECTIONS for one in _entries(section(stage), stage)}
     below = [one for path, one in found.items() if not key or path == key or path.startswith(f"{key}.")]
     if not below:
         raise ParamsError(f"{key}: no such key; `medstyle params` lists them all")
@@ -63,7 +65,7 @@ def schema() -> dict[str, Any]:
 
     definitions: dict[str, Any] = {}
     sections = {}
-    for stage in STAGES:
+    for stage in SECTIONS:
         one = TypeAdapter(section(stage)).json_schema(ref_template="#/$defs/{model}")
         definitions |= one.pop("$defs", {})
         docs = field_docs(section(stage))
