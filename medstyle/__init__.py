@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from medstyle.imaging.picture import Pixels, read_picture, write_picture
     from medstyle.imaging.verdict import FileVerdict
     from medstyle.imaging.volume import Volume, read_volume, write_volume
-    from medstyle.inference.files import Request, translate_path
+    from medstyle.inference.files import About, Request, translate_path
     from medstyle.inference.ood import Verdict
     from medstyle.inference.render_options import RenderOptions
     from medstyle.inference.translate import Reference, Translation, translate_picture, translate_volume
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = _version("medstyle")
 
 _WHERE = {
+    "About": "inference.files",
     "Answer": "client",
     "BASELINES": "evaluation.baselines",
     "Client": "client",
@@ -83,6 +84,7 @@ _WHERE = {
 __all__ = [
     "BASELINES",
     "DOMAINS",
+    "About",
     "Answer",
     "Client",
     "Code",

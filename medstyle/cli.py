@@ -411,7 +411,7 @@ def evaluate(
 
 
 @app.command()
-def cross_validate(
+def crossvalidate(
     folds: Annotated[int, typer.Option(help="Parts of the subjects; each is tested once.")] = 5,
     file: ParamsFile = Path("params.yaml"),
 ) -> None:
@@ -420,13 +420,13 @@ def cross_validate(
     It needs data/scans (`dvc repro ingest`) and trains as often as there are folds. Finished folds
     are kept in .medstyle/folds. Values of every subject: reports/folds.csv.
 
-    Example: medstyle cross-validate --folds 5
+    Example: medstyle crossvalidate --folds 5
     """
-    from medstyle.project.folds import cross_validate as run
+    from medstyle.project.folds import cross_validate
 
     truth, out = _inputs(file, Path())[3], Path("reports/folds.csv")
     out.parent.mkdir(exist_ok=True)
-    comparison, metrics = run(file, folds, truth, out, _folder)
+    comparison, metrics = cross_validate(file, folds, truth, out, _folder)
     head = ["measure", "method", "mean", "gain of the model", "95 % interval", "better on"]
     rows = []
     for name, methods in comparison.items():
@@ -523,22 +523,25 @@ def translate(
     from medstyle.inference.files import Request, read_mask, translate_path
     from medstyle.inference.render_options import RenderOptions
 
-    weights = weight or [1.0] * len(style or [])
-    if len(weights) != len(style or []):
-        raise ParamsError(f"--weight: {len(weights)} for {len(style or [])} --style; give one for each")
     options = RenderOptions(
         strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, temporal_smoothing
     )
     if method is not None:
         _classical(source, out, style or [], method, options)
         return
-    mixture = list(zip(weights, style or [], strict=True))
-    request = Request(to, from_, mixture, seed, uncertainty, options, force, tuple(allow or ()))
+    request = Request(to, from_, _mixture(style or [], weight), seed, uncertainty, options, force, tuple(allow or ()))
     results = translate_path(source, out, _translator(model).sharpened(sharpness), request)
     if json_:
         print(json.dumps(results, indent=1))
     else:
         _print_translations(results)
+
+
+def _mixture(styles: list[Path], weights: list[float] | None) -> list[tuple[float, Path]]:
+    weights = weights or [1.0] * len(styles)
+    if len(weights) != len(styles):
+        raise ParamsError(f"--weight: {len(weights)} for {len(styles)} --style; give one for each")
+    return list(zip(weights, styles, strict=True))
 
 
 def _print_translations(results: list[dict[str, Any]]) -> None:

@@ -425,7 +425,7 @@ def _split(subjects: int, found: Survey, notes: list[str]) -> Section:
     if subjects < CROSS_VALIDATE:
         notes.append(
             f"{subjects} subjects are few: the figures depend on who is tested; after `dvc repro`, "
-            f"`medstyle cross-validate --folds {min(5, subjects)}` tests each of them once"
+            f"`medstyle crossvalidate --folds {min(5, subjects)}` tests each of them once"
         )
     return {
         "validation": Chosen(round(validation / subjects, 3), "shows during training whether it still learns"),

@@ -51,12 +51,12 @@ def test_every_subject_is_tested_once_by_a_model_of_the_others(run, project, cap
 
 
 def test_the_command_prints_the_model_beside_the_baselines(project, medstyle):
-    done = medstyle("cross-validate", "--folds", 2, cwd=project)
+    done = medstyle("crossvalidate", "--folds", 2, cwd=project)
     assert done.returncode == 0, done.stderr
     assert "psnr" in done.stdout
     assert "histogram_matching" in done.stdout
     assert (project / "reports/folds.csv").is_file()
-    refused = medstyle("cross-validate", "--folds", 9, cwd=project)
+    refused = medstyle("crossvalidate", "--folds", 9, cwd=project)
     assert refused.returncode == 2
     assert refused.stderr.strip() == "medstyle: --folds 9: there are 5 subjects; choose 2 to 5"
 

@@ -220,7 +220,8 @@ def test_a_picture_is_styled_by_exemplars(page: Any, tmp_path: Path) -> None:
     page.get_by_role("slider", name="Weight of exemplar 2").fill("0.5")
     page.get_by_role("button", name="Preview").click()
     page.get_by_text("Preview in").wait_for()
-    assert page.locator("figure.result canvas").evaluate("canvas => [canvas.width, canvas.height]") == [341, 256]
+    canvas = page.locator("figure.result canvas")
+    wait_for(lambda: canvas.evaluate("canvas => [canvas.width, canvas.height]") == [341, 256], 30)
     page.get_by_role("button", name="Full size").click()
     page.get_by_text("Done in").wait_for()
     _, content = download(page, "PNG")
