@@ -493,7 +493,7 @@ def translate(
     ] = None,
     strength: Annotated[float, typer.Option(help="Pictures: 0 leaves them unchanged, 1 applies the full style.")] = 1.0,
     keep_colour: Annotated[
-        bool, typer.Option(help="Pictures: keep their colours; take only the lightness of the style.")
+        bool, typer.Option(help="Pictures: keep their colours; take the style's lightness.")
     ] = False,
     size: Annotated[
         int | None, typer.Option(help="Pictures: shorter side at which they are rendered; smaller is a broader brush.")
@@ -523,13 +523,14 @@ def translate(
     from medstyle.inference.files import Request, read_mask, translate_path
     from medstyle.inference.render_options import RenderOptions
 
+    mixture = _mixture(style or [], weight)
     options = RenderOptions(
         strength, keep_colour, sharpen, upscale, size, read_mask(mask) if mask else None, temporal_smoothing
     )
     if method is not None:
         _classical(source, out, style or [], method, options)
         return
-    request = Request(to, from_, _mixture(style or [], weight), seed, uncertainty, options, force, tuple(allow or ()))
+    request = Request(to, from_, mixture, seed, uncertainty, options, force, tuple(allow or ()))
     results = translate_path(source, out, _translator(model).sharpened(sharpness), request)
     if json_:
         print(json.dumps(results, indent=1))
