@@ -532,10 +532,7 @@ def translate(
         return
     request = Request(to, from_, mixture, seed, uncertainty, options, force, tuple(allow or ()))
     results = translate_path(source, out, _translator(model).sharpened(sharpness), request)
-    if json_:
-        print(json.dumps(results, indent=1))
-    else:
-        _print_translations(results)
+    _print_translations(results, json_)
 
 
 def _mixture(styles: list[Path], weights: list[float] | None) -> list[tuple[float, Path]]:
@@ -545,7 +542,10 @@ def _mixture(styles: list[Path], weights: list[float] | None) -> list[tuple[floa
     return list(zip(weights, styles, strict=True))
 
 
-def _print_translations(results: list[dict[str, Any]]) -> None:
+def _print_translations(results: list[dict[str, Any]], json_: bool) -> None:
+    if json_:
+        print(json.dumps(results, indent=1))
+        return
     for result in results:
         print(
             f"{result['out']}: {result['domain']}, {result['shape']}, out-of-distribution {result['ood_verdict']} "
