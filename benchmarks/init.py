@@ -33,7 +33,7 @@ SETS: dict[str, tuple[Path, str, list[str], tuple[str, ...]]] = {  # data, recip
         DATA / "brain_t1_flair", "paired_mr", [f"sub-{k}" for k in ("04", "11", "18", "21", "23")],
         ("psnr", "ssim", "mae", "edges"),
     ),
-    "paintings": (DATA / "photo_painting", "paintings", [], ("style", "texture", "structure")),
+    "paintings": (DATA / "photo_painting", "paintings", [], ("style_distance", "texture_distance", "structure")),
 }  # fmt: skip
 TIMED = 20  # steps that are measured to learn how many fit into the time
 
