@@ -38,8 +38,10 @@ class Rendering(nn.Module):
 def export(translator: Translator, path: Path, domain: str | None = None) -> None:
     """Write the inference path to ``path``, in the format of its suffix, for any size.
 
-    Any batch size works, too. The input is ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network
-    units; sizes are multiples of ``translator.multiple``.
+    ONNX carries the configuration, ``translator.json``, and the target as its metadata: what has to
+    be done before and after the network. Any batch size works, too. The input is
+    ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network units; sizes are multiples of
+    ``translator.multiple``.
 
     Raises:
         UserError: the suffix is unknown, or the package for ONNX is not installed.
@@ -66,6 +68,10 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
             return
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports every package that is not installed
         try:
-            torch.onnx.export(program, (), path, input_names=["content"], output_names=["image"], verbose=False)
+            made = torch.onnx.export(program, (), input_names=["content"], output_names=["image"], verbose=False)
         except ImportError as error:
             raise MissingPackage(f"{path}: needs `pip install onnx onnxscript` ({error.name} is missing)") from None
+        assert made is not None
+        config = translator.config
+        made.model.metadata_props.update(medstyle=config.to_json(), target=domain or config.target)
+        made.save(path)

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from medstyle import Translator, UserError
 from medstyle.networks.export import SUFFIXES, export
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import TranslatorConfig
+from medstyle.params import parse
 
 
 def translator(dims, members=1, domains=("mr_t1", "mr_t2"), contrasts=("mr_pd",), **architecture):
@@ -70,6 +73,21 @@ def test_every_kind_of_translator_is_exported(suffix, kind, tmp_path):
     channels = first.colours * (1 + len(model.config.contrasts)) * first.neighbours
     x = torch.randn(2, channels, 16, 24)
     torch.testing.assert_close(restored(tmp_path / f"model{suffix}")(x), model(x), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_onnx_says_what_comes_before_and_after_the_network(tmp_path):
+    import onnxruntime
+
+    model = translator(2, **KINDS["a refiner"]).sharpened(0.5)
+    export(model, tmp_path / "model.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    about = session.get_modelmeta().custom_metadata_map
+    assert about["target"] == "mr_t2"
+    assert parse(TranslatorConfig, json.loads(about["medstyle"]), "metadata") == parse(
+        TranslatorConfig, json.loads(model.config.to_json()), "config"
+    )
 
 
 def test_an_unknown_format_is_named(tmp_path):
