@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any
 
@@ -70,7 +70,7 @@ def write_package(folder: Path, about: Manifest, out: Path, key: Ed25519PrivateK
     """
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): _hashed(path) for path in paths}
-    whole = Manifest(**{**_plain(about), "files": files})
+    whole = replace(about, files=files)
     text = json.dumps(asdict(whole), indent=1, sort_keys=True).encode() + b"\n"
     checked(text)
     with atomic(out) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
@@ -83,10 +83,6 @@ def write_package(folder: Path, about: Manifest, out: Path, key: Ed25519PrivateK
                 while chunk := source.read(CHUNK):
                     target.write(chunk)
     return whole
-
-
-def _plain(about: Manifest) -> dict[str, Any]:
-    return {name: getattr(about, name) for name in about.__dataclass_fields__}
 
 
 def _hashed(path: Path) -> tuple[str, int]:

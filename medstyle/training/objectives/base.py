@@ -35,6 +35,7 @@ Losses = dict[str, Tensor]
 Images = Mapping[str, Tensor]  # what `play` returns: `fake`, its style `code`, and what an objective adds
 Weight = float | Callable[[float], float]  # a number, or a schedule: a pure function of progress
 RENAMED = {"own": "self_reconstruction", "population": "cross_subject"}  # former names of weights
+AdversarialForm = Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"]  # of ADVERSARIAL
 R1_EVERY = 16  # lazy regularisation (Karras 2020): the weight is multiplied by the interval
 
 
@@ -45,7 +46,7 @@ class ObjectiveParams:
     weights: dict[str, Annotated[float, Field(ge=0)]] = field(default_factory=dict)
     """Term -> weight, for weights that differ from the objective's defaults; 0 leaves the term
     out."""
-    adversarial: Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"] = "nonsaturating"
+    adversarial: AdversarialForm = "nonsaturating"
     """Form of the adversarial loss."""
     adversarial_start: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the steps after which the adversarial term starts (with a linear ramp over a tenth

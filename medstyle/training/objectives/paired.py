@@ -21,7 +21,16 @@ from medstyle.networks.refiner import SEEN, detail_of
 from medstyle.networks.translator import Translator
 from medstyle.params import params
 from medstyle.training.losses import detail_loss, folded, perceptual_loss, smoothness, structure_loss
-from medstyle.training.objectives.base import Images, Objective, ObjectiveParams, Phase, Term, common, reweighted
+from medstyle.training.objectives.base import (
+    AdversarialForm,
+    Images,
+    Objective,
+    ObjectiveParams,
+    Phase,
+    Term,
+    common,
+    reweighted,
+)
 from medstyle.transforms.body import is_body
 
 CONTRAST = 3.0  # detail is small: this brings it to the range for which a network is initialised
@@ -59,7 +68,7 @@ class PairedRefinedParams(PairedParams):
     """The kind of objective."""
     refine_from: Annotated[float, Field(gt=0, lt=1)] = 0.75
     """Share of the steps after which the generator stays as it is and the refiner learns."""
-    adversarial: Literal["minimax", "nonsaturating", "least_squares", "relativistic", "hinge"] = "relativistic"
+    adversarial: AdversarialForm = "relativistic"
     """Form of the adversarial loss."""
     discriminator_layers: Annotated[int, Field(ge=1)] = 3
     """Strided layers of the discriminator: 2 give a receptive field of 34 x 34 pixels, 3 give 70 x
