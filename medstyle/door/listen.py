@@ -10,12 +10,10 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import FrameType
-
-from filelock import FileLock, Timeout
 
 from medstyle.door.health import serve_health
 from medstyle.door.ledger import Ledger
@@ -26,7 +24,8 @@ from medstyle.door.settings import Dicom, Params
 from medstyle.door.store import Store
 from medstyle.door.watch import Watch
 from medstyle.door.web import Poller, WebSender
-from medstyle.errors import DataError, outline
+from medstyle.errors import outline
+from medstyle.inference.inbox import alone
 
 AGAIN_S = 2.0  # between two starts of the translator
 TICK_S = 0.5
@@ -103,7 +102,8 @@ def listen(folder: Path, params: Params, model: str, audit: Path | None = None) 
     folder.mkdir(parents=True, exist_ok=True)
     watch, stop = Watch(audit), threading.Event()
     with ExitStack() as stack:
-        stack.enter_context(_alone(folder))
+        held = f"{folder}: another door writes into it; stop that first"
+        stack.enter_context(alone(folder / ".door.lock", held))
         ledger = stack.enter_context(closing(Ledger(folder)))
         store = Store(folder, ledger, params.study_instances, params.free_mb << 20)
         promise = functools.partial(promise_kept, ledger, watch)
@@ -133,19 +133,6 @@ def listen(folder: Path, params: Params, model: str, audit: Path | None = None) 
         for thread in threads.values():
             thread.join(params.silence_s)
         watch.audit("stop")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".door.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise DataError(f"{folder}: another door writes into it; stop that first") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _sender(route: object, params: Params) -> Sender:

@@ -17,7 +17,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -379,13 +379,18 @@ def retry(folder: Path, key: str) -> str:
     return f"{key}: back in the inbox; it is tried again by the next run"
 
 
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    return alone(folder / ".lock", f"{folder}: another process works in it; wait for it to end")
+
+
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock")
+def alone(file: Path, held: str) -> Iterator[None]:
+    """Hold the lock ``file``; raise :class:`UserError` ``held`` if another process has it."""
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise DataError(f"{folder}: another process works in it; wait for it to end") from None
+        raise DataError(held) from None
     try:
         yield
     finally:

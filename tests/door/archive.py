@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -213,9 +212,5 @@ def running(thing: Archive | Door, **options: Any) -> Iterator[Any]:
 
 
 def soon(what: Callable[[], Any], seconds: float = 60) -> Any:
-    """Return the first truthy answer."""
-    end = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.1)
-    return answer
+    """Return the first truthy answer; a minute is long for a door."""
+    return wait_for(what, seconds)
