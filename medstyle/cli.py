@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from medstyle.errors import USABLE, DataError, MissingPackage, OutputError, ParamsError, UserError, outline
+from medstyle.jobs.startup import import_less
 
 # before a runtime is loaded: idle threads sleep instead of spinning, so that other jobs can use the
 # cores
@@ -44,6 +45,7 @@ def main() -> None:
     """Run the command line; bad input ends in one clear line and exit code 2."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name may consist of bytes that are not text
+    import_less()
     try:
         app()
     except UserError as error:
@@ -593,7 +595,7 @@ def ensemble(
 def _folder(reference: str) -> Path:
     """Return the folder of a model: a folder, one that is installed, or `models:/...`."""
     from medstyle.catalogue.store import installed_folder
-    from medstyle.networks.translator import ready_folder
+    from medstyle.networks.folder import ready_folder
 
     if not reference.startswith("models:/"):  # a folder does not need the registry's imports
         return installed_folder(reference) or ready_folder(reference)

@@ -15,7 +15,8 @@ from medstyle.catalogue.store import installed_folder
 from medstyle.errors import DataError, UserError, outline
 from medstyle.inference.files import About
 from medstyle.inference.inbox import Outcome, process
-from medstyle.networks.translator import Translator, ready_folder
+from medstyle.networks.folder import ready_folder
+from medstyle.networks.translator import Translator
 
 PAUSE_S, LOOK_S = 0.5, 30.0  # between looks at the inbox, and at the alias of the model
 

@@ -16,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from medstyle.cohort.rules import Rule
 from medstyle.errors import ModelError, ParamsError, UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.networks.folder import ready_folder, weight_files
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
 from medstyle.params import params, parse
@@ -87,16 +89,11 @@ def _renewed(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-READY = Path(__file__).parents[1] / "ready"  # models that come with the package
+class _NoDrawing(TorchFunctionMode):
+    """Draw no weights from a normal distribution: on the meta device that imports the compiler."""
 
-
-def ready_folder(name: Path | str) -> Path:
-    """Return the folder of a model that comes with the package (``anybrain``), or ``name`` itself.
-
-    A folder of that name in the working directory has precedence.
-    """
-    own, bare = READY / name, Path(name).name == str(name)
-    return own if bare and not Path(name).exists() and (own / "translator.json").is_file() else Path(name)
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return kwargs["tensor"] if function is torch.nn.init.normal_ else function(*args, **kwargs or {})
 
 
 def _built(config: TranslatorConfig, content: bytes) -> Networks:
@@ -107,23 +104,13 @@ def _built(config: TranslatorConfig, content: bytes) -> Networks:
     from safetensors.torch import load
 
     weights = load(content)
-    with torch.device("meta"):
+    with torch.device("meta"), _NoDrawing():
         claimed = Networks(config.architecture, config.domains, 1 + len(config.contrasts)).state_dict()
     if {name: value.shape for name, value in claimed.items()} != {name: value.shape for name, value in weights.items()}:
         raise ValueError
     networks = Networks(config.architecture, config.domains, 1 + len(config.contrasts))
     networks.load_state_dict(weights)
     return networks
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """List the weight files in a translator folder: one file per member of an ensemble."""
-    return sorted(folder.glob("weights*.safetensors"), key=lambda path: (len(path.name), path.name))
-
-
-def weights_sha256(folder: Path) -> str:
-    """Return the hash that identifies the model; it depends on the weights only."""
-    return hashlib.sha256(b"".join(path.read_bytes() for path in weight_files(folder))).hexdigest()
 
 
 @dataclass

@@ -21,7 +21,7 @@ from medstyle.errors import ParamsError
 from medstyle.evaluation.gate import Comparison, read_methods, side_by_side
 from medstyle.jobs.checkpoint import run_key
 from medstyle.jobs.tables import write_table
-from medstyle.networks.translator import ready_folder
+from medstyle.networks.folder import ready_folder
 from medstyle.params import load
 from medstyle.stages import denoise, evaluate, train
 

@@ -81,7 +81,7 @@ def add_version(folder: Path, metrics: dict[str, Any], files: list[Path]) -> tup
 
     The same weights are the same version: registering them again changes nothing.
     """
-    from medstyle.networks.translator import weights_sha256
+    from medstyle.networks.folder import weights_sha256
 
     mlflow = connect()
     client = mlflow.MlflowClient()

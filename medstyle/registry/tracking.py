@@ -124,6 +124,6 @@ def training_run(params: Any, translator: Path) -> Iterator[Callable[[int, Mappi
             yield log
         finally:
             send()
-        from medstyle.networks.translator import weights_sha256
+        from medstyle.networks.folder import weights_sha256
 
         mlflow.set_tag("medstyle.weights_sha256", weights_sha256(translator))

@@ -20,8 +20,9 @@ from medstyle.jobs.atomic import atomic_folder
 from medstyle.jobs.checkpoint import run_key
 from medstyle.jobs.progress import StepProgress
 from medstyle.jobs.tables import write_table
+from medstyle.networks.folder import ready_folder, weights_sha256
 from medstyle.networks.networks import Networks
-from medstyle.networks.translator import Translator, TranslatorConfig, model_card, ready_folder, weights_sha256
+from medstyle.networks.translator import Translator, TranslatorConfig, model_card
 from medstyle.training.loop import Log, fit
 from medstyle.training.objectives.table import OBJECTIVES
 from medstyle.training.plan import Plan

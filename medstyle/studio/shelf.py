@@ -36,7 +36,7 @@ def folder_of(name: str, given: str) -> Path:
     if name == "local":
         return LOCAL
     if name in READY or (name == "given" and not given.startswith("models:/")):
-        from medstyle.networks.translator import ready_folder
+        from medstyle.networks.folder import ready_folder
 
         return ready_folder(name if name in READY else given)
     if name != "given" and not name.isdigit():
@@ -116,7 +116,7 @@ def model(given: str, name: str) -> dict[str, Any]:
 
 def _measured(folder: Path) -> dict[str, Any]:
     """Return the table and the rates of the last evaluation, if it measured this folder."""
-    from medstyle.networks.translator import weights_sha256
+    from medstyle.networks.folder import weights_sha256
     from medstyle.registry.models import safety_rates
 
     try:

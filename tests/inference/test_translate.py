@@ -9,7 +9,7 @@ import torch
 from medstyle import ModelError, Refusal, Translator, UserError, Volume, translate_picture, translate_volume
 from medstyle.inference import synthesise as rendering
 from medstyle.inference.translate import prepare_source, style_of
-from medstyle.networks.translator import ready_folder
+from medstyle.networks.folder import ready_folder
 from medstyle.phantom.studies import PhantomParams, draw_subject
 from medstyle.transforms.align import onto_grid
 from medstyle.transforms.intensity import foreground_mask
