@@ -57,8 +57,8 @@ class CorrectBiasd(_Each):
     See :class:`~medstyle.transforms.intensity.CorrectBias`.
     """
 
-    def __init__(self, keys: KeysCollection, shrink: int = 4, allow_missing_keys: bool = False) -> None:
-        super().__init__(keys, CorrectBias(shrink), allow_missing_keys)
+    def __init__(self, keys: KeysCollection, samples: int = 32, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, CorrectBias(samples), allow_missing_keys)
 
 
 class _Found(MapTransform):

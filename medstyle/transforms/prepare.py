@@ -203,9 +203,10 @@ def prepare(volume: Volume, settings: Preparation) -> Prepared:
         )
     values: torch.Tensor = grid.as_tensor().float()
     if modality.dicom == "MR":
-        values = Denoise(settings.denoise, rician=True)(values)
+        body = foreground_mask(np.asarray(values[0])) if settings.bias_field or settings.denoise != "none" else None
+        values = Denoise(settings.denoise, rician=True)(values, body)
         if settings.bias_field:
-            values = CorrectBias()(values)
+            values = CorrectBias()(values, body)
     array = np.asarray(values[0])
     scale = settings.scales.get(volume.domain)  # bright fat must not raise the threshold above the brain
     mask = foreground_mask(array if scale is None else np.minimum(array, np.float32(sum(scale) / 2)))
