@@ -105,7 +105,9 @@ def to_unit(pixels: Pixels) -> NDArray[np.float32]:
 def from_unit(values: NDArray, dtype: DTypeLike) -> Pixels:
     """Round values in [0, 1] to ``dtype``, uint8 or uint16; values outside are clipped."""
     white: int = np.iinfo(np.dtype(dtype)).max
-    return np.rint(np.clip(values, 0, 1) * white).astype(dtype)
+    scaled = np.clip(values, 0, 1)
+    scaled *= white
+    return np.rint(scaled, out=scaled).astype(dtype)
 
 
 def _layers(opened: ImageFile.ImageFile, path: Path) -> tuple[Pixels, Pixels]:

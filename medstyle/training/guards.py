@@ -179,13 +179,12 @@ class Guard:
         if (won or at_chance) and "discriminator" not in self.warned:
             self.warned.add("discriminator")
             what = (
-                "tells every image apart"
+                "tells every image apart: the generator learns little from it"
                 if won
-                else f"is at chance ({np.mean(recent):.0%} of patches are classified correctly)"
+                else f"is at chance ({np.mean(recent):.0%} of patches are classified correctly): what it sees looks "
+                "real, or it is too weak to judge it; `sharpness` in the report tells which"
             )
-            print(
-                f"medstyle: the discriminator {what}: the generator learns little from it", file=sys.stderr, flush=True
-            )
+            print(f"medstyle: the discriminator {what}", file=sys.stderr, flush=True)
         apart = [row["guard/styles_apart"] for row in curve if "guard/styles_apart" in row and row["step"] > WARM_UP]
         if progress > 0.1 and len(apart) >= 10 and max(apart[-10:]) < 1e-3:
             raise TrainingError(
