@@ -1,0 +1,138 @@
+"""Compare the `enhance` recipe with the restoration filters of libraries on unseen photographs.
+
+The photographs were made worse in a known way (less light, blur, noise, compression), so the truth
+is known. No filter lightens a picture: each classical result is multiplied by the factor that fits
+the truth best, which only they are given. BM3D is measured if it is installed (`pip install bm3d`;
+its licence allows no commercial use). The feature distance is 1 less the cosine of two embeddings
+by a network trained on ImageNet (`medstyle[art]`).
+
+Usage: python benchmarks/quality.py enhance --seeds 1
+       python benchmarks/restoration.py [--models FOLDER] [--seeds 1] [--sheet FILE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from quality import ROOT
+
+from medstyle.data.store import SliceStore
+from medstyle.evaluation.protocols import PROTOCOLS
+from medstyle.evaluation.statistics import compare, summary
+from medstyle.imaging.picture import from_unit, to_unit, write_picture
+from medstyle.inference.translate import translate_picture
+from medstyle.networks.imagenet import SIDE, ImageNet
+from medstyle.networks.translator import Translator
+
+Image = NDArray[np.float32]  # (H, W, 3) in [0, 1]
+MEASURES = {"psnr": +1, "ssim": +1, "feature distance": -1}  # and which way is better
+SHOWN = 4  # pictures of the sheet
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, default=ROOT / ".medstyle/quality/enhance")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--sheet", type=Path, help="picture to write: poor, NLM, model, truth, in rows")
+    arguments = parser.parse_args()
+    translators = [
+        Translator.load(arguments.models / f"seed-{seed}" / "models/translator") for seed in range(arguments.seeds)
+    ]
+    config = translators[0].config
+    store = SliceStore(arguments.models / "data/slices")
+    poor, true = (
+        (np.asarray(store.array(name, "test"), np.float32).transpose(0, 2, 3, 1) + 1) / 2
+        for name in (config.source, config.target)
+    )
+    network = ImageNet().eval()
+    scores: dict[str, list[list[float]]] = {}
+    sheet = []
+    for picture, good in zip(poor, true, strict=True):
+        pixels, truth = from_unit(picture, np.uint8), to_unit(from_unit(good, np.uint8))
+        outputs = {name: fitted(restore(to_unit(pixels)), truth) for name, restore in filters().items()}
+        made = [to_unit(translate_picture(pixels, one).image) for one in translators]
+        known = embedded(network, truth)
+        for name, image in outputs.items():
+            scores.setdefault(name, []).append(measured(network, image, truth, known))
+        of_seeds = [measured(network, image, truth, known) for image in made]
+        scores.setdefault("`enhance`", []).append(np.mean(of_seeds, axis=0).tolist())
+        if len(sheet) < SHOWN:
+            sheet.append(np.hstack([to_unit(pixels), outputs["non-local means"], made[0], truth]))
+    if arguments.sheet:
+        write_picture(arguments.sheet, from_unit(np.vstack(sheet), np.uint8))
+    show(scores, len(poor), arguments.seeds)
+
+
+def show(scores: dict[str, list[list[float]]], count: int, seeds: int) -> None:
+    """Print means with intervals, and how often the model is better."""
+    print(f"{count} unseen photographs, {seeds} seed(s)\n")
+    print(f"| method | {' | '.join(MEASURES)} | `enhance` is better on |\n|{'---|' * (len(MEASURES) + 2)}")
+    ours = np.array(scores["`enhance`"])
+    for name, rows in scores.items():
+        table, cells, wins = np.array(rows), [], []
+        for column, (measure, sign) in enumerate(MEASURES.items()):
+            found = summary(table[:, column].tolist())
+            digits = 2 if measure == "psnr" else 3
+            cells.append(f"{found['mean']:.{digits}f} ({found['low']:.{digits}f} to {found['high']:.{digits}f})")
+            p = compare(table[:, column].tolist(), ours[:, column].tolist())["p"] if name != "`enhance`" else None
+            share = (sign * (ours[:, column] - table[:, column]) > 0).mean()
+            wins.append(f"{share:.0%}" + ("" if p is not None and p < 0.05 else "?"))
+        print(f"| {name} | {' | '.join(cells)} | {'' if name == '`enhance`' else ', '.join(wins)} |")
+
+
+def filters() -> dict[str, Callable[[Image], Image]]:
+    """Return the filters, each with the strength that its library estimates from the picture."""
+    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle, denoise_wavelet, estimate_sigma
+
+    def sigma(image: Image) -> float:
+        return float(estimate_sigma(image, channel_axis=-1, average_sigmas=True))
+
+    def non_local(image: Image) -> Image:
+        level = sigma(image)
+        return denoise_nl_means(image, 5, 6, 0.8 * level, fast_mode=True, sigma=level, channel_axis=-1)
+
+    def wavelet(image: Image) -> Image:
+        return denoise_wavelet(image, channel_axis=-1, convert2ycbcr=True, rescale_sigma=True)
+
+    found: dict[str, Callable[[Image], Image]] = {
+        "none": lambda image: image,
+        "non-local means": non_local,
+        "total variation": lambda image: denoise_tv_chambolle(image, weight=sigma(image), channel_axis=-1),
+        "wavelets (BayesShrink)": wavelet,
+    }
+    try:
+        from bm3d import bm3d_rgb
+    except ImportError:
+        return found
+    return {**found, "BM3D": lambda image: bm3d_rgb(image, sigma(image))}
+
+
+def fitted(image: Image, truth: Image) -> Image:
+    """Multiply a picture by the factor with the least squared error to the truth."""
+    image = np.asarray(image, np.float32)
+    return np.clip(image * np.float32((image * truth).sum() / max((image * image).sum(), 1e-9)), 0, 1)
+
+
+def embedded(network: ImageNet, image: Image) -> torch.Tensor:
+    """Return the embedding of a picture, of length 1."""
+    x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+    x = torch.nn.functional.interpolate(2 * x - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
+    with torch.inference_mode():
+        return torch.nn.functional.normalize(network.embed(x))[0]
+
+
+def measured(network: ImageNet, image: Image, truth: Image, known: torch.Tensor) -> list[float]:
+    """Return the measures in the order of ``MEASURES``."""
+    whole = np.ones((3, *truth.shape[:2]), bool)
+    found = PROTOCOLS["paired_pictures"].measure(image.transpose(2, 0, 1), truth.transpose(2, 0, 1), whole)
+    return [found["psnr"], found["ssim"], 1 - float(embedded(network, image) @ known)]
+
+
+if __name__ == "__main__":
+    main()
