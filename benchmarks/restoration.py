@@ -45,7 +45,7 @@ def main() -> None:
         Translator.load(arguments.models / f"seed-{seed}" / "models/translator") for seed in range(arguments.seeds)
     ]
     config = translators[0].config
-    store = SliceStore(arguments.models / "data/slices")
+    store = SliceStore.open(arguments.models / "data/slices")
     poor, true = (
         (np.asarray(store.array(name, "test"), np.float32).transpose(0, 2, 3, 1) + 1) / 2
         for name in (config.source, config.target)

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import partial
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ from quality import ROOT, SHARED
 
 from medstyle.data.store import SliceStore
 from medstyle.evaluation.baselines import PICTURE_METHODS
-from medstyle.evaluation.protocols import PictureSet
+from medstyle.evaluation.protocols import PictureSet, ssim_map, unpaired
 from medstyle.evaluation.video import MEASURES, measure_clip
-from medstyle.imaging.picture import from_unit, write_picture
+from medstyle.imaging.picture import from_unit, to_unit, write_picture
 from medstyle.imaging.video import Frame, VideoWriter, read_frames
 from medstyle.inference.files import Request, translate_path
 from medstyle.inference.render_options import RenderOptions
@@ -49,20 +49,22 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--models", type=Path, default=ROOT / ".medstyle/quality")
     parser.add_argument("--speed-frames", type=int, default=4, help="of each size, for speed and memory")
+    parser.add_argument("--sizes", action="store_true", help="only what `paintings` paints at smaller sizes, and speed")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folders = {name: arguments.models / name / "seed-0" for name in ("paintings", "video")}
     clips = sorted((SHARED / "video").iterdir())
-    for clip in clips:
+    for clip in [] if arguments.sizes else clips:
         compare(clip, folders, arguments.frames)
-    speed(clips[0], folders["video"] / "models/translator", arguments.speed_frames, arguments.threads)
+    for clip in clips:
+        smaller(clip, folders["paintings"], 8)
+    speed(clips[0], folders["paintings"] / "models/translator", arguments.speed_frames, arguments.threads)
 
 
 def compare(clip: Path, folders: dict[str, Path], frames: int) -> None:
     """Print one clip's table."""
-    store = SliceStore.open(folders["video"] / "data/slices")
-    unseen = (np.asarray(store.array("painting", "test"), np.float32).transpose(0, 2, 3, 1) + 1) / 2
-    targets = PictureSet(unseen)
+    targets = _targets(folders["video"])
+    unseen = targets.pictures
     reference = from_unit(unseen[: len(unseen) // 2].reshape(-1, 1, 3)[::7], np.uint8)
     methods: dict[str, Callable[[], Iterator[Frame]]] = {
         name: partial(classical, clip, frames, name, reference) for name in CLASSICAL
@@ -80,6 +82,11 @@ def compare(clip: Path, folders: dict[str, Path], frames: int) -> None:
     for name, row in found.items():
         cells = " | ".join(f"{row[m]:.3f}" if m in row else "" for m in MEASURES)
         print(f"| {name} | {cells} | {f'{frames / seconds[name]:.2f}' if name in seconds else ''} |", flush=True)
+
+
+def _targets(folder: Path) -> PictureSet:
+    unseen = np.asarray(SliceStore.open(folder / "data/slices").array("painting", "test"), np.float32)
+    return PictureSet((unseen.transpose(0, 2, 3, 1) + 1) / 2)
 
 
 def source(clip: Path, frames: int) -> Iterator[Frame]:
@@ -112,12 +119,35 @@ def _timed(video: Callable[[], Iterator[Frame]], name: str, seconds: dict[str, f
         yield frame
 
 
+def smaller(clip: Path, model: Path, frames: int) -> None:
+    """Print how like the full rendering frames are that were painted at a smaller size."""
+    translator = Translator.load(model / "models/translator")
+    targets = _targets(model)
+    pixels = [frame.pixels for frame in source(clip, frames)]
+    side = min(pixels[0].shape[:2])
+    full: list[np.ndarray] = []
+    print(f"\n{clip.name}, {frames} frames, each by itself\n")
+    print("| painted at | SSIM to the full rendering | style distance | structure | s |\n|---|---|---|---|---|")
+    for size in (None, side // 2, side // 4):
+        start = time.perf_counter()
+        how = rendering(translator, options=RenderOptions(size=size, temporal_smoothing=0))
+        made = [to_unit(result.image) for result in render_frames(pixels, how)]
+        seconds = (time.perf_counter() - start) / frames
+        full = full or made
+        alike = np.mean(
+            [ssim_map(a.transpose(2, 0, 1), b.transpose(2, 0, 1)).mean() for a, b in zip(made, full, strict=True)]
+        )
+        rows = [unpaired(a, to_unit(p), targets) for a, p in zip(made, pixels, strict=True)]
+        distance, structure = (np.mean([row[name] for row in rows]) for name in ("style_distance", "structure"))
+        print(f"| {size or side} | {alike:.3f} | {distance:.3f} | {structure:.3f} | {seconds:.2f} |", flush=True)
+
+
 def speed(clip: Path, model: Path, frames: int, threads: int) -> None:
     """Print speed and peak memory of `medstyle translate` for the sizes of television, each in a
     process of its own."""
     print(f"\nFile to file, {frames} frames of {clip.name} enlarged:\n")
-    print("| size | frames/s | peak MiB |\n|---|---|---|")
-    for name, size in SIZES.items():
+    print("| size | painted at | frames/s | peak MiB |\n|---|---|---|---|")
+    for (name, size), painted in product(SIZES.items(), (None, 512, 256)):
         with tempfile.TemporaryDirectory() as folder:
             film = name != PICTURE
             large = Path(folder) / ("in.mp4" if film else "in.jpg")
@@ -129,15 +159,18 @@ def speed(clip: Path, model: Path, frames: int, threads: int) -> None:
             else:
                 write_picture(large, next(shown))
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                seconds, peak = pool.apply(_translate, (large, large.with_stem("out"), model, threads))
-        print(f"| {name} | {(frames if film else 1) / seconds:.3f} | {peak:.0f} |", flush=True)
+                seconds, peak = pool.apply(_translate, (large, large.with_stem("out"), model, threads, painted))
+        print(
+            f"| {name} | {painted or 'its size'} | {(frames if film else 1) / seconds:.3f} | {peak:.0f} |", flush=True
+        )
 
 
-def _translate(path: Path, out: Path, model: Path, threads: int) -> tuple[float, float]:
+def _translate(path: Path, out: Path, model: Path, threads: int, size: int | None) -> tuple[float, float]:
     torch.set_num_threads(threads)
     translator = Translator.load(model)
+    options = RenderOptions(temporal_smoothing=SMOOTHED, size=size)
     start = time.perf_counter()
-    translate_path(path, out, translator, Request(options=RenderOptions(temporal_smoothing=SMOOTHED), force=True))
+    translate_path(path, out, translator, Request(options=options, force=True))
     seconds = time.perf_counter() - start
     status = Path("/proc/self/status").read_text()
     return seconds, int(status.split("VmHWM:")[1].split()[0]) / 1024
