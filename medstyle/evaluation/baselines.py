@@ -6,9 +6,13 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import nn
 
 from medstyle.imaging.picture import Pixels, from_unit, over_white, read_picture, to_unit
 
@@ -74,7 +78,8 @@ BASELINES: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArra
 }
 
 
-ITERATIONS, LARGEST = 150, 512  # of the optimisation, which works on pictures with sides of at most this many pixels
+ITERATIONS, LARGEST = 120, 512  # of the optimisation, which works on pictures with sides of at most this many pixels
+FINEST = 4  # levels of features that it compares: the coarsest of a classifier say what is shown, not how
 
 
 def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
@@ -82,19 +87,31 @@ def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
     return from_unit(BASELINES[name](source, targets).reshape(pixels.shape), pixels.dtype)
 
 
-def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS) -> Pixels:
+def neural_style(
+    pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS, features: nn.Module | None = None
+) -> Pixels:
     """Optimise a picture ``(H, W, 3)`` to match a reference's feature correlations (Gatys 2016).
 
-    The features are those of :class:`Texture`, because no pretrained network is available; MIND
-    descriptors keep the edges in place. The optimisation starts from the colours of
-    :func:`moments`. Large pictures are optimised at ``LARGEST`` pixels a side, and the change is
-    enlarged.
+    MIND descriptors keep the edges in place, and a total variation keeps grain away. The
+    optimisation starts from the colours of :func:`moments`. Large pictures are optimised at
+    ``LARGEST`` pixels a side, and the change is enlarged.
+
+    Args:
+        pixels: the content.
+        reference: ``(h, w, 3)``, the style.
+        iterations: steps of the optimisation.
+        features: maps ``(N, 3, H, W)`` in [-1, 1] to a list of feature maps, fine to coarse.
+            Default: :class:`ImageNet`'s, or, without ``medstyle[art]``, those of :class:`Texture`.
     """
     import torch
     import torch.nn.functional as F
 
+    from medstyle.networks.imagenet import ImageNet, available
     from medstyle.networks.mind import anatomy_loss
     from medstyle.networks.texture import Texture, correlations, style_distance
+
+    def described(x: torch.Tensor) -> list[torch.Tensor]:
+        return correlations(known(x)[:FINEST])
 
     def tensor(image: Pixels, size: tuple[int, ...]) -> torch.Tensor:
         x = 2 * torch.from_numpy(to_unit(image)).movedim(-1, 0)[None] - 1
@@ -106,14 +123,15 @@ def neural_style(pixels: Pixels, reference: Pixels, iterations: int = ITERATIONS
 
     start = _of_values("moments", pixels, reference)
     content, begun = (tensor(image, small(pixels)) for image in (pixels, start))
-    texture = Texture(3)
+    known = features or (ImageNet() if available() else Texture(3))
     with torch.no_grad():
-        wanted = correlations(texture(tensor(reference, small(reference))))
+        wanted = described(tensor(reference, small(reference)))
     x = begun.clone().requires_grad_()
     optimiser = torch.optim.Adam([x], lr=0.03)
     for _ in range(iterations):
         optimiser.zero_grad()
-        loss = style_distance(correlations(texture(x)), wanted).mean() + 0.5 * anatomy_loss(x, content)
+        steep = x.diff(dim=2).abs().mean() + x.diff(dim=3).abs().mean()
+        loss = 2 * style_distance(described(x), wanted).mean() + 0.5 * anatomy_loss(x, content) + 0.2 * steep
         loss.backward()
         optimiser.step()
         with torch.no_grad():
