@@ -19,7 +19,7 @@ UNITS = {"HU": codes.UCUM.HounsfieldUnit, "a.u.": codes.UCUM.ArbitraryUnit}
 
 MEANING = {
     "uncertainty": ("standard deviation of the output", "Uncalibrated standard deviation of a synthetic {} image"),
-    "interval": ("half width of the interval", "Half width of the conformal interval of a synthetic {} image"),
+    "interval": ("half width of the interval", "Half width of the interval of a synthetic {} image"),
 }
 
 

@@ -21,7 +21,7 @@ from medstyle.inference.calibrate import calibration_subjects, errors_of
 from medstyle.jobs.atomic import write_json
 from medstyle.jobs.progress import track
 from medstyle.jobs.tables import write_table
-from medstyle.networks.conformal import too_few
+from medstyle.networks.conformal import LEVEL, too_few
 from medstyle.networks.translator import Translator, model_card
 
 Params = EvaluateParams
@@ -104,8 +104,10 @@ def _intervals(measurer: PairedScans, store: SliceStore, images: Mapping[str, Ma
     """Calibrate intervals on validation subjects and measure them on unseen ones."""
     translator, most = measurer.translator, measurer.params.intervals
     validation, test = (calibration_subjects(translator, store, split)[:most] for split in ("validation", "test"))
+    if not most:
+        return {}
     if missing := too_few(len(validation)):
-        return {"missing": missing} if most else {}
+        return {"level": LEVEL, "missing": missing, "table": {}}
     numbers = {
         key: measurer.numbers(Subject(key, number, images[key]))
         for number, key in enumerate(track([*validation, *test], "intervals"))
