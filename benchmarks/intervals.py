@@ -6,7 +6,7 @@ its voxels are covered if 90 % of them are. The baseline is a constant width, ca
 way. The floor of the voxels' scale was chosen on heads of another seed: `--floors` prints its table
 for those of this run.
 
-    python benchmarks/intervals.py [--splits 100] [--floors]
+    python benchmarks/intervals.py [--splits 100] [--snapshots 0] [--floors]
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from medstyle.transforms.prepare import Preparation
 
 CACHE = Path(__file__).parents[1] / ".medstyle/bench/intervals"
 PHANTOM = PhantomParams(subjects=110, seed=1, matrix=96, slices=22, spacing_mm=(2.4, 2.4, 6.0), lesions=16)
-TRAIN = {
+TRAIN: dict[str, Any] = {
     "source": "mr_t1", "target": "mr_t2",
     "training": {"steps": 1500, "batch": 2, "learning_rate": 1e-3, "threads": 1, "device": "cpu"},
     "objective": {"kind": "paired", "weights": {"l1": 1.0, "structure": 0.1, "adversarial": 0.02}, "detail": 4.0,
@@ -47,7 +48,7 @@ CALIBRATED = (9, 39)  # the least number, and half of the subjects; both ranks g
 FLOORS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 
 
-def prepared() -> tuple[Translator, SliceStore, PairedScans]:
+def prepared(snapshots: int) -> tuple[Translator, SliceStore, PairedScans]:
     """Make studies, store and model, unless they are there, and train the segmenter."""
     if not (CACHE / "raw").is_dir():
         acquire.run(PHANTOM, CACHE / "raw")
@@ -56,10 +57,12 @@ def prepared() -> tuple[Translator, SliceStore, PairedScans]:
         ingest.run(ingest.Params(str(CACHE / "raw"), rules), CACHE / "scans", CACHE / "ingest.json")
         settings = denoise.Params((96, 80), Preparation(), validation=0.36, test=0.36)
         denoise.run(settings, CACHE / "scans", CACHE / "slices")
-    if not (CACHE / "model").is_dir():
-        plan = parse(train.Params, TRAIN, "benchmark")
-        train.run(plan, CACHE / "slices", CACHE / "model", CACHE / "curve.csv", states=CACHE / "states")
-    translator, store = Translator.load(CACHE / "model"), SliceStore.open(CACHE / "slices")
+    model = CACHE / f"model-{snapshots}"
+    if not model.is_dir():
+        settings = TRAIN | {"training": TRAIN["training"] | {"snapshots": snapshots}}
+        plan = parse(train.Params, settings, "benchmark")
+        train.run(plan, CACHE / "slices", model, CACHE / "curve.csv", states=CACHE / "states")
+    translator, store = Translator.load(model), SliceStore.open(CACHE / "slices")
     return translator, store, PairedScans(translator, store, CACHE / "raw/truth", images(), EvaluateParams())
 
 
@@ -107,10 +110,11 @@ def main() -> None:
     """Print the table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--snapshots", type=int, default=0, help="further members of an ensemble")
     parser.add_argument("--floors", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    translator, store, measurer = prepared()
+    translator, store, measurer = prepared(options.snapshots)
     errors: list[Errors] = []
     numbers: list[Mapping[str, Number]] = []
     tested = 0

@@ -21,6 +21,7 @@ from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.rules import Rule
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
+from medstyle.networks.conformal import Interval
 from medstyle.transforms.descriptors import Reference
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
