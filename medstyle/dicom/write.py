@@ -208,7 +208,7 @@ def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any]
         slim = _slice(header, grid, [(frame, True)], common)
         slim.SOPClassUID, slim.SOPInstanceUID = frame.instance.sop_class, frame.instance.sop_uid
         slim.SeriesInstanceUID = source.series_uid or uid_of("series", *frame.instance.series)
-        slim.SeriesNumber = _series_number(header, 9500 if derivation.kind == "uncertainty" else 9600)
+        slim.SeriesNumber = _series_number(header, 9500 if derivation.kind == "uncertainty" else 9700)
         slim.Rows, slim.Columns = frame.instance.rows, frame.instance.columns
         _complete(slim, source)
         headers.setdefault(frame.instance.sop_uid, slim)

@@ -27,7 +27,7 @@ from medstyle.evaluation.safety import (
     signatures,
 )
 from medstyle.evaluation.structures import Segmenter, overlap, train_segmenter
-from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.translate import prepare_source, translate_prepared
 from medstyle.networks.translator import Translator
@@ -39,6 +39,7 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Prepared, axial
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
+WIDE = 0.3  # half width in [0, 1] units that the viewer shows as white, as it does an error
 SHOWN = 0.1  # slices with a smaller share of body are not measured
 LIBRARY, SEGMENTED = 20_000, 20  # largest numbers of training slices to compare with and of subjects to segment
 UNSEEN = 500  # largest number of unseen target slices for the comparison of distributions
@@ -117,12 +118,12 @@ class PairedScans:
         safety = self._safety(subject, output, real, source)
         layers = {"source": clean, "synthetic": output, "real": real.image}
         if deviation is not None:
-            above, below = (
-                modality.normalise(native.voxels + sign * deviation.voxels, fingerprint) for sign in (1, -1)
-            )
-            sigma = (np.float32(0.25) * (above - below)).astype(np.float32)  # two deviations in units of length 2
+            sigma = unit_spread(native, deviation, fingerprint)
             safety |= calibration(np.abs(output - real.image)[real.body], sigma[real.body])
             layers["uncertainty"] = np.clip(np.abs(sigma) / UNCERTAIN, 0, 1).astype(np.float32)
+        if translation.interval is not None:
+            half = unit_spread(native, translation.interval, fingerprint)
+            layers["interval"] = np.clip(half / WIDE, 0, 1).astype(np.float32)
         framed = frame(source.with_voxels(output), self.translator, self.store)
         target = self._stored(config.target, subject.key)
         safety |= self._memorisation(framed, unit(target[:, 0]))
@@ -344,6 +345,13 @@ def read_and_prepare(images: Mapping[str, Path], translator: Translator) -> tupl
     source = read_volume(images[config.source], config.source)
     contrasts = [read_volume(images[name], name) for name in config.contrasts]
     return source, prepare_source(source, translator, contrasts)
+
+
+def unit_spread(output: Volume, spread: Volume, fingerprint: Fingerprint) -> Array:
+    """Convert a spread around an output, both in the unit of their domain, to [0, 1] units."""
+    modality = DOMAINS[output.domain]
+    above, below = (modality.normalise(output.voxels + sign * spread.voxels, fingerprint) for sign in (1, -1))
+    return (np.float32(0.25) * (above - below)).astype(np.float32)  # two spreads in units of length 2
 
 
 def on_source_grid(prepared: Prepared) -> tuple[Array, NDArray[np.bool_]]:

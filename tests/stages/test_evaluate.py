@@ -161,7 +161,7 @@ def test_intervals_are_calibrated_on_validation_subjects(tmp_path):
     interval = calibrate(translator, SliceStore.open(tmp_path / "slices"))
     make_translator(interval=interval).save(tmp_path / "model")
     data = tmp_path / "scans", tmp_path / "slices", tmp_path / "model", tmp_path / "raw/truth"
-    evaluate(Params(figures=0, uncertainty=0, segmenter=2), *data, tmp_path / "out")
+    evaluate(Params(figures=0, uncertainty=1, segmenter=2), *data, tmp_path / "out")
     found = json.loads((tmp_path / "out/metrics.json").read_text())["intervals"]
     assert (found["level"], found["missing"]) == (0.9, "")
     assert {"voxels", "bright volume", "bright mean", "csf volume", "lesion volume"} <= set(found["table"])
@@ -170,7 +170,9 @@ def test_intervals_are_calibrated_on_validation_subjects(tmp_path):
         assert row["covered"] * row["unseen"] == pytest.approx(round(row["covered"] * row["unseen"]))
         assert min(row["width"], row["constant_width"]) > 0
     assert found["table"]["voxels"]["constant_width"] == interval.constant
-    assert "<td>csf volume</td>" in (tmp_path / "out/report.html").read_text()
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<td>csf volume</td>" in page
+    assert page.count('"interval": {') == 1, "an overlay of the subject with an uncertainty"
 
 
 def test_sites_and_subgroups_are_told_apart(tmp_path):
