@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from medstyle.evaluation.measured import Array
 from medstyle.inference.calibrate import Errors, scores_of
-from medstyle.networks.conformal import LEVEL, Interval, bound, too_few
+from medstyle.networks.conformal import FLOOR, LEVEL, Interval, bound, too_few
 
 Mask = NDArray[np.bool_]
 
@@ -74,6 +74,23 @@ def numbers_of(region: Region, values: Array, sigma: Array, real: Array, voxel_m
     return numbers
 
 
+def half_width(calibration: Sequence[Number], spread: float, level: float = LEVEL) -> float | None:
+    """Return the half width of the interval of a new subject's number; None if there are too few.
+
+    To each spread, ``FLOOR`` times the mean spread is added, because some are near 0 by chance. The
+    mean includes the new subject: all are treated alike, so they stay exchangeable.
+
+    Args:
+        calibration: the number of each calibration subject.
+        spread: how far that of the new subject moves with the output's deviation.
+        level: probability that the interval holds.
+    """
+    spreads = np.array([*(one.spread for one in calibration), spread])
+    scales = spreads + FLOOR * spreads.mean()
+    factor = bound(np.array([one.error for one in calibration]) / scales[:-1], level)
+    return None if factor is None else factor * float(scales[-1])
+
+
 def number_row(calibration: Sequence[Number], unseen: Sequence[Number], level: float = LEVEL) -> dict[str, float]:
     """Calibrate the interval of a number and measure it; empty if there are too few subjects.
 
@@ -81,15 +98,15 @@ def number_row(calibration: Sequence[Number], unseen: Sequence[Number], level: f
         Shares ``covered`` of the unseen subjects and mean ``width``, and the same with
         ``constant_`` in front for an interval of one width for all subjects.
     """
-    factor = bound([one.error / one.spread for one in calibration], level)
     constant = bound([one.error for one in calibration], level)
-    if factor is None or constant is None or not unseen:
+    halves = [half for one in unseen if (half := half_width(calibration, one.spread, level)) is not None]
+    if constant is None or not halves:
         return {}
     return {
         "calibration": float(len(calibration)),
         "unseen": float(len(unseen)),
-        "covered": float(np.mean([one.error <= factor * one.spread for one in unseen])),
-        "width": float(np.mean([2 * factor * one.spread for one in unseen])),
+        "covered": float(np.mean([one.error <= half for one, half in zip(unseen, halves, strict=True)])),
+        "width": float(2 * np.mean(halves)),
         "constant_covered": float(np.mean([one.error <= constant for one in unseen])),
         "constant_width": 2 * constant,
     }

@@ -21,7 +21,7 @@ from pydantic import Field
 from medstyle.params import params
 
 LEVEL = 0.9
-FLOOR = 2.0  # of smaller ones, each gave wider intervals than one width for all (docs/benchmarks.md)
+FLOOR = 3.0  # with less than 2, intervals are wider than one width for all (docs/benchmarks.md)
 SURE = 9  # decimals to which products of levels and counts are exact
 
 
@@ -58,7 +58,7 @@ def within(ratio: NDArray, level: float = LEVEL) -> float:
 
 
 def scale(sigma: NDArray[np.float32], body: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Return what an interval is proportional to: the deviation plus twice its mean in the body.
+    """Return what an interval is proportional to: the deviation plus 3 times its mean in the body.
 
     Few views give a deviation that is near 0 by chance at many voxels, whose errors would demand a
     large factor for all. The mean is of the subject's own map, so subjects stay exchangeable.

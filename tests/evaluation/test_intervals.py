@@ -5,7 +5,7 @@ import pytest
 
 from medstyle.evaluation.intervals import Number, Region, intervals, number_row, numbers_of, voxel_row
 from medstyle.inference.calibrate import Errors
-from medstyle.networks.conformal import Interval
+from medstyle.networks.conformal import FLOOR, Interval
 
 
 def drawn(count: int, seed: int, spread: float = 1.0) -> list[Number]:
@@ -36,13 +36,16 @@ def test_a_region_has_a_volume_and_a_mean():
 
 
 def test_the_bound_of_a_number_is_that_of_its_worst_but_some():
-    """19 subjects: the 18th error decides; relative to the spread, another one does."""
-    calibration = [Number(10 + error, 1 + (error == 18), 10) for error in range(1, 20)]
-    row = number_row(calibration, [Number(27.5, 1, 10), Number(29, 2, 10), Number(30, 1, 10), Number(-8, 1, 10)])
+    """19 subjects: the 18th error decides; relative to the scale, it may be another's."""
+    calibration = [Number(10 + error, 1.0, 10) for error in range(1, 20)]
+    row = number_row(calibration, [Number(27.5, 1, 10), Number(28.5, 1, 10), Number(30, 1, 10), Number(-8, 1, 10)])
     assert row == {
-        **{"calibration": 19, "unseen": 4, "covered": 0.25, "width": 2 * 17 * 5 / 4},
+        **{"calibration": 19, "unseen": 4, "covered": 0.5, "width": pytest.approx(36)},
         **{"constant_covered": 0.5, "constant_width": 36},
     }
+    wavering = number_row(calibration, [Number(28.5, 21, 10)])  # the mean spread is 2
+    assert wavering["covered"] == 1
+    assert wavering["width"] == pytest.approx(36 * (21 + 2 * FLOOR) / (1 + 2 * FLOOR))
     assert number_row(calibration[:8], calibration) == {}
     assert number_row(calibration, []) == {}
 
@@ -51,7 +54,7 @@ def test_a_spread_that_knows_its_errors_gives_narrower_intervals():
     row = number_row(drawn(999, 1), drawn(999, 2))
     assert row["covered"] == pytest.approx(0.9, abs=0.07)
     assert row["constant_covered"] == pytest.approx(0.9, abs=0.07)
-    assert row["width"] < 0.8 * row["constant_width"]
+    assert row["width"] < 0.95 * row["constant_width"]
     scaled = number_row(drawn(999, 1, spread=64), drawn(999, 2, spread=64))
     assert scaled == pytest.approx(row), "spreads in another unit change nothing"
 

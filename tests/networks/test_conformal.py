@@ -72,7 +72,7 @@ def test_a_deviation_of_another_unit_changes_nothing(rng):
 
 def test_the_scale_is_of_the_body_alone():
     sigma, body = np.array([[0.0, 2, 4, 100]], np.float32), np.array([[True, True, True, False]])
-    np.testing.assert_array_equal(scale(sigma, body), [[4, 6, 8, 104]])
+    np.testing.assert_array_equal(scale(sigma, body), [[6, 8, 10, 106]])
 
 
 def test_too_few_subjects_are_named():
