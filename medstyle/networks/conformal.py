@@ -74,7 +74,7 @@ def too_few(count: int, level: float = LEVEL) -> str:
     """Return why ``count`` calibration subjects give no interval; "" if they do."""
     if count >= least(level):
         return ""
-    return f"too few subjects for a {level:.0%} interval: {count} of at least {least(level)}"
+    return f"too few subjects for a {100 * level:g} % interval: {count} of at least {least(level)}"
 
 
 @params
@@ -102,6 +102,6 @@ class Interval:
 
     def __str__(self) -> str:
         """Say what the interval promises, or why there is none."""
-        share = f"{self.level:.0%}"
+        share = f"{100 * self.level:g} %"
         promise = f"{share} of the voxels for {share} of the subjects, from {self.subjects} validation subjects"
         return self.missing or promise

@@ -75,7 +75,7 @@ def test_a_subject_is_covered_if_its_voxels_are(rng):
 def test_too_few_subjects_are_named_in_place_of_a_table():
     numbers = [{"csf volume": one} for one in drawn(8, 0)]
     found = intervals(Interval(8), [], numbers, numbers)
-    assert found == {"level": 0.9, "missing": "too few subjects for a 90% interval: 8 of at least 9", "table": {}}
+    assert found == {"level": 0.9, "missing": "too few subjects for a 90 % interval: 8 of at least 9", "table": {}}
     more = [{"csf volume": one, **({"csf mean": one} if i < 8 else {})} for i, one in enumerate(drawn(12, 0))]
     found = intervals(Interval(8), [], more, more)
     assert list(found["table"]) == ["csf volume"], "means of 8 subjects alone have none"

@@ -150,7 +150,7 @@ def test_the_interval_of_a_calibrated_model_is_a_map_beside_the_uncertainty(stud
     assert dataset.SOPClassUID == pydicom.uid.ParametricMapStorage
     assert (dataset.ContentLabel, dataset.SeriesDescription.split(" AI")[0]) == ("INTERVAL", "INTERVAL MAP")
     facts = json.loads(dataset.private_block(0x0099, "MEDSTYLE AI 1.0")[3].value)
-    assert facts["interval"] == "90% of the voxels for 90% of the subjects, from 9 validation subjects"
+    assert facts["interval"] == "90 % of the voxels for 90 % of the subjects, from 9 validation subjects"
 
 
 def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):

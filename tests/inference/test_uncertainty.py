@@ -96,7 +96,7 @@ def test_the_interval_is_in_the_unit_of_the_target_and_within_the_body(source, f
 
 
 CASES = {
-    "no calibration": ({"interval": Interval(3)}, {}, "too few subjects for a 90% interval: 3 of at least 9"),
+    "no calibration": ({"interval": Interval(3)}, {}, "too few subjects for a 90 % interval: 3 of at least 9"),
     "another direction": ({}, {"target": "mr_t1"}, "no interval: it was calibrated for mr_t1 to mr_t2"),
     "another style": (
         {"style": ("domain", "latent")},

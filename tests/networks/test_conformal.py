@@ -76,10 +76,10 @@ def test_the_scale_is_of_the_body_alone():
 
 
 def test_too_few_subjects_are_named():
-    assert too_few(8) == "too few subjects for a 90% interval: 8 of at least 9"
+    assert too_few(8) == "too few subjects for a 90 % interval: 8 of at least 9"
     assert too_few(9) == Interval(9, 2.0, 0.1).missing == ""
     assert Interval(3).missing == str(Interval(3)) == too_few(3)
-    assert too_few(18, 0.95) == "too few subjects for a 95% interval: 18 of at least 19"
+    assert too_few(18, 0.95) == "too few subjects for a 95 % interval: 18 of at least 19"
 
 
 def test_a_translator_keeps_its_interval(tmp_path):

@@ -42,7 +42,7 @@ def test_safety_is_measured(run, metrics):
     assert all(0 <= row["dice_output"]["mean"] <= 1 for row in metrics["structures"].values())
     page = (run.root / "reports/report.html").read_text()
     assert metrics["intervals"]["table"] == {}
-    assert "too few subjects for a 90% interval: 1 of at least 9" in page
+    assert "too few subjects for a 90 % interval: 1 of at least 9" in page
     assert "Uncertainty" in page
     assert "<td>csf</td>" in page
     assert "mm from the nearest true edge" in page
