@@ -44,9 +44,11 @@ def calibrate(translator: Translator, store: SliceStore) -> Interval:
 
     A subject's score is the smallest factor for which the interval covers a share ``LEVEL`` of its
     voxels; that of the new one is bounded by :func:`medstyle.networks.conformal.bound`. With fewer
-    than 9 subjects nothing is computed. The target is the acquired one, cleaned and aligned as
-    those of the training are.
+    than 9 subjects, or without a default style, nothing is computed. The target is the acquired
+    one, cleaned and aligned as those of the training are.
     """
+    if not {"domain", "latent"} & set(translator.config.architecture.style):
+        return Interval()
     subjects = calibration_subjects(translator, store, "validation")
     if len(subjects) < least():
         return Interval(len(subjects))

@@ -47,6 +47,10 @@ def test_with_too_few_nothing_is_computed(tmp_path):
     assert calibrate(never, store) == Interval(8)
 
 
+def test_without_a_default_style_there_is_no_interval(twelve):
+    assert calibrate(make_translator(style=("reference",), size=[24, 24]), twelve) == Interval()
+
+
 def test_the_person_is_the_unit(tmp_path):
     """Two sessions of one person are one subject, and those without a target are none."""
     make_store(tmp_path, validation=10)
