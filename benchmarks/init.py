@@ -78,7 +78,7 @@ def main() -> None:
     results = {}
     for name, sections in (("recipe", by_hand), ("init", proposed)):
         sections["ingest"].pop("labels", None)
-        sections["evaluate"] |= {"segmenter": 0, "uncertainty": 0, "figures": 0}
+        sections["evaluate"] |= {"segmenter": 0, "uncertainty": 0, "intervals": 0, "figures": 0}
         if held:
             sections["denoise"] |= {"test_subjects": held, "validation": 0.1}
         sections["ingest"]["rules"] = proposed["ingest"]["rules"]  # the same images, without the label maps

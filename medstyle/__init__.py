@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from medstyle.inference.ood import Verdict
     from medstyle.inference.render_options import RenderOptions
     from medstyle.inference.translate import Reference, Translation, translate_picture, translate_volume
+    from medstyle.networks.conformal import Interval
     from medstyle.networks.translator import Translator, TranslatorConfig
 
 __version__ = _version("medstyle")
@@ -50,6 +51,7 @@ _WHERE = {
     "DiskFull": "errors",
     "FileVerdict": "imaging.verdict",
     "Fingerprint": "imaging.modality",
+    "Interval": "networks.conformal",
     "Inventory": "cohort.inventory",
     "Item": "cohort.inventory",
     "MissingPackage": "errors",
@@ -92,6 +94,7 @@ __all__ = [
     "DiskFull",
     "FileVerdict",
     "Fingerprint",
+    "Interval",
     "Inventory",
     "Item",
     "MissingPackage",

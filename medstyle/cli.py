@@ -465,7 +465,8 @@ def _measure(file: Path, model: Path) -> dict[str, dict[str, float]]:
 
     run, params = _stage("evaluate", file)
     with TemporaryDirectory(prefix="medstyle-") as out:
-        run(replace(params, figures=0, uncertainty=0, segmenter=0), *_inputs(file, model), Path(out), lambda _: None)
+        fast = replace(params, figures=0, uncertainty=0, intervals=0, segmenter=0)
+        run(fast, *_inputs(file, model), Path(out), lambda _: None)
         return read_methods(Path(out) / "subjects.csv")["model"]
 
 

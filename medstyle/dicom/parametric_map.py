@@ -17,7 +17,15 @@ __patient_data__ = True  # errors raised here may quote patient data: medstyle.e
 UNITS = {"HU": codes.UCUM.HounsfieldUnit, "a.u.": codes.UCUM.ArbitraryUnit}
 
 
-def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[Dataset], series_uid: str) -> Dataset:
+MEANING = {
+    "uncertainty": ("standard deviation of the output", "Uncalibrated standard deviation of a synthetic {} image"),
+    "interval": ("half width of the interval", "Half width of the interval of a synthetic {} image"),
+}
+
+
+def parametric_map(
+    volume: Volume, sources: Sequence[Dataset], grids: Sequence[Dataset], series_uid: str, kind: str = "uncertainty"
+) -> Dataset:
     """Build one object with a frame of 32-bit floating-point values per slice.
 
     Args:
@@ -26,6 +34,7 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
             are copied from them.
         grids: the elements that define the position of each slice.
         series_uid: UID of the new series.
+        kind: what the values are, a key of ``MEANING``.
     """
     from highdicom.content import PixelMeasuresSequence, PlaneOrientationSequence, PlanePositionSequence
     from highdicom.enum import CoordinateSystemNames
@@ -34,9 +43,8 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
     values = volume.voxels.astype(np.float32)
     top = max(float(values.max()), 1e-6)
     unit = DOMAINS[volume.domain].unit
-    mapping = RealWorldValueMapping(
-        "UNCERTAINTY", "standard deviation of the output", UNITS[unit], (0.0, top), 1.0, 0.0
-    )
+    label, (quantity, description) = kind.upper(), MEANING[kind]
+    mapping = RealWorldValueMapping(label, quantity, UNITS[unit], (0.0, top), 1.0, 0.0)
     first, patient = grids[0], CoordinateSystemNames.PATIENT
     return ParametricMap(
         sources,
@@ -53,8 +61,8 @@ def parametric_map(volume: Volume, sources: Sequence[Dataset], grids: Sequence[D
         real_world_value_mappings=[mapping],
         window_center=top / 2,
         window_width=top,
-        content_label="UNCERTAINTY",
-        content_description=f"Uncalibrated standard deviation of a synthetic {DOMAINS[volume.domain].label} image",
+        content_label=label,
+        content_description=description.format(DOMAINS[volume.domain].label),
         pixel_measures=PixelMeasuresSequence(
             first.PixelSpacing, first.get("SliceThickness") or 1.0, first.get("SpacingBetweenSlices") or None
         ),

@@ -101,7 +101,7 @@ class Derivation:
     contrasts: tuple[Series, ...] = ()
     neighbourhood: int | None = 0
     aligned: bool = False
-    kind: Literal["synthetic", "uncertainty"] = "synthetic"
+    kind: Literal["synthetic", "uncertainty", "interval"] = "synthetic"
     variant: tuple[str, ...] = ()
     now: datetime | None = None
 
@@ -173,7 +173,7 @@ def check_derived(derivation: Derivation, domain: str, out_dir: Path) -> tuple[s
 def _title(volume: Volume, derivation: Derivation) -> str:
     source, domain = derivation.source, derivation.source_domain
     label = DOMAINS[domain].label if domain else source.attributes.get("Modality", "")
-    what = "SYNTHETIC" if derivation.kind == "synthetic" else "UNCERTAINTY MAP"
+    what = "SYNTHETIC" if derivation.kind == "synthetic" else f"{derivation.kind.upper()} MAP"
     return f"{what} AI {label}->{DOMAINS[volume.domain].label}"
 
 
@@ -198,7 +198,7 @@ def _write_slices(
 
 
 def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any], folder: Path) -> None:
-    """Write the uncertainty as a Parametric Map, which is a single file."""
+    """Write an uncertainty or interval as a Parametric Map, which is a single file."""
     source, series_uid = derivation.source, str(common["SeriesInstanceUID"])
     headers: dict[str, Dataset] = {}
     grids = []
@@ -208,11 +208,11 @@ def _write_map(volume: Volume, derivation: Derivation, common: Mapping[str, Any]
         slim = _slice(header, grid, [(frame, True)], common)
         slim.SOPClassUID, slim.SOPInstanceUID = frame.instance.sop_class, frame.instance.sop_uid
         slim.SeriesInstanceUID = source.series_uid or uid_of("series", *frame.instance.series)
-        slim.SeriesNumber = _series_number(header, 9500)
+        slim.SeriesNumber = _series_number(header, 9500 if derivation.kind == "uncertainty" else 9700)
         slim.Rows, slim.Columns = frame.instance.rows, frame.instance.columns
         _complete(slim, source)
         headers.setdefault(frame.instance.sop_uid, slim)
-    dataset = parametric_map(volume, list(headers.values()), grids, series_uid)
+    dataset = parametric_map(volume, list(headers.values()), grids, series_uid, derivation.kind)
     for name in ("SeriesDescription", "SeriesDate", "SeriesTime", "ContentDate", "ContentTime", "SyntheticData"):
         setattr(dataset, name, common[name])
     dataset.SoftwareVersions = common["SoftwareVersions"]

@@ -40,6 +40,9 @@ class EvaluateParams:
     uncertainty: Annotated[int, Field(ge=0)] = 6
     """Largest number of subjects whose uncertainty is computed and compared with the error; each
     costs several times the work."""
+    intervals: Annotated[int, Field(ge=0)] = 100
+    """Largest number of validation subjects that calibrate intervals of numbers, and of unseen ones
+    on which intervals are measured; each costs several times the work. Below 9 there are none."""
     clip_frames: Annotated[int, Field(ge=1)] = 60
     """Number of frames of each of these videos that are measured and shown."""
     segmenter: Annotated[int, Field(ge=0)] = 300

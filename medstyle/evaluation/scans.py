@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from medstyle.data.store import SliceStore
 from medstyle.evaluation.baselines import BASELINES
+from medstyle.evaluation.intervals import Number, Region, numbers_of
 from medstyle.evaluation.measured import Array, EvaluateParams, Figure, Measured, Row, Subject, unit
 from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.safety import (
@@ -26,7 +27,7 @@ from medstyle.evaluation.safety import (
     signatures,
 )
 from medstyle.evaluation.structures import Segmenter, overlap, train_segmenter
-from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.modality import DOMAINS, Fingerprint
 from medstyle.imaging.volume import Volume, read_volume
 from medstyle.inference.translate import prepare_source, translate_prepared
 from medstyle.networks.translator import Translator
@@ -38,10 +39,12 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Prepared, axial
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
+WIDE = 0.3  # half width in [0, 1] units that the viewer shows as white, as it does an error
 SHOWN = 0.1  # slices with a smaller share of body are not measured
 LIBRARY, SEGMENTED = 20_000, 20  # largest numbers of training slices to compare with and of subjects to segment
 UNSEEN = 500  # largest number of unseen target slices for the comparison of distributions
 SLICES = 40  # slices per subject in the viewer of the page, which should stay below a few MB
+BRIGHT = 0.9  # share of the training targets' body that is darker than what counts as bright
 TARGETS = 200_000  # largest number of values of training targets that the baselines use
 
 
@@ -93,6 +96,7 @@ class PairedScans:
         stored = np.asarray(slices, np.float32)
         body = stored[is_body(stored)]
         self.targets = unit(body[:: max(1, body.size // TARGETS)])[:, None]
+        self.bright = float(np.quantile(self.targets, BRIGHT))
         shown = [i for i, row in enumerate(store.rows(target, "train")) if row.foreground > SHOWN]
         self.library = signatures(slices[i, 0] for i in shown[:: -(-len(shown) // LIBRARY)])
         self.trained = self._train_segmenter(images) if params.segmenter else None
@@ -114,12 +118,12 @@ class PairedScans:
         safety = self._safety(subject, output, real, source)
         layers = {"source": clean, "synthetic": output, "real": real.image}
         if deviation is not None:
-            above, below = (
-                modality.normalise(native.voxels + sign * deviation.voxels, fingerprint) for sign in (1, -1)
-            )
-            sigma = (np.float32(0.25) * (above - below)).astype(np.float32)  # two deviations in units of length 2
+            sigma = unit_spread(native, deviation, fingerprint)
             safety |= calibration(np.abs(output - real.image)[real.body], sigma[real.body])
             layers["uncertainty"] = np.clip(np.abs(sigma) / UNCERTAIN, 0, 1).astype(np.float32)
+        if translation.interval is not None:
+            half = unit_spread(native, translation.interval, fingerprint)
+            layers["interval"] = np.clip(half / WIDE, 0, 1).astype(np.float32)
         framed = frame(source.with_voxels(output), self.translator, self.store)
         target = self._stored(config.target, subject.key)
         safety |= self._memorisation(framed, unit(target[:, 0]))
@@ -137,6 +141,39 @@ class PairedScans:
             },
             deep=self._deep(outputs, body, references["acquired"]),
         )
+
+    def numbers(self, subject: Subject) -> dict[str, Number]:
+        """Return volume (ml) and mean value of the bright voxels, and of each label that is known.
+
+        Values are in the unit of the target; those of MR, of the median training image.
+        """
+        config = self.translator.config
+        source, prepared = read_and_prepare(subject.images, self.translator)
+        translation = translate_prepared(prepared, self.translator, uncertainty=True)
+        native, deviation = translation.image, translation.uncertainty
+        assert isinstance(native, Volume)
+        assert deviation is not None
+        modality, fingerprint = DOMAINS[config.target], config.fingerprints[config.target]
+        low, output, high = (
+            unit(modality.normalise(native.voxels + sign * deviation.voxels, fingerprint)) for sign in (-1, 0, 1)
+        )
+        _, body = on_source_grid(prepared)
+        real = next(iter(self._references(subject, source).values()))
+        truth = real.body & (real.image > self.bright)
+        bright = [body & (image > self.bright) for image in (output, low, high)]
+        regions = {"bright": Region(bright[0], bright[1], bright[2], truth)}
+        labels = self._labels(subject.key, "labels", source)
+        if self.trained is not None and labels is not None:
+            found, less, more = (self.trained.segmenter(image) for image in (output, low, high))
+            for label, name in enumerate(self.trained.names[1:], 1):
+                regions[name] = Region(found == label, less == label, more == label, labels == label)
+        values, known = (modality.denormalise(2 * image - 1, fingerprint) for image in (output, real.image))
+        voxel_ml = float(np.prod(source.spacing_mm)) / 1000
+        return {
+            f"{name} {kind}": number
+            for name, region in regions.items()
+            for kind, number in numbers_of(region, values, deviation.voxels, known, voxel_ml).items()
+        }
 
     def _rows(
         self, subject: Subject, outputs: dict[str, Array], references: dict[str, RealTarget], native: Volume
@@ -308,6 +345,13 @@ def read_and_prepare(images: Mapping[str, Path], translator: Translator) -> tupl
     source = read_volume(images[config.source], config.source)
     contrasts = [read_volume(images[name], name) for name in config.contrasts]
     return source, prepare_source(source, translator, contrasts)
+
+
+def unit_spread(output: Volume, spread: Volume, fingerprint: Fingerprint) -> Array:
+    """Convert a spread around an output, both in the unit of their domain, to [0, 1] units."""
+    modality = DOMAINS[output.domain]
+    above, below = (modality.normalise(output.voxels + sign * spread.voxels, fingerprint) for sign in (1, -1))
+    return (np.float32(0.25) * (above - below)).astype(np.float32)  # two spreads in units of length 2
 
 
 def on_source_grid(prepared: Prepared) -> tuple[Array, NDArray[np.bool_]]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +74,8 @@ class Request:
         reference: image of ``target`` that defines the style: a file, a folder with one such image,
             or several of these with weights.
         seed: seed of a random style.
-        uncertainty: also write a map of how much the output changes where it should not.
+        uncertainty: also write a map of how much the output changes where it should not, and of the
+            interval, if the translator is calibrated.
         options: how the style is applied to pictures and videos.
         force: translate even images that do not resemble the training images.
         allow: codes to override after inspection of the images, such as ``E_BURNED_IN``.
@@ -319,17 +320,24 @@ def _translate(job: Job, translator: Translator) -> Translation:
 
 
 def _write(job: Job, result: Translation, translator: Translator) -> Path:
-    """Write image and uncertainty map; return the file, or the folder of a DICOM series."""
-    image, uncertainty = result.image, result.uncertainty
+    """Write image and maps; return the file, or the folder of a DICOM series."""
+    image = result.image
     if not isinstance(image, Volume):
         write_picture(job.out, image, SYNTHETIC_NOTE)
     elif job.item.series is not None:
         return _write_dicom(job, job.item.series, image, result, translator)
     else:
         write_volume(job.out, image, CLINICAL_NOTE)
-        if uncertainty is not None:
-            write_volume(_companion(job.out), uncertainty, f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+        for kind, volume in _maps(result).items():
+            write_volume(_companion(job.out, kind), volume, f"{kind.upper()} MAP {CLINICAL_NOTE}")
     return job.out
+
+
+def _maps(result: Translation) -> dict[Literal["uncertainty", "interval"], Volume]:
+    """Return what is written beside the image."""
+    maps: dict[Literal["uncertainty", "interval"], Volume | None]
+    maps = {"uncertainty": result.uncertainty, "interval": result.interval}
+    return {kind: volume for kind, volume in maps.items() if volume is not None}
 
 
 def _derivation(job: Job, series: Series, translator: Translator) -> Derivation:
@@ -371,13 +379,15 @@ def _write_dicom(job: Job, series: Series, image: Volume, result: Translation, t
         inside = uncertainty.voxels[uncertainty.voxels > 0]
         details["uncertainty_mean"] = float(inside.mean()) if inside.size else 0.0
         details["uncertainty_max"] = float(uncertainty.voxels.max())
+    if result.interval is not None:
+        details["interval"] = str(translator.config.interval)
     derivation = _derivation(job, series, translator)
     model = replace(derivation.model, details=details)
     derivation = replace(derivation, model=model, neighbourhood=_neighbourhood(image, translator))
     files = write_derived(image, derivation, job.out)
     written = files[0].parent
-    if uncertainty is not None:
-        files += write_derived(uncertainty, replace(derivation, kind="uncertainty"), job.out)
+    for kind, volume in _maps(result).items():
+        files += write_derived(volume, replace(derivation, kind=kind), job.out)
     if job.request.about is not None:
         _write_report(job, series, result, model, files)
     return written
@@ -430,6 +440,6 @@ def _place(item: Item, source: Path, out: Path) -> Path:
     return place
 
 
-def _companion(path: Path) -> Path:
+def _companion(path: Path, kind: str) -> Path:
     suffix = FORMATS["volume"].suffix(path) or ""
-    return path.with_name(f"{path.name.removesuffix(suffix)}_uncertainty{suffix}")
+    return path.with_name(f"{path.name.removesuffix(suffix)}_{kind}{suffix}")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.errors import Code, ModelError, Refusal
@@ -19,6 +20,7 @@ from medstyle.inference.ood import Verdict, assess, oddities
 from medstyle.inference.render_options import FULL, RenderOptions
 from medstyle.inference.synthesise import synthesise
 from medstyle.inference.temporal import Shot
+from medstyle.networks.conformal import scale
 from medstyle.networks.translator import Translator
 from medstyle.transforms.align import onto_grid
 from medstyle.transforms.intensity import foreground_mask
@@ -44,12 +46,16 @@ class Translation:
             source.
         ood: verdict on the source.
         uncertainty: in the unit of the target domain, uncalibrated; None unless requested.
-        warnings: what is wrong with the output, for any input.
+        interval: half width of the interval around each voxel of the source's body, 0 elsewhere, in
+            the unit of the target domain; with the uncertainty, if the translator is calibrated.
+        warnings: what is wrong with the output, for any input; with an uncertainty, also why there
+            is no interval.
     """
 
     image: Image
     ood: Verdict
     uncertainty: Volume | None = None
+    interval: Volume | None = None
     warnings: tuple[str, ...] = ()
 
 
@@ -238,14 +244,42 @@ def translate_prepared(
         translator, prepared.slices, target, style=style, body=prepared.foreground, out=made, deviation=deviation
     )
     fingerprint = fingerprint if example is None else levels_of(example, made)
-    extra = None
+    uncertain, interval, notes = None, None, oddities(made, prepared.foreground)
     if deviation is not None:
-        shown = deviation[:, 0].numpy()
-        for sigma, one in zip(shown, made[:, 0].numpy(), strict=True):
-            sigma[:] = (fingerprint.backward(one + sigma) - fingerprint.backward(one - sigma)) / 2
-        extra = prepared.source.with_voxels(prepared.to_source_grid(shown), target)
-    found = oddities(made, prepared.foreground)
-    return Translation(prepared.restore(made, target, fingerprint), verdict, extra, found)
+        sigma = deviation[:, 0].numpy()
+        lacking = _why_no_interval(translator, prepared.source.domain, target, style, example)
+        factor = translator.config.interval.factor
+        if factor is not None and not lacking:
+            half = np.float32(factor) * scale(sigma, prepared.foreground) * prepared.foreground
+            interval = _spread_in_units(half, made, fingerprint, prepared, target)
+        notes = (*notes, *filter(None, [lacking]))
+        uncertain = _spread_in_units(sigma, made, fingerprint, prepared, target)
+    return Translation(prepared.restore(made, target, fingerprint), verdict, uncertain, interval, notes)
+
+
+def _why_no_interval(
+    translator: Translator, source: str, target: str, style: list[Tensor] | None, example: Volume | None
+) -> str:
+    """Return why the translator's calibration does not hold for this output; "" if it does."""
+    config = translator.config
+    if config.interval.missing:
+        return config.interval.missing
+    default = style is None or all(map(torch.equal, style, translator.style()))
+    if (source, target) == (config.source, config.target) and example is None and default:
+        return ""
+    return f"no interval: it was calibrated for {config.source} to {config.target} in the default style"
+
+
+def _spread_in_units(
+    spread: NDArray[np.float32], made: Tensor, fingerprint: Fingerprint, prepared: Prepared, target: str
+) -> Volume:
+    """Convert a spread ``(D, H, W)`` around the output in network units, in place.
+
+    The result has the unit of ``target`` and the grid of the source.
+    """
+    for here, one in zip(spread, made[:, 0].numpy(), strict=True):
+        here[:] = (fingerprint.backward(one + here) - fingerprint.backward(one - here)) / 2
+    return prepared.source.with_voxels(prepared.to_source_grid(spread), target)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from medstyle.cohort.rules import Rule
 from medstyle.errors import ModelError, ParamsError, UserError
 from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.networks.conformal import Interval
 from medstyle.networks.folder import ready_folder, weight_files
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.style import LATENT
@@ -51,6 +52,7 @@ class TranslatorConfig:
         size: size of the training images, ``(H, W)`` or ``(D, H, W)``: the window for large inputs.
         alignment: how contrasts are aligned with the source: ``headers``, ``rigid`` or ``affine``.
         mirror: whether left and right may be exchanged.
+        interval: calibration of the deviation of ``target`` from ``source``, in the default style.
     """
 
     architecture: Architecture
@@ -66,6 +68,7 @@ class TranslatorConfig:
     size: tuple[int, ...] = ()
     alignment: str = "headers"
     mirror: bool = True
+    interval: Interval = Interval()
     format: int = FORMAT
 
     def to_json(self) -> str:
@@ -189,6 +192,8 @@ class Translator:
     def sharpened(self, sharpness: float | None) -> Translator:
         """Return the translator with another share of the refiner's detail; None changes nothing.
 
+        The intervals were calibrated for one sharpness; another has none.
+
         Args:
             sharpness: 0 gives the smooth output with the smallest error, 1 the full detail.
 
@@ -201,8 +206,10 @@ class Translator:
             raise ParamsError(f"sharpness: must lie in [0, 1], got {sharpness:g}")
         if not self.config.architecture.refiner:
             raise ModelError("sharpness: this model has no refiner; train one with recipes/paired_mr.yaml")
+        if sharpness == self.config.architecture.sharpness:
+            return self
         architecture = replace(self.config.architecture, sharpness=sharpness)
-        return replace(self, config=replace(self.config, architecture=architecture))
+        return replace(self, config=replace(self.config, architecture=architecture, interval=Interval()))
 
     def index(self, domain: str) -> int:
         """Return the style index of ``domain``; raise :class:`UserError` if it was not trained."""
@@ -284,7 +291,8 @@ def ensemble(folders: Sequence[Path], out: Path) -> Translator:
         ):  # fmt: skip
             raise ModelError(f"{folder}: of another architecture, preparation or domains than {folders[0]}")
     members = [networks for part in parts for networks in part.members]
-    whole = Translator(replace(first, facts={**first.facts, "ensemble members": len(members)}), members)
+    facts = {**first.facts, "ensemble members": len(members)}
+    whole = Translator(replace(first, facts=facts, interval=Interval()), members)
     whole.save(out)
     whole = Translator.load(out)
     (out / "MODEL_CARD.md").write_text(model_card(whole.config, whole.sha256))
@@ -310,6 +318,8 @@ def model_card(config: TranslatorConfig, sha256: str, metrics: dict[str, Any] | 
     inputs = " + ".join([config.source, *config.contrasts])
     lines += [f"- input: {inputs}, {source.channels} channel(s); output: {config.target} in {target.unit}"]
     lines += [f"- {key}: {value}" for key, value in config.facts.items()]
+    if clinical:
+        lines.append(f"- intervals: {config.interval}")
     lines += ["- outputs carry the marker SYNTHETIC; an out-of-distribution score travels with each", ""]
     if metrics:
         lines += ["## Evaluation on unseen subjects", "", "```json", json.dumps(metrics, indent=1), "```", ""]

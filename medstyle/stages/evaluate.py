@@ -9,6 +9,7 @@ from typing import Any
 
 from medstyle.data.manifest import Manifest
 from medstyle.data.store import SliceStore
+from medstyle.evaluation.intervals import intervals
 from medstyle.evaluation.measured import EvaluateParams, Measured, Measurer, Subject, subjects_to_measure
 from medstyle.evaluation.pictures import PairedPictures, Pictures, measure_videos
 from medstyle.evaluation.protocols import PROTOCOLS
@@ -16,9 +17,11 @@ from medstyle.evaluation.report import curves, distribution, figure, picture_dat
 from medstyle.evaluation.scans import PairedScans, UnpairedScans
 from medstyle.evaluation.summary import subgroups, summarise
 from medstyle.evaluation.video import MEASURES
+from medstyle.inference.calibrate import calibration_subjects, errors_of
 from medstyle.jobs.atomic import write_json
 from medstyle.jobs.progress import track
 from medstyle.jobs.tables import write_table
+from medstyle.networks.conformal import LEVEL, too_few
 from medstyle.networks.translator import Translator, model_card
 
 Params = EvaluateParams
@@ -57,6 +60,7 @@ def run(
     measured = [measurer(subject) for subject in track(subjects, "evaluate")]
     training = measurer.trained.features if isinstance(measurer, PairedScans) and measurer.trained else None
     metrics = summarise(measured, params, translator.sha256, training)
+    metrics["intervals"] = _intervals(measurer, store, images) if isinstance(measurer, PairedScans) else {}
     clips: Mapping[str, Mapping[str, str]] = {}
     metrics["videos"], metrics["style_of_all"] = {}, {}
     if isinstance(measurer, Pictures):
@@ -94,6 +98,22 @@ def _measurer(
     if params.protocol == "unpaired_scans":
         return UnpairedScans(translator, store)
     return Pictures(translator, store, protocol.measure)
+
+
+def _intervals(measurer: PairedScans, store: SliceStore, images: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
+    """Calibrate intervals on validation subjects and measure them on unseen ones."""
+    translator, most = measurer.translator, measurer.params.intervals
+    validation, test = (calibration_subjects(translator, store, split)[:most] for split in ("validation", "test"))
+    if not most:
+        return {}
+    if missing := too_few(len(validation)):
+        return {"level": LEVEL, "missing": missing, "table": {}}
+    numbers = {
+        key: measurer.numbers(Subject(key, number, images[key]))
+        for number, key in enumerate(track([*validation, *test], "intervals"))
+    }
+    calibration, unseen = ([numbers[key] for key in of] for of in (validation, test))
+    return intervals(translator.config.interval, errors_of(translator, store, "test", test), calibration, unseen)
 
 
 def _draw(params: Params, measured: Sequence[Measured], out: Path) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 
 from medstyle.data.store import SliceStore
 from medstyle.errors import ModelError
-from medstyle.imaging.modality import Fingerprint
+from medstyle.imaging.modality import DOMAINS, Fingerprint
+from medstyle.inference.calibrate import calibrate
 from medstyle.jobs.atomic import atomic_folder
 from medstyle.jobs.checkpoint import run_key
 from medstyle.jobs.progress import StepProgress
@@ -95,6 +96,10 @@ def _save(params: Params, store: SliceStore, members: list[Networks], facts: dic
     with atomic_folder(out) as part:
         translator.save(part)
         sha256 = weights_sha256(part)
+        if OBJECTIVES[params.objective.kind].paired and not DOMAINS[params.target].picture:
+            saved = Translator.load(part, translator.device)
+            translator = replace(translator, config=replace(translator.config, interval=calibrate(saved, store)))
+            (part / "translator.json").write_text(translator.config.to_json())
         (part / "MODEL_CARD.md").write_text(model_card(translator.config, sha256))
     return sha256
 

@@ -24,6 +24,7 @@ def make_store(
     subjects: int = 5,
     size: int = 24,
     domains: Sequence[str] = tuple(MAPS),
+    validation: int = 2,
 ) -> SliceStore:
     """Write smooth random slices in several domains.
 
@@ -32,7 +33,7 @@ def make_store(
     rng = np.random.default_rng(0)
     rows: dict = {}
     folder.mkdir(parents=True, exist_ok=True)
-    for split, n in (("train", subjects), ("validation", 2)):
+    for split, n in (("train", subjects), ("validation", validation)):
         noise = rng.normal(size=(n * SLICES, 1, size, size))
         base = np.stack([gaussian_filter(one[0], 2)[None] * 8 for one in noise]).clip(-0.99, 1)
         (folder / split).mkdir()

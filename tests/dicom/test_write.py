@@ -91,9 +91,11 @@ def test_derived_series_conform(write_series: Write, tmp_path: Path, shared: Pat
     check(tmp_path / "in", tmp_path / "out", shared)
 
 
-@pytest.mark.parametrize(("target", "unit"), [("mr_t2", "[arb'U]"), ("ct", "[hnsf'U]")])
+@pytest.mark.parametrize(
+    ("target", "unit", "kind"), [("mr_t2", "[arb'U]", "uncertainty"), ("ct", "[hnsf'U]", "interval")]
+)
 @pytest.mark.parametrize("resampled", [False, True])
-def test_an_uncertainty_is_a_parametric_map_with_its_unit(write_series: Write, tmp_path: Path, target, unit, resampled):
+def test_a_spread_is_a_parametric_map_with_its_unit(write_series: Write, tmp_path: Path, target, unit, kind, resampled):
     """Values come back as they were, where they were.
 
     An image of the target's modality would claim that they are.
@@ -104,10 +106,11 @@ def test_an_uncertainty_is_a_parametric_map_with_its_unit(write_series: Write, t
     if resampled:
         grid = Volume(np.zeros((3, 7, 9), np.float32), TILTED @ np.diag([0.5, 0.5, 0.25, 1]), "mr_t1")
     values = np.random.default_rng(0).gamma(2, 0.3, grid.voxels.shape).astype(np.float32)
-    derivation = Derivation(source, MODEL, now=NOW, kind="uncertainty", source_domain="mr_t1")
+    derivation = Derivation(source, MODEL, now=NOW, kind=kind, source_domain="mr_t1")
     [file] = write_derived(Volume(values, grid.affine, target), derivation, tmp_path / "out")
     dataset = pydicom.dcmread(file)
     assert dataset.SOPClassUID == pydicom.uid.ParametricMapStorage
+    assert dataset.ContentLabel == kind.upper()
     stored = np.frombuffer(dataset.FloatPixelData, np.float32).reshape(values.shape)
     shared, frames = dataset.SharedFunctionalGroupsSequence[0], dataset.PerFrameFunctionalGroupsSequence
     [mapping] = shared.RealWorldValueMappingSequence

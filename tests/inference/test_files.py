@@ -21,6 +21,7 @@ from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.rules import Rule
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
+from medstyle.networks.conformal import Interval
 from medstyle.transforms.descriptors import Reference
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
@@ -125,10 +126,31 @@ def test_nifti_output_is_marked_and_never_overwritten(nifti, translator, tmp_pat
     translate_path(nifti / "mr_t1.nii.gz", out, translator, Request(uncertainty=True))
     assert "SYNTHETIC" in nibabel.load(out).header["descrip"].item().decode()
     assert "UNCERTAINTY" in nibabel.load(tmp_path / "t2_uncertainty.nii.gz").header["descrip"].item().decode()
+    assert not (tmp_path / "t2_interval.nii.gz").exists(), "this model is not calibrated"
     before = out.read_bytes()
     with pytest.raises(UserError, match="exists already"):
         translate_path(nifti / "mr_t1.nii.gz", out, translator)
     assert out.read_bytes() == before
+
+
+def test_the_interval_of_a_calibrated_model_is_a_map_beside_the_uncertainty(study, nifti, tmp_path):
+    import nibabel
+    import pydicom
+
+    translator = make_translator(size=[48, 40], interval=Interval(9, 2.5, 0.3))
+    [row] = translate_path(nifti / "mr_t1.nii.gz", tmp_path / "t2.nii.gz", translator, Request(uncertainty=True))
+    assert not [note for note in row["warnings"] if "interval" in note]
+    half = nibabel.load(tmp_path / "t2_interval.nii.gz")
+    assert "INTERVAL MAP" in half.header["descrip"].item().decode()
+    values = half.get_fdata()
+    assert values.max() > nibabel.load(tmp_path / "t2_uncertainty.nii.gz").get_fdata().max(), "factors above 1 widen"
+    translate_path(study, tmp_path / "out", translator, Request(uncertainty=True))
+    [file] = (tmp_path / "out").rglob("interval*/*.dcm")
+    dataset = pydicom.dcmread(file)
+    assert dataset.SOPClassUID == pydicom.uid.ParametricMapStorage
+    assert (dataset.ContentLabel, dataset.SeriesDescription.split(" AI")[0]) == ("INTERVAL", "INTERVAL MAP")
+    facts = json.loads(dataset.private_block(0x0099, "MEDSTYLE AI 1.0")[3].value)
+    assert facts["interval"] == "90 % of the voxels for 90 % of the subjects, from 9 validation subjects"
 
 
 def test_inputs_that_do_not_fit_are_named(nifti, translator, tmp_path, rng):

@@ -5,6 +5,7 @@ import torch
 from medstyle import translate_volume
 from medstyle.imaging.modality import Fingerprint
 from medstyle.inference.uncertainty import SHIFTS, spread
+from medstyle.networks.conformal import FLOOR, Interval
 from tests.inference.conftest import Plain, make_translator
 
 
@@ -77,3 +78,39 @@ def test_it_is_a_map_in_the_unit_of_the_target(source, dimensions):
     np.testing.assert_allclose(louder.uncertainty.voxels, 10 * one.uncertainty.voxels, rtol=1e-4)
     plain = translate_volume(source, translator)
     np.testing.assert_allclose(plain.image.voxels, louder.image.voxels, rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("fingerprint", [(0.0, 800.0), (0.0, 8000.0)])
+def test_the_interval_is_in_the_unit_of_the_target_and_within_the_body(source, fingerprint):
+    translator = make_translator(size=[48, 40], interval=Interval(9, 2.5, 0.1))
+    translator.config.fingerprints["mr_t2"] = Fingerprint(fingerprint)
+    found = translate_volume(source, translator, uncertainty=True)
+    body = source.voxels != 0
+    sigma, half = found.uncertainty.voxels, found.interval.voxels
+    inside = half > 0
+    assert (inside & body).sum() > 0.95 * body.sum()
+    assert (inside & ~body).sum() < 0.05 * body.sum()
+    expected = 2.5 * (sigma + FLOOR * sigma[inside].mean())
+    np.testing.assert_allclose(half[inside], expected[inside], rtol=1e-3)
+    assert found.warnings == translate_volume(source, translator).warnings
+
+
+CASES = {
+    "no calibration": ({"interval": Interval(3)}, {}, "too few subjects for a 90 % interval: 3 of at least 9"),
+    "another direction": ({}, {"target": "mr_t1"}, "no interval: it was calibrated for mr_t1 to mr_t2"),
+    "another style": (
+        {"style": ("domain", "latent")},
+        {"seed": 1},
+        "no interval: it was calibrated for mr_t1 to mr_t2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_without_an_interval_the_output_says_why(source, name):
+    config, options, why = CASES[name]
+    translator = make_translator(size=[48, 40], **{"interval": Interval(9, 2.5, 0.1), **config})
+    found = translate_volume(source, translator, uncertainty=True, **options)
+    assert found.interval is None
+    assert [note for note in found.warnings if note.startswith(why)]
+    assert not [note for note in translate_volume(source, translator, **options).warnings if "interval" in note]

@@ -41,6 +41,8 @@ def test_safety_is_measured(run, metrics):
     assert {"csf", "gm", "wm"} <= set(metrics["structures"])
     assert all(0 <= row["dice_output"]["mean"] <= 1 for row in metrics["structures"].values())
     page = (run.root / "reports/report.html").read_text()
+    assert metrics["intervals"]["table"] == {}
+    assert "too few subjects for a 90 % interval: 1 of at least 9" in page
     assert "Uncertainty" in page
     assert "<td>csf</td>" in page
     assert "mm from the nearest true edge" in page
@@ -137,6 +139,40 @@ def test_a_subject_needs_every_contrast(run, tmp_path):
     data = run.root / "data"
     with pytest.raises(UserError, match="no test subject has all of mr_flair, mr_t1, mr_t2"):
         evaluate(Params(), data / "scans", data / "slices", tmp_path / "model", tmp_path / "truth", tmp_path)
+
+
+def test_intervals_are_calibrated_on_validation_subjects(tmp_path):
+    """Ten validation subjects bound the numbers of the three unseen ones, and the voxels."""
+    from medstyle.cohort.rules import Rule
+    from medstyle.inference.calibrate import calibrate
+    from medstyle.phantom.studies import PhantomParams, write_phantom
+    from medstyle.stages import denoise, ingest
+    from medstyle.transforms.prepare import Preparation
+
+    phantom = PhantomParams(subjects=15, matrix=48, slices=8, spacing_mm=(4.8, 4.8, 12.0))
+    write_phantom(tmp_path / "raw", phantom, workers=1)
+    rules = tuple(Rule(domain, {"SeriesDescription": f"*{domain[-2:].upper()}*"}) for domain in ("mr_t1", "mr_t2"))
+    ingest.run(ingest.Params(str(tmp_path / "raw"), rules), tmp_path / "scans", tmp_path / "ingest.json")
+    plain = denoise.Params(
+        (48, 40), Preparation("none", False), validation=0.66, test=0.2, bad_pairs="flag", same_image=1.0
+    )
+    denoise.run(plain, tmp_path / "scans", tmp_path / "slices")
+    translator = make_translator()
+    interval = calibrate(translator, SliceStore.open(tmp_path / "slices"))
+    make_translator(interval=interval).save(tmp_path / "model")
+    data = tmp_path / "scans", tmp_path / "slices", tmp_path / "model", tmp_path / "raw/truth"
+    evaluate(Params(figures=0, uncertainty=1, segmenter=2), *data, tmp_path / "out")
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["intervals"]
+    assert (found["level"], found["missing"]) == (0.9, "")
+    assert {"voxels", "bright volume", "bright mean", "csf volume", "lesion volume"} <= set(found["table"])
+    for row in found["table"].values():
+        assert row["unseen"] <= 3 <= row["calibration"] <= 10
+        assert row["covered"] * row["unseen"] == pytest.approx(round(row["covered"] * row["unseen"]))
+        assert min(row["width"], row["constant_width"]) > 0
+    assert found["table"]["voxels"]["constant_width"] == interval.constant
+    page = (tmp_path / "out/report.html").read_text()
+    assert "<td>csf volume</td>" in page
+    assert page.count('"interval": {') == 1, "an overlay of the subject with an uncertainty"
 
 
 def test_sites_and_subgroups_are_told_apart(tmp_path):

@@ -8,9 +8,13 @@ import pytest
 
 from medstyle import params
 from medstyle.errors import UserError
+from medstyle.inference.calibrate import calibrate
+from medstyle.networks.conformal import Interval
+from medstyle.networks.translator import Translator
 from medstyle.stages.train import Params
 from medstyle.stages.train import run as train
 from tests.conftest import TINY
+from tests.data.conftest import make_store
 
 
 def test_a_training_leaves_a_translator_and_its_curves_and_nothing_else(run):
@@ -95,3 +99,17 @@ def test_unknown_domains_and_mixed_channels_are_named(run, tmp_path, monkeypatch
     slices = shutil.copytree(run.root / "data/slices", tmp_path / "slices")
     with pytest.raises(UserError, match="grey and colour"):
         train(params.parse(Params, {"source": "mr_t1", "target": "photo"}, "train"), slices, Path("o"), Path("c.csv"))
+
+
+@pytest.mark.parametrize("kind", ["paired", "unpaired_contrastive"])
+def test_a_paired_training_calibrates_its_intervals(kind, tmp_path):
+    """Without pairs the error is unknown, so there is no interval."""
+    store = make_store(tmp_path / "slices", domains=("mr_t1", "mr_t2"), validation=9)
+    section = {**TINY["train"], "objective": {"kind": kind, "discriminator_width": 8}}
+    section["training"] = {**section["training"], "steps": 2}
+    folders = tmp_path / "slices", tmp_path / "model", tmp_path / "curve.csv"
+    train(params.parse(Params, section, "train"), *folders, states=tmp_path / "states")
+    translator = Translator.load(tmp_path / "model")
+    assert translator.config.interval == (calibrate(translator, store) if kind == "paired" else Interval())
+    assert (translator.config.interval.missing == "") == (kind == "paired")
+    assert f"intervals: {translator.config.interval}" in (tmp_path / "model/MODEL_CARD.md").read_text()
