@@ -14,7 +14,7 @@ Usage: python benchmarks/contrast.py
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +61,9 @@ def scans() -> Iterator[Scan]:
             yield Scan(f"16 heads, {domain}", folder.name, domain, volume, brain)
     for folder in sorted((DATA / "ms_lesion_mr").iterdir()):
         for domain in ("mr_t1", "mr_t2", "mr_flair"):
-            yield Scan(f"2 stripped, {domain}", folder.name, domain, read_volume(folder / f"{domain[3:]}.nii.gz", domain))
+            yield Scan(
+                f"2 stripped, {domain}", folder.name, domain, read_volume(folder / f"{domain[3:]}.nii.gz", domain)
+            )
     for item in inventory([DATA / "enhanced_mr_dicom"]).volumes:
         domain = ENHANCED[item.path.name]
         yield Scan("1 tumour, T1, T1 + agent, T2, FLAIR", "tumour", domain, item.load(domain))
@@ -77,14 +79,19 @@ def thick(volume: Volume) -> Volume:
     axis = along(volume, 2)
     n = max(round(5 / volume.spacing_mm[2 - axis]), 1)
     moved = np.moveaxis(volume.voxels, axis, 0)
-    blocks = [np.repeat(moved[i : i + n].mean(0, keepdims=True), len(moved[i : i + n]), 0) for i in range(0, len(moved), n)]
+    blocks = [
+        np.repeat(moved[i : i + n].mean(0, keepdims=True), len(moved[i : i + n]), 0) for i in range(0, len(moved), n)
+    ]
     return volume.with_voxels(np.moveaxis(np.concatenate(blocks), 0, axis))
 
 
 def noisy(volume: Volume) -> Volume:
     """Add 5 % of noise and a bias field that doubles from one corner to the other."""
     rng = np.random.default_rng(0)
-    ramp = sum(np.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)]) for axis, n in enumerate(volume.voxels.shape))
+    ramp = sum(
+        np.linspace(-1, 1, n).reshape([-1 if a == axis else 1 for a in range(3)])
+        for axis, n in enumerate(volume.voxels.shape)
+    )
     sigma = 0.05 * np.percentile(volume.voxels, 99)
     field = volume.voxels * np.exp(np.log(2) / 6 * ramp)
     return volume.with_voxels(np.hypot(field + rng.normal(0, sigma, ramp.shape), rng.normal(0, sigma, ramp.shape)))
@@ -140,7 +147,15 @@ class Table:
             lambda: defaultdict(lambda: defaultdict(list))
         )
 
-    def enter(self, data: str, condition: str, subject: str, domain: str, small: NDArray[np.uint8], offsets: tuple[int, ...] | None = None) -> None:
+    def enter(
+        self,
+        data: str,
+        condition: str,
+        subject: str,
+        domain: str,
+        small: NDArray[np.uint8],
+        offsets: tuple[int, ...] | None = None,
+    ) -> None:
         """Look at a scan of ``domain`` upright and turned, and count."""
 
         def seen(one: NDArray[np.uint8]) -> Look:
@@ -159,7 +174,8 @@ class Table:
     def print(self) -> None:
         """Print it in Markdown, with totals over all data by condition."""
         names = ("right", "wrong", "swaps", "upside down", "front to back", "axes", "alarms")
-        print("| data | condition | subjects | right | wrong | swaps caught | upside down | front to back | axes | false alarms |")
+        head = ("right", "wrong", "swaps caught", "upside down", "front to back", "axes", "false alarms")
+        print(f"| data | condition | subjects | {' | '.join(head)} |")
         print("|---" * 10 + "|")
         for (data, condition), row in self.rows.items():
             cells = " | ".join(f"{np.mean([np.mean(v) for v in row[name].values()]):.1%}" for name in names)
@@ -177,7 +193,10 @@ class Table:
 def _interval(shares: list[float]) -> str:
     """Return the mean over subjects and its 95 % interval (Wilson 1927)."""
     n, p, z = len(shares), float(np.mean(shares)), 1.96
-    middle, half = (p + z * z / 2 / n) / (1 + z * z / n), z * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2) / (1 + z * z / n)
+    middle, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z * np.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2) / (1 + z * z / n),
+    )
     return f"{p:.1%} ({max(middle - half, 0):.1%} to {min(middle + half, 1):.1%})"
 
 
@@ -189,7 +208,10 @@ def others() -> Iterator[tuple[str, Volume]]:
         yield "photographs, each a stack", Volume(np.repeat(grey[None], 160, 0).astype(np.float32), np.eye(4), "mr_t1")
     for start in range(0, 300, 100):
         pages = [255 * to_unit(read_picture(path)).mean(2) for path in photographs[start : start + 100]]
-        yield "100 photographs in a stack", Volume(np.stack(pages).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]), "mr_t1")
+        yield (
+            "100 photographs in a stack",
+            Volume(np.stack(pages).astype(np.float32), np.diag([1.0, 1.0, 2.0, 1.0]), "mr_t1"),
+        )
     for item in inventory([DATA / "dicom_corpus"]).volumes:
         if item.usable and item.source == "dicom":
             try:
@@ -209,7 +231,14 @@ def main() -> None:
             table.enter(scan.data, condition, scan.subject, scan.domain, small)
     for folder in sorted((DATA / "brain_mr_ct_png").iterdir()):
         for what, domain in (("mri", "mr_t1"), ("ct", "ct")):
-            table.enter(f"120 patients, {domain}, 3 slices", "as it is", folder.name, domain, cube_of_slices(folder, what), OFFSETS)
+            table.enter(
+                f"120 patients, {domain}, 3 slices",
+                "as it is",
+                folder.name,
+                domain,
+                cube_of_slices(folder, what),
+                OFFSETS,
+            )
     table.print()
     counts: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for name, volume in others():

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,11 +152,11 @@ def inspect(
     raise typer.Exit(0 if all(judged) else REFUSED)
 
 
-def _look_over(items: Sequence[Item], rows: list[dict[str, Any]]) -> None:
+def _look_over(items: Iterable[Any], rows: list[dict[str, Any]]) -> None:
     """Add to each row what its scan looks like, and what contradicts that."""
     from dataclasses import asdict
 
-    from medstyle.project.looks import look_over
+    from medstyle.project.contrast import look_over
 
     for item, row in zip(items, rows, strict=True):
         seen = look_over(item, row["domain"])

@@ -130,7 +130,7 @@ def attributes_of(item: Item, source: Path, labels: Labels, rules: Sequence[Rule
     known = {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
     if not ask_for_looks(rules):
         return known
-    from medstyle.networks.recogniser import look_at
+    from medstyle.data.looks import look_at
 
     return {**known, LOOKS_LIKE: look_at(item).contrast}
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item, inventory
 from medstyle.cohort.rules import LOOKS_LIKE, ask_for_looks, domain_of
+from medstyle.data.looks import look_at
 from medstyle.errors import Code, DataError, OutputError, Refusal
 from medstyle.imaging.formats import FORMATS
 from medstyle.imaging.modality import DOMAINS
@@ -32,7 +33,6 @@ from medstyle.inference.translate import (
     style_of,
     translate_prepared,
 )
-from medstyle.networks.recogniser import look_at
 from medstyle.networks.translator import Translator
 
 if TYPE_CHECKING:
@@ -50,9 +50,7 @@ def domain_in(item: Item, path: str, translator: Translator) -> str | None:
     named = item.path.name.split(".")[0] if item.source != "dicom" else ""
     rules = translator.config.rules
     seen = {LOOKS_LIKE: look_at(item).contrast} if ask_for_looks(rules) else {}
-    return domain_of({**item.attributes, "path": path, **seen}, rules) or (
-        named if named in DOMAINS else None
-    )
+    return domain_of({**item.attributes, "path": path, **seen}, rules) or (named if named in DOMAINS else None)
 
 
 @dataclass(frozen=True)

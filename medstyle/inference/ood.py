@@ -1,4 +1,4 @@
-"""Check whether inputs resemble the training images and what they are said to be, and outputs images."""
+"""Check whether inputs resemble the training images and their domain, and outputs are images."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def contradiction(volume: Volume) -> str:
     seen = look(volume)
     if seen.contradicts(volume.domain):
         names = (DOMAINS[name].label for name in (seen.contrast, volume.domain))
-        return "looks like {} (probability {:.3f}), not like {}".format(next(names), seen.probability, next(names))
+        return f"looks like {next(names)} (probability {seen.probability:.3f}), not like {next(names)}"
     if seen.turned:
         return f"shows a head that lies {seen.orientation} (probability {seen.probability_of_orientation:.3f})"
     return ""

@@ -17,8 +17,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from medstyle.cohort.inventory import Item
-from medstyle.errors import Code, Refusal
 from medstyle.imaging.volume import Volume
 from medstyle.transforms.cube import SIDE, cube
 
@@ -32,7 +30,7 @@ WIDTHS = (16, 32, 64, 96)
 
 
 class Recogniser(nn.Module):
-    """Classify a head from slices of its three planes: one 2-D encoder, means and maxima, two heads.
+    """Classify a head from slices of its three planes by one 2-D encoder and two linear outputs.
 
     The encoder also sees which plane a slice is of, and where each pixel is.
     """
@@ -165,15 +163,8 @@ def look_at_slices(slices: NDArray[np.float32]) -> Look:
         for names, of in zip((CONTRASTS, ORIENTATIONS), found, strict=True)
     )
     return Look(
-        contrast if p >= calibration.sure[0] else "", orientation if q >= calibration.sure[1] else "", round(p, 4), round(q, 4)
+        contrast if p >= calibration.sure[0] else "",
+        orientation if q >= calibration.sure[1] else "",
+        round(p, 4),
+        round(q, 4),
     )
-
-
-def look_at(item: Item) -> Look:
-    """Read the voxels of an image and look at them; an empty answer if they are no usable scan."""
-    if item.source not in ("dicom", "volume") or not item.usable:
-        return Look()
-    try:
-        return look(item.load("ct" if item.attributes.get("Modality") == "CT" else "mr_t1", allow=(Code.E_DOMAIN,)))
-    except Refusal:
-        return Look()

@@ -205,7 +205,9 @@ def random_levels(rng: np.random.Generator) -> NDArray[np.float64]:
     return levels
 
 
-def free_contrast(head: Head, values: NDArray[np.float64], rng: np.random.Generator, lesions: NDArray[np.float64]) -> Array:
+def free_contrast(
+    head: Head, values: NDArray[np.float64], rng: np.random.Generator, lesions: NDArray[np.float64]
+) -> Array:
     """Return a random contrast: proton density is the grey level, HU the slope of the texture."""
     found = head.mean(values[:, PD]) + head.water * head.mean(values[:, HU])
     level = values[INDEX["csf"], PD] if rng.random() < 0.5 else rng.random()

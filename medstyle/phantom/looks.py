@@ -45,6 +45,7 @@ SEQUENCES = {
     "mr_flair": ("FLAIR",),
     "mr_pd": ("PD SE",),
 }
+TRIES = 40
 OBJECTS = ("lumps", "shells", "texture", "noise", "boxes", "stack", "shuffled")
 
 
@@ -58,7 +59,7 @@ def contrast_of_levels(gm: float, wm: float, csf: float) -> str:
         return "mr_t1"
     if gm > 1.02 * wm and csf > 1.25 * gm:
         return "mr_t2"
-    if gm > 1.02 * wm and csf < 0.7 * wm:
+    if gm > wm and csf < 0.7 * wm:
         return "mr_flair"
     return "mr_pd" if gm > 1.02 * wm and 0.75 * gm < csf < 1.2 * gm else ""
 
@@ -75,6 +76,8 @@ def draw_scans(rng: np.random.Generator, source: LabelMap) -> Iterator[tuple[str
     gone = hidden(rng, head)
     for contrast in (*CONTRASTS, ""):
         found = _signal(rng, head, tissues, contrast)
+        if found is None:
+            continue
         top = float(np.percentile(found, 99)) - min(float(found.min()), 0)
         voxels = scanned(rng, head, found * np.float32(LEVEL / max(top, 1e-6)), 1.0)
         if gone is not None:
@@ -82,7 +85,8 @@ def draw_scans(rng: np.random.Generator, source: LabelMap) -> Iterator[tuple[str
         yield contrast, Volume(voxels, head.affine, "brain")
 
 
-def _signal(rng: np.random.Generator, head: Head, tissues: Tissues, contrast: str) -> Array:
+def _signal(rng: np.random.Generator, head: Head, tissues: Tissues, contrast: str) -> Array | None:
+    """Draw the signal of a contrast; None if no sequence gives it to the tissues of this head."""
     if contrast == "ct":
         return windowed(rng, image(head, tissues.at(1.0), tissues.lesions, hounsfield))
     values, lesions = tissues.at(rng.random()).copy(), tissues.lesions.copy()
@@ -99,11 +103,12 @@ def _signal(rng: np.random.Generator, head: Head, tissues: Tissues, contrast: st
     if contrast == "mr_t1" and rng.random() < 0.25:  # a contrast agent shortens T1 where it goes
         values[[INDEX[name] for name in ("blood", "mucosa", "plexus")], T1] *= rng.uniform(0.1, 0.5)
         lesions[:, T1] *= rng.uniform(0.2, 1, len(lesions))
-    while True:
+    for _ in range(TRIES):
         drawn = sequence(rng, str(rng.choice(SEQUENCES[contrast])), values[INDEX["csf"], T1])
         signal = partial(signal_of, sequence=drawn)
         if contrast_of_levels(*signal(values[order])) == contrast:
             return image(head, values, lesions, signal)
+    return None
 
 
 def draw_object(rng: np.random.Generator, head: Volume) -> Volume:
@@ -121,7 +126,9 @@ def draw_object(rng: np.random.Generator, head: Volume) -> Volume:
     elif kind == "texture":
         voxels = smooth_noise(rng, shape, rng.uniform(1, 8)) + 3
     elif kind == "shells":
-        voxels = rng.uniform(0, 1, 8).astype(np.float32)[np.clip(_body(rng, shape) * rng.uniform(3, 12), 0, 7).astype(int)]
+        voxels = rng.uniform(0, 1, 8).astype(np.float32)[
+            np.clip(_body(rng, shape) * rng.uniform(3, 12), 0, 7).astype(int)
+        ]
     elif kind == "boxes":
         voxels = np.zeros(shape, np.float32)
         for _ in range(int(rng.integers(1, 12))):

@@ -25,7 +25,7 @@ def cube(volume: Volume) -> NDArray[np.uint8] | None:
     sizes = np.array(volume.voxels.shape[::-1]) * volume.spacing_mm
     if sizes.min() < SMALLEST_MM:
         return None
-    factors = np.maximum(np.rint(SPACING_MM / np.array(volume.spacing_mm)), 1).astype(int)[::-1]
+    factors = np.maximum(SPACING_MM / np.array(volume.spacing_mm) + 1e-3, 1).astype(int)[::-1]
     values = _block_mean(volume.voxels, factors)
     low, high = (float(one) for one in np.percentile(values, (1, 99.5)))
     if not high > low:
