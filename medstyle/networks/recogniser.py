@@ -7,6 +7,7 @@ simulated heads alone (:mod:`medstyle.training.recogniser`); its weights come wi
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,13 +27,14 @@ READY = Path(__file__).parents[1] / "ready" / "contrast"
 CONTRASTS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct", "")  # the last: another contrast, or no head
 ORIENTATIONS = ("upright", "upside down", "front to back", "axes exchanged", "")  # the last: no head
 OFFSETS = (-12, -6, 0, 6, 12)  # voxels of 3 mm from the centre of the body: where slices are looked at
-WIDTHS = (16, 32, 64, 96)
+WIDTHS, NARROW = (16, 32, 64, 96), 16
 
 
 class Recogniser(nn.Module):
     """Classify a head from slices of its three planes by one 2-D encoder and two linear outputs.
 
-    The encoder also sees which plane a slice is of, and where each pixel is.
+    The encoder also sees which plane a slice is of, and where each pixel is. Its means, maxima and
+    a few channels at their places are averaged over the slices of a plane.
     """
 
     def __init__(self) -> None:
@@ -44,7 +46,10 @@ class Recogniser(nn.Module):
                 layers += [nn.Conv2d(before, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
                 before = width
         self.encoder = nn.Sequential(*layers)
-        self.mixed = nn.Sequential(nn.Linear(6 * before, 128), nn.ReLU(), nn.Dropout(0.2))
+        self.narrow = nn.Sequential(nn.Conv2d(before, NARROW, 1, bias=False), nn.BatchNorm2d(NARROW), nn.ReLU())
+        places = math.ceil(SIDE / 2 ** len(WIDTHS)) ** 2  # left of a slice after the encoder
+        seen = 3 * (2 * before + NARROW * places)
+        self.mixed = nn.Sequential(nn.Linear(seen, 128), nn.ReLU(), nn.Dropout(0.2))
         self.contrast = nn.Linear(128, len(CONTRASTS))
         self.orientation = nn.Linear(128, len(ORIENTATIONS))
 
@@ -61,8 +66,8 @@ class Recogniser(nn.Module):
         columns = torch.linspace(-1, 1, width).expand(height, width)
         place = torch.stack([rows, columns]).expand(len(flat), 2, height, width)
         h = self.encoder(torch.cat([flat, plane.flatten(0, 2), place], 1))  # (N 3 K, C, h, w)
-        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3))], 1).unflatten(0, (n, planes, k)).mean(2)
-        mixed = self.mixed(pooled.flatten(1))
+        pooled = torch.cat([h.mean((2, 3)), h.amax((2, 3)), self.narrow(h).flatten(1)], 1)
+        mixed = self.mixed(pooled.unflatten(0, (n, planes, k)).mean(2).flatten(1))
         return self.contrast(mixed), self.orientation(mixed)
 
 
@@ -105,7 +110,7 @@ class Look:
         (``mr_t1@north``) is judged as the domain.
         """
         base = domain.partition("@")[0]
-        return bool(self.contrast) and base in CONTRASTS and self.contrast != base
+        return bool(self.contrast and base) and base in CONTRASTS and self.contrast != base
 
     @property
     def turned(self) -> bool:
