@@ -36,7 +36,7 @@ DATA = Path(__file__).parents[1] / "../shared/data"
 NAMES = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct")
 ENHANCED = {"BRTUM005": "mr_t1", "BRTUM004": "mr_t2", "BRTUM003": "mr_flair", "BRTUM008": "mr_t1"}
 APART = ("sub-05", "sub-06", "sub-15", "sub-23")  # whose FLAIR does not lie on the labels
-OFFSETS = (0,)
+OFFSETS, OF_SLICES = (0,), "3 slices"
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,7 @@ class Table:
         row["alarms"][subject].append(right.contradicts(domain) or right.turned)
 
     def print(self) -> None:
-        """Print it in Markdown, with totals over all data by condition."""
+        """Print it in Markdown, with totals over all whole scans by condition."""
         names = ("right", "wrong", "swaps", "upside down", "front to back", "axes", "alarms")
         head = ("right", "wrong", "swaps caught", "upside down", "front to back", "axes", "false alarms")
         print(f"| data | condition | subjects | {' | '.join(head)} |")
@@ -183,11 +183,11 @@ class Table:
         for condition in dict.fromkeys(condition for _, condition in self.rows):
             together: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
             for (data, other), row in self.rows.items():
-                for name in names if other == condition else ():
+                for name in names if other == condition and OF_SLICES not in data else ():
                     for subject, values in row[name].items():
                         together[name][f"{data.split(',')[0]}/{subject}"] += values
             cells = " | ".join(_interval([float(np.mean(v)) for v in together[name].values()]) for name in names)
-            print(f"| **all** | {condition} | {len(together['right'])} | {cells} |")
+            print(f"| **all scans** | {condition} | {len(together['right'])} | {cells} |")
 
 
 def _interval(shares: list[float]) -> str:
@@ -232,7 +232,7 @@ def main() -> None:
     for folder in sorted((DATA / "brain_mr_ct_png").iterdir()):
         for what, domain in (("mri", "mr_t1"), ("ct", "ct")):
             table.enter(
-                f"120 patients, {domain}, 3 slices",
+                f"120 patients, {domain}, {OF_SLICES}",
                 "as it is",
                 folder.name,
                 domain,

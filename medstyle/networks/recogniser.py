@@ -24,7 +24,7 @@ from medstyle.transforms.cube import SIDE, cube
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 READY = Path(__file__).parents[1] / "ready" / "contrast"
-CONTRASTS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct", "")  # the last: another contrast, or no head
+CONTRASTS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct", "")  # the last: no head
 ORIENTATIONS = ("upright", "upside down", "front to back", "axes exchanged", "")  # the last: no head
 OFFSETS = (-12, -6, 0, 6, 12)  # voxels of 3 mm from the centre of the body: where slices are looked at
 WIDTHS, NARROW = (16, 32, 64, 96), 16
@@ -143,11 +143,14 @@ def load_recogniser(folder: Path = READY) -> tuple[Recogniser, Calibration]:
     return network.eval().requires_grad_(False), Calibration(tuple(known["temperatures"]), tuple(known["sure"]))
 
 
-@torch.inference_mode()
-def probabilities(network: Recogniser, slices: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
-    """Return calibrated probabilities ``(N, 6)`` and ``(N, 5)``."""
-    contrast, orientation = network(slices)
-    return F.softmax(contrast / calibration.temperatures[0], 1), F.softmax(orientation / calibration.temperatures[1], 1)
+def probabilities(contrast: Tensor, orientation: Tensor, calibration: Calibration) -> tuple[Tensor, Tensor]:
+    """Return calibrated probabilities ``(N, 6)`` and ``(N, 5)`` of the network's logits.
+
+    A head lies somehow only as far as there is one.
+    """
+    p = F.softmax(contrast / calibration.temperatures[0], 1)
+    q = F.softmax(orientation / calibration.temperatures[1], 1)[:, :-1] * (1 - p[:, -1:])
+    return p, torch.cat([q, 1 - q.sum(1, keepdim=True)], 1)
 
 
 def look(volume: Volume) -> Look:
@@ -162,7 +165,9 @@ def look(volume: Volume) -> Look:
 def look_at_slices(slices: NDArray[np.float32]) -> Look:
     """Say what the slices of :func:`slices_of` look like."""
     network, calibration = load_recogniser()
-    found = probabilities(network, torch.from_numpy(slices)[None], calibration)
+    with torch.inference_mode():
+        logits, of_orientation = network(torch.from_numpy(slices)[None])
+        found = probabilities(logits, of_orientation, calibration)
     (contrast, p), (orientation, q) = (
         (names[int(of[0].argmax())], float(of[0].max()))
         for names, of in zip((CONTRASTS, ORIENTATIONS), found, strict=True)

@@ -22,14 +22,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from medstyle.errors import OutputError
-from medstyle.networks.recogniser import CONTRASTS, ORIENTATIONS, Calibration, Recogniser, slices_of
+from medstyle.networks.recogniser import CONTRASTS, ORIENTATIONS, Calibration, Recogniser, probabilities, slices_of
 from medstyle.phantom.heads import label_files, load_labels
 from medstyle.phantom.looks import draw_object, draw_scans
 from medstyle.transforms.cube import SIDE, cube
 
 HELD_EVERY = 5  # every fifth label map is for validation alone
 HEADS, VALIDATION_HEADS = 480, 100
-STEPS, BATCH, LEARNING_RATE = 5500, 16, 1e-3
+Steps = tuple[int, int]
+STEPS: Steps = (5500, 2200)  # with all examples, then without heads of free contrast
+BATCH, LEARNING_RATE, NAMED_RATE = 16, 1e-3, 5e-4
 FALSE_ALARMS = 0.005  # share of validation scans that are clearly called something else
 OBJECT = "object"
 
@@ -123,13 +125,21 @@ def batches(examples: Examples, steps: int, seed: int) -> Iterator[tuple[Tensor,
         )
 
 
-def fit(examples: Examples, steps: int = STEPS, seed: int = 0) -> Recogniser:
-    """Train the network with AdamW, one cycle of the learning rate, and both cross-entropies."""
+def named(examples: Examples) -> Examples:
+    """Leave out heads of free contrast, near which the network would be unsure of real ones."""
+    kept = (examples.contrasts != CONTRASTS.index("")) | ~examples.heads
+    return Examples(*(values[kept] for values in examples))
+
+
+def fit(
+    examples: Examples, steps: int, seed: int = 0, start: Recogniser | None = None, rate: float = LEARNING_RATE
+) -> Recogniser:
+    """Train a network with AdamW, one cycle of the learning rate, and both cross-entropies."""
     torch.manual_seed(seed)
-    network = Recogniser().train()
+    network = (start or Recogniser()).train()
     network.encoder = network.encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster
-    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.01)
-    plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps)
+    optimiser = torch.optim.AdamW(network.parameters(), rate, weight_decay=0.01)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, steps)
     began, losses = time.monotonic(), []
     for step, (slices, contrasts, orientations) in enumerate(batches(examples, steps, seed), 1):
         with torch.autocast("cpu", torch.bfloat16):
@@ -171,44 +181,50 @@ def judge(network: Recogniser, examples: Examples, seed: int = 0) -> Judged:
 
 
 def calibrate(judged: Judged) -> Calibration:
-    """Fit the temperatures by likelihood, then the least probability that is called sure.
+    """Fit the temperatures by likelihood, then the least probabilities that are called sure.
 
-    It is the lowest at which at most :data:`FALSE_ALARMS` of all scans get a clear wrong answer,
-    and not below .8; a false "unsure" alarms nobody.
+    They are the lowest at which at most :data:`FALSE_ALARMS` of all scans get a clear wrong answer,
+    and not below .8. An answer that is "unsure" for no reason alarms nobody.
     """
-    temperatures, sure = [], []
-    for logits, truth, names in (
-        (judged.contrast, judged.true_contrast, CONTRASTS),
-        (judged.orientation, judged.true_orientation, ORIENTATIONS),
-    ):
-        choices = [math.exp(0.05 * n) for n in range(-20, 41)]
-        temperature = min(choices, key=lambda t: float(F.cross_entropy(logits / t, truth)))
-        p, answer = F.softmax(logits / temperature, 1).max(1)
-        wrong = p[(answer != truth) & (answer != names.index(""))].sort(descending=True).values
+    choices = [math.exp(0.05 * n) for n in range(-20, 41)]
+
+    def temperature(logits: Tensor, truth: Tensor) -> float:
+        return min(choices, key=lambda t: float(F.cross_entropy(logits / t, truth)))
+
+    temperatures = (
+        temperature(judged.contrast, judged.true_contrast),
+        temperature(judged.orientation, judged.true_orientation),
+    )
+    sure = []
+    for p, truth in _answers(judged, Calibration(temperatures)):
+        best, answer = p.max(1)
+        wrong = best[(answer != truth) & (answer != p.shape[1] - 1)].sort(descending=True).values
         allowed = int(FALSE_ALARMS * len(truth))
-        sure.append(min(max(0.8, float(wrong[allowed]) + 1e-4 if len(wrong) > allowed else 0.8), 0.9999))
-        temperatures.append(temperature)
-    return Calibration((temperatures[0], temperatures[1]), (sure[0], sure[1]))
+        sure.append(min(max(0.8, float(wrong[allowed]) + 1e-4), 0.9999) if len(wrong) > allowed else 0.8)
+    return Calibration(temperatures, (sure[0], sure[1]))
+
+
+def _answers(judged: Judged, calibration: Calibration) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the probabilities and the truth of the contrasts, and of the orientations."""
+    p, q = probabilities(judged.contrast, judged.orientation, calibration)
+    return (p, judged.true_contrast), (q, judged.true_orientation)
 
 
 def report(judged: Judged, calibration: Calibration) -> dict[str, float]:
-    """Return the shares of right, wrong and unsure answers among the scans that have one."""
+    """Return the shares of clear answers that are right, that are wrong, and that have no truth."""
     found = {}
-    for what, logits, truth, t, sure in (
-        ("contrast", judged.contrast, judged.true_contrast, calibration.temperatures[0], calibration.sure[0]),
-        ("orientation", judged.orientation, judged.true_orientation, calibration.temperatures[1], calibration.sure[1]),
-    ):
-        p, answer = F.softmax(logits / t, 1).max(1)
-        other = logits.shape[1] - 1
-        clear, known = (p >= sure) & (answer != other), truth != other
-        found[f"{what}: clear and right, of those with an answer"] = float(
-            (clear & (answer == truth))[known].float().mean()
-        )
-        found[f"{what}: clear and wrong, of those with an answer"] = float(
-            (clear & (answer != truth))[known].float().mean()
-        )
-        found[f"{what}: clear, of those without an answer"] = float(clear[~known].float().mean())
-    return {name: round(value, 4) for name, value in found.items()}
+    kinds = zip(("contrast", "orientation"), _answers(judged, calibration), calibration.sure, strict=True)
+    for what, (p, truth), sure in kinds:
+        best, answer = p.max(1)
+        none = p.shape[1] - 1
+        clear, known = (best >= sure) & (answer != none), truth != none
+        for name, chosen, among in (
+            ("clear and right, of those with an answer", clear & (answer == truth), known),
+            ("clear and wrong, of those with an answer", clear & (answer != truth), known),
+            ("clear, of those without an answer", clear, ~known),
+        ):
+            found[f"{what}: {name}"] = round(float(chosen[among].float().mean()), 4)
+    return found
 
 
 def write(folder: Path, network: Recogniser, calibration: Calibration, facts: dict[str, object]) -> None:
@@ -226,7 +242,7 @@ def write(folder: Path, network: Recogniser, calibration: Calibration, facts: di
 
 
 def train(
-    labels: Path, out: Path, seed: int = 0, heads: int = HEADS, held: int = VALIDATION_HEADS, steps: int = STEPS
+    labels: Path, out: Path, seed: int = 0, heads: int = HEADS, held: int = VALIDATION_HEADS, steps: Steps = STEPS
 ) -> None:
     """Simulate, train, calibrate and write the new folder ``out``."""
     if out.exists():
@@ -236,13 +252,14 @@ def train(
     began = time.monotonic()
     examples = draw_examples([file for file in files if file not in kept] or files, heads, seed)
     drawn = time.monotonic() - began
-    network = fit(examples, steps, seed)
-    judged = judge(network, draw_examples(kept, held, seed + 1), seed)
+    network = fit(examples, steps[0], seed)
+    network = fit(named(examples), steps[1], seed + 1, network, NAMED_RATE)
+    judged = judge(network, named(draw_examples(kept, held, seed + 1)), seed)
     calibration = calibrate(judged)
     facts = {
         "seed": seed, "label_maps": len(files), "held_out_maps": len(kept),
         "heads": heads, "scans": len(examples.cubes),
-        "steps": steps, "batch": BATCH, "weights": sum(p.numel() for p in network.parameters()),
+        "steps": list(steps), "batch": BATCH, "weights": sum(p.numel() for p in network.parameters()),
         "minutes": [round(drawn / 60, 1), round((time.monotonic() - began) / 60, 1)],
         "validation": report(judged, calibration),
     }  # fmt: skip

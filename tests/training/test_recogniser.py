@@ -81,10 +81,10 @@ def test_one_call_makes_a_folder_that_can_be_used(tmp_path):
     image.SetSpacing(SPACING.tolist())
     (tmp_path / "labels").mkdir()
     sitk.WriteImage(image, str(tmp_path / "labels/one.nii.gz"))
-    train(tmp_path / "labels", tmp_path / "out", heads=1, held=1, steps=2)
+    train(tmp_path / "labels", tmp_path / "out", heads=1, held=1, steps=(2, 1))
     network, calibration = load_recogniser(tmp_path / "out")
     assert not network.training
     assert min(calibration.sure) >= 0.8
     assert json.loads((tmp_path / "out/contrast.json").read_text())["scans"] == 7
     with pytest.raises(OutputError, match="exists already"):
-        train(tmp_path / "labels", tmp_path / "out", heads=1, held=1, steps=2)
+        train(tmp_path / "labels", tmp_path / "out", heads=1, held=1, steps=(2, 1))
