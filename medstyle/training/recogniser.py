@@ -32,7 +32,8 @@ HEADS, VALIDATION_HEADS = 480, 100
 Steps = tuple[int, int]
 STEPS: Steps = (5500, 2200)  # with all examples, then without heads of free contrast
 BATCH, LEARNING_RATE, NAMED_RATE = 16, 1e-3, 5e-4
-FALSE_ALARMS = 0.005  # share of validation scans that are clearly called something else
+LEAST = 0.99  # simulated heads are easier to be sure of than real ones
+FALSE_ALARMS = 0.001  # share of validation scans that are clearly called something else
 OBJECT = "object"
 
 
@@ -184,7 +185,7 @@ def calibrate(judged: Judged) -> Calibration:
     """Fit the temperatures by likelihood, then the least probabilities that are called sure.
 
     They are the lowest at which at most :data:`FALSE_ALARMS` of all scans get a clear wrong answer,
-    and not below .8. An answer that is "unsure" for no reason alarms nobody.
+    and not below :data:`LEAST`. An answer that is "unsure" for no reason alarms nobody.
     """
     choices = [math.exp(0.05 * n) for n in range(-20, 41)]
 
@@ -200,7 +201,7 @@ def calibrate(judged: Judged) -> Calibration:
         best, answer = p.max(1)
         wrong = best[(answer != truth) & (answer != p.shape[1] - 1)].sort(descending=True).values
         allowed = int(FALSE_ALARMS * len(truth))
-        sure.append(min(max(0.8, float(wrong[allowed]) + 1e-4), 0.9999) if len(wrong) > allowed else 0.8)
+        sure.append(min(max(LEAST, float(wrong[allowed]) + 1e-4), 0.9999) if len(wrong) > allowed else LEAST)
     return Calibration(temperatures, (sure[0], sure[1]))
 
 
