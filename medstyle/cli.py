@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -104,13 +105,16 @@ def inspect(
     pictures: Annotated[
         Path | None, typer.Option(help="New HTML page with thumbnails, by domain, of one folder.")
     ] = None,
+    looks: Annotated[
+        bool, typer.Option("--looks", help="Read the voxels, say what each head looks like, warn of contradictions.")
+    ] = False,
 ) -> None:
     """Show which files would be used or refused, and why. Writes nothing.
 
     Exit code 0: nothing was refused; 3: something was refused; 2: bad arguments. With --json,
     voxels are read as well, so more files may be refused.
 
-    Example: medstyle inspect data/raw --json
+    Example: medstyle inspect data/raw --looks
     """
     from medstyle.cohort.inventory import inventory
 
@@ -121,6 +125,8 @@ def inspect(
     if pictures is not None:
         _write_pictures(paths, pictures)
     document = found.to_json(_domain_by_params(), values=json_)
+    if looks:
+        _look_over(found.volumes, document["volumes"])
     judged = [file["verdict"] != "refused" for file in document["files"]]
     judged += [row["code"] in USABLE for row in document["volumes"]]
     if json_:
@@ -128,19 +134,35 @@ def inspect(
         raise typer.Exit(0 if all(judged) else REFUSED)
     from rich.table import Table
 
-    table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict")
+    seen = ("looks like",) if looks else ()
+    table = Table("series", "domain", "kind", "shape", "spacing mm", "files", "verdict", *seen)
     for row in document["volumes"]:
         spacing = " ".join(f"{value:.2f}" for value in row["spacing_mm"] or [])
         verdict = ": ".join(filter(None, (row["code"] or "used", row["reason"])))
         shape = " x ".join(map(str, row["shape"]))
-        table.add_row(row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict)
+        cells = [row["series"], row["domain"] or "-", row["kind"], shape, spacing, str(len(row["files"])), verdict]
+        table.add_row(*cells, *(row["look"]["text"] for _ in seen))
     console = _console()
     console.print(table)
+    for row in document["volumes"] if looks else ():
+        if row["look"]["doubt"]:
+            console.print(f"warning: {row['series']}: {row['look']['doubt']}", markup=False)
     unused = [file for file in document["files"] if file["verdict"] != "used"]
     for file in unused:
         console.print(f"{file['verdict']}: {file['path']}: {file['code']}: {file['reason']}", markup=False)
     console.print(f"{len(document['files']) - len(unused)} files used, {len(unused)} not")
     raise typer.Exit(0 if all(judged) else REFUSED)
+
+
+def _look_over(items: Iterable[Any], rows: list[dict[str, Any]]) -> None:
+    """Add to each row what its scan looks like, and what contradicts that."""
+    from dataclasses import asdict
+
+    from medstyle.project.contrast import look_over
+
+    for item, row in zip(items, rows, strict=True):
+        seen = look_over(item, row["domain"])
+        row["look"] = {**asdict(seen.look), "text": seen.text, "doubt": seen.doubt}
 
 
 def _write_pictures(paths: list[Path], page: Path) -> None:
@@ -163,7 +185,7 @@ def _domain_by_params() -> Any:
 
     params = load(Params, "ingest")
     source, labels = Path(params.source), labels_of(params)
-    return lambda item: domain_of(attributes_of(item, source, labels), params.rules)
+    return lambda item: domain_of(attributes_of(item, source, labels, params.rules), params.rules)
 
 
 @app.command()

@@ -159,6 +159,25 @@ def test_inspect_prints_the_contract(medstyle, run):
     assert "16 files used, 0 not" in table
 
 
+def test_inspect_says_what_a_head_looks_like(medstyle, tmp_path):
+    """Under the name of another contrast there is a warning, under its own there is none."""
+    from medstyle.imaging.volume import write_volume
+    from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
+
+    params = PhantomParams()
+    scan = acquire(params, draw_subject(params, 0), "mr_t1")[0]
+    for name in ("t1", "flair"):
+        write_volume(tmp_path / f"{name}.nii.gz", scan)
+    done = medstyle("inspect", ".", "--looks", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = {Path(row["files"][0]).name: row["look"] for row in json.loads(done.stdout)["volumes"]}
+    assert {one["contrast"] for one in found.values()} == {"mr_t1"}
+    assert found["t1.nii.gz"]["doubt"] == ""
+    assert found["flair.nii.gz"]["doubt"] == "looks like T1, but is FLAIR by the word 'flair'"
+    assert "warning: " in medstyle("inspect", ".", "--looks", cwd=tmp_path).stdout
+    assert "looks" not in medstyle("inspect", ".", cwd=tmp_path).stdout
+
+
 def test_inspect_tells_by_its_exit_code_that_something_was_refused(medstyle, tmp_path):
     """By the header alone, or by the voxels, which only --json reads."""
     import numpy as np

@@ -20,7 +20,9 @@ class Rule:
     """Domain of the inputs that match, a key of DOMAINS."""
     when: dict[str, str]
     """Attribute -> glob pattern, ignoring case. Attributes are DICOM keywords (``SeriesDescription:
-    "*T1*"``), ``path``, and those that ``ingest.labels`` adds."""
+    "*T1*"``), ``path``, those that ``ingest.labels`` adds, and ``looks_like``: the contrast that a
+    scan of a head is recognised to have, ``mr_t1``, ``mr_t2``, ``mr_flair``, ``mr_pd`` or ``ct``,
+    nothing if that is not sure."""
 
     def __post_init__(self) -> None:
         if self.domain not in DOMAINS:
@@ -33,6 +35,14 @@ class Rule:
         return all(
             fnmatchcase(str(attributes.get(key, "")).lower(), pattern.lower()) for key, pattern in self.when.items()
         )
+
+
+LOOKS_LIKE = "looks_like"  # the attribute that is not in a header: whoever matches a rule with it reads the voxels
+
+
+def ask_for_looks(rules: Sequence[Rule]) -> bool:
+    """Return whether a rule needs to know what a scan looks like."""
+    return any(LOOKS_LIKE in rule.when for rule in rules)
 
 
 def domain_of(attributes: Mapping[str, str], rules: Sequence[Rule]) -> str | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from medstyle.cohort.duplicates import near_duplicates, picture_signature
 from medstyle.cohort.inventory import DOUBTS, Inventory, Item
 from medstyle.cohort.labels import Labels, read_labels
-from medstyle.cohort.rules import Rule, domain_of
+from medstyle.cohort.rules import LOOKS_LIKE, Rule, ask_for_looks, domain_of
 from medstyle.cohort.sessions import BIDS_SUBJECT
 from medstyle.data.manifest import ManifestItem
 from medstyle.data.regular import read_with_gaps, straighten
@@ -121,15 +121,23 @@ def labels_of(params: IngestParams) -> Labels:
     return read_labels(Path(params.source) / params.labels) if params.labels else Labels()
 
 
-def attributes_of(item: Item, source: Path, labels: Labels) -> dict[str, str]:
-    """Return what rules match: attributes of header and labels, and the path in the source."""
+def attributes_of(item: Item, source: Path, labels: Labels, rules: Sequence[Rule]) -> dict[str, str]:
+    """Return what ``rules`` match: attributes of header and labels, the path in the source, looks.
+
+    The voxels are read only if a rule asks what the scan looks like.
+    """
     path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
-    return {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
+    known = {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
+    if not ask_for_looks(rules):
+        return known
+    from medstyle.data.looks import look_at
+
+    return {**known, LOOKS_LIKE: look_at(item).contrast}
 
 
 def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:
     """Raise UserError if a rule uses an attribute that neither the labels nor any header has."""
-    known = {"path", *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
+    known = {"path", LOOKS_LIKE, *labels.attributes, *(name for item in found.volumes for name in item.attributes)}
     unknown = [name for rule in rules for name in rule.when if name not in known]
     if labels.file is not None and unknown:
         has = ", ".join(labels.attributes) or "no attributes"
@@ -161,7 +169,7 @@ def placed(
     ``shared`` holds the PatientIDs of :func:`shared_ids`, for which issuer, birth date and sex are
     part of the subject.
     """
-    attributes = attributes_of(item, source, labels)
+    attributes = attributes_of(item, source, labels, params.rules)
     for refusal in item.doubts():
         if refusal.code not in _overruled(item, params):
             raise refusal

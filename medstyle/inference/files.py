@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item, inventory
-from medstyle.cohort.rules import domain_of
+from medstyle.cohort.rules import LOOKS_LIKE, ask_for_looks, domain_of
+from medstyle.data.looks import look_at
 from medstyle.errors import Code, DataError, OutputError, Refusal
 from medstyle.imaging.formats import FORMATS
 from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.picture import SYNTHETIC_MARK, SYNTHETIC_NOTE, read_picture, to_unit, write_picture
 from medstyle.imaging.volume import Volume, write_volume
 from medstyle.inference.film import Film
-from medstyle.inference.ood import Verdict
+from medstyle.inference.ood import Verdict, contradiction
 from medstyle.inference.render_options import FULL, RenderOptions
 from medstyle.inference.translate import (
     Image,
@@ -47,9 +48,9 @@ CLINICAL_NOTE = f"{SYNTHETIC_MARK} - NOT FOR DIAGNOSTIC USE"
 def domain_in(item: Item, path: str, translator: Translator) -> str | None:
     """Return the domain of ``item`` by the translator's rules or by its file name."""
     named = item.path.name.split(".")[0] if item.source != "dicom" else ""
-    return domain_of({**item.attributes, "path": path}, translator.config.rules) or (
-        named if named in DOMAINS else None
-    )
+    rules = translator.config.rules
+    seen = {LOOKS_LIKE: look_at(item).contrast} if ask_for_looks(rules) else {}
+    return domain_of({**item.attributes, "path": path, **seen}, rules) or (named if named in DOMAINS else None)
 
 
 @dataclass(frozen=True)
@@ -183,7 +184,7 @@ def translate_job(job: Job, translator: Translator, look: Callable[[Translation]
         return _film(job, translator)
     result = _translate(job, translator)
     if result.ood.verdict == "refuse" and not job.request.force:
-        raise _unlike(job.item, result.ood.score)
+        raise _unlike(job.item, result.ood)
     written = _write(job, result, translator)
     if look is not None:
         look(result)
@@ -204,16 +205,14 @@ def _film(job: Job, translator: Translator) -> Row:
     for result in film.render(job.item.shape[0] or None):
         if result.ood.verdict == "refuse" and not job.request.force:
             film.discard()
-            raise _unlike(job.item, result.ood.score)
+            raise _unlike(job.item, result.ood)
     return _row(job, job.out, [film.frames, *film.shape], film.worst, sorted(film.warnings), translator)
 
 
-def _unlike(item: Item, score: float) -> Refusal:
-    return Refusal(
-        Code.E_OUT_OF_DISTRIBUTION,
-        f"{_name(item)} does not resemble the training images (deviates by {score:.1f} SD); "
-        "check its domain, or override with --force",
-    )
+def _unlike(item: Item, ood: Verdict) -> Refusal:
+    reason = ood.reason or f"does not resemble the training images (deviates by {ood.score:.1f} SD)"
+    remedy = "check its domain and its orientation, or override with --force"
+    return Refusal(Code.E_OUT_OF_DISTRIBUTION, f"{_name(item)} {reason}; {remedy}")
 
 
 def _row(
@@ -314,9 +313,19 @@ def _translate(job: Job, translator: Translator) -> Translation:
     prepared = prepare_source(source, translator, volumes)
     codes = style_of(translator, job.target, job.style, request.seed)
     example = example_of(translator, job.target, job.style)
-    return translate_prepared(
+    result = translate_prepared(
         prepared, translator, job.target, style=codes, uncertainty=request.uncertainty, example=example
     )
+    return _doubted(result, (source, *volumes))
+
+
+def _doubted(result: Translation, sources: Sequence[Volume]) -> Translation:
+    """Let the verdict be to refuse if a source clearly is not what it was given as."""
+    reasons = [reason for reason in map(contradiction, sources) if reason]
+    if not reasons:
+        return result
+    warnings = (*result.warnings, *(f"the source {reason}" for reason in reasons))
+    return replace(result, ood=Verdict(result.ood.score, "refuse", reasons[0]), warnings=warnings)
 
 
 def _write(job: Job, result: Translation, translator: Translator) -> Path:

@@ -1,4 +1,4 @@
-"""Check whether inputs resemble the training images, and whether outputs are images at all."""
+"""Check whether inputs resemble the training images and their domain, and outputs are images."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medstyle.imaging.modality import DOMAINS
+from medstyle.imaging.volume import Volume
+from medstyle.networks.recogniser import look
 from medstyle.networks.translator import Translator
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
@@ -18,10 +21,14 @@ FLAT = 0.01  # network units; an image with less contrast shows nothing
 
 
 class Verdict(NamedTuple):
-    """A score and its verdict; ``score`` is the largest absolute robust z value of the features."""
+    """A score and its verdict; ``score`` is the largest absolute robust z value of the features.
+
+    ``reason`` is why the verdict is not that of the score: what the scan looks like instead.
+    """
 
     score: float
     verdict: Literal["ok", "warn", "refuse"]
+    reason: str = ""
 
 
 def assess(slices: Tensor, translator: Translator, domain: str | None = None) -> Verdict:
@@ -32,6 +39,20 @@ def assess(slices: Tensor, translator: Translator, domain: str | None = None) ->
     score = statistics.score(slices.numpy())
     ratio = score / max(statistics.largest, 1e-6)
     return Verdict(round(score, 4), "refuse" if ratio > REFUSE else "warn" if ratio > WARN else "ok")
+
+
+def contradiction(volume: Volume) -> str:
+    """Say how a scan clearly looks unlike its domain or its orientation; "" if it does not.
+
+    Only heads are judged; see :func:`medstyle.networks.recogniser.look`.
+    """
+    seen = look(volume)
+    if seen.contradicts(volume.domain):
+        names = (DOMAINS[name].label for name in (seen.contrast, volume.domain))
+        return f"looks like {next(names)} (probability {seen.probability:.3f}), not like {next(names)}"
+    if seen.turned:
+        return f"shows a head that lies {seen.orientation} (probability {seen.probability_of_orientation:.3f})"
+    return ""
 
 
 def oddities(output: Tensor, body: NDArray[np.bool_] | None = None) -> tuple[str, ...]:

@@ -99,13 +99,13 @@ def draw_tissues(rng: np.random.Generator, head: Head) -> Tissues:
 Signal = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # (n, 4) of tissues -> (n,)
 
 
-def _signal(values: NDArray[np.float64], sequence: Sequence) -> NDArray[np.float64]:
+def signal_of(values: NDArray[np.float64], sequence: Sequence) -> NDArray[np.float64]:
     t1, t2, pd, _ = values.T
     found: NDArray[np.float64] = np.asarray(sequence.signal(t1, t2, pd), np.float64)
     return found
 
 
-def _hounsfield(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def hounsfield(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return values[:, HU]
 
 
@@ -145,8 +145,8 @@ def target(head: Head, tissues: Tissues, domain: str) -> Array:
     """
     values = tissues.at(1.0).copy()
     if domain == "ct":
-        return _blurred(head, image(head, values, tissues.lesions, _hounsfield), 0.5, -1000.0)
-    signal = partial(_signal, sequence=PROTOCOLS[domain])
+        return _blurred(head, image(head, values, tissues.lesions, hounsfield), 0.5, -1000.0)
+    signal = partial(signal_of, sequence=PROTOCOLS[domain])
     values[INDEX["blood"], PD] *= FLOW
     average = signal(_table(1)[[INDEX["wm" if domain == "mr_t1" else "gm"]]])
     found = image(head, values, tissues.lesions, signal) * np.float32(LEVEL / average[0])
@@ -173,25 +173,25 @@ def any_contrast(rng: np.random.Generator, head: Head, tissues: Tissues, artefac
     free = 0.35 * artefacts
     if kind < free:
         values = np.zeros((len(TISSUES), 4))
-        values[:, PD] = _random_levels(rng)
+        values[:, PD] = random_levels(rng)
         values[:, HU] = rng.normal(0, 0.04, len(TISSUES))  # the sign and the strength of the texture
         lesions = np.zeros((len(head.lesion_kinds), 4))
-        found = _free(head, values, rng, lesions)
+        found = free_contrast(head, values, rng, lesions)
     elif kind < free + 0.12:
-        found = _window(rng, image(head, tissues.at(1.0), tissues.lesions, _hounsfield))
+        found = windowed(rng, image(head, tissues.at(1.0), tissues.lesions, hounsfield))
     else:
         values = tissues.at(rng.random())
         values[INDEX["blood"], PD] *= rng.random()  # flowing blood may give no signal
         if rng.random() < 0.3:
             values[INDEX["fat"], PD] *= rng.uniform(0.05, 0.5)  # fat saturation
             values[INDEX["marrow"], PD] *= rng.uniform(0.05, 0.5)
-        signal = partial(_signal, sequence=random_sequence(rng, values[INDEX["csf"], T1]))
+        signal = partial(signal_of, sequence=random_sequence(rng, values[INDEX["csf"], T1]))
         found = image(head, values, tissues.lesions, signal)
     top = np.percentile(found, 99.0)
-    return _scanned(rng, head, found * np.float32(LEVEL / max(float(top), 1e-6)), artefacts)
+    return scanned(rng, head, found * np.float32(LEVEL / max(float(top), 1e-6)), artefacts)
 
 
-def _random_levels(rng: np.random.Generator) -> NDArray[np.float64]:
+def random_levels(rng: np.random.Generator) -> NDArray[np.float64]:
     levels = rng.uniform(0, 1, len(TISSUES))
     levels[INDEX["air"]] = 0
     for name in ("wm_middle", "wm_deep"):
@@ -205,7 +205,9 @@ def _random_levels(rng: np.random.Generator) -> NDArray[np.float64]:
     return levels
 
 
-def _free(head: Head, values: NDArray[np.float64], rng: np.random.Generator, lesions: NDArray[np.float64]) -> Array:
+def free_contrast(
+    head: Head, values: NDArray[np.float64], rng: np.random.Generator, lesions: NDArray[np.float64]
+) -> Array:
     """Return a random contrast: proton density is the grey level, HU the slope of the texture."""
     found = head.mean(values[:, PD]) + head.water * head.mean(values[:, HU])
     level = values[INDEX["csf"], PD] if rng.random() < 0.5 else rng.random()
@@ -214,7 +216,7 @@ def _free(head: Head, values: NDArray[np.float64], rng: np.random.Generator, les
     return np.maximum(found, 0).astype(np.float32)
 
 
-def _window(rng: np.random.Generator, hounsfield: Array) -> Array:
+def windowed(rng: np.random.Generator, hounsfield: Array) -> Array:
     """Show CT through a window, as in a picture: of the brain, of bone, or of all values."""
     noisy = hounsfield + rng.standard_normal(len(hounsfield), np.float32) * np.float32(rng.uniform(0, 12))
     choice = rng.random()
@@ -227,29 +229,36 @@ def _window(rng: np.random.Generator, hounsfield: Array) -> Array:
     return np.clip((noisy - centre) / width + 0.5, 0, 1).astype(np.float32)
 
 
+SEQUENCES = ("T1 SE", "T1 MPRAGE", "T2 TSE", "FLAIR", "PD SE", "T1 GRE")  # what `random_sequence` draws
+
+
 def random_sequence(rng: np.random.Generator, csf_t1: float) -> Sequence:
     """Draw a sequence from the ranges of clinical protocols; times in ms.
 
     The inversion time of FLAIR is about that which nulls fluid of T1 ``csf_t1``.
     """
-    kind = int(rng.choice(6, p=(0.15, 0.3, 0.2, 0.15, 0.12, 0.08)))
+    return sequence(rng, SEQUENCES[int(rng.choice(6, p=(0.15, 0.3, 0.2, 0.15, 0.12, 0.08)))], csf_t1)
+
+
+def sequence(rng: np.random.Generator, name: str, csf_t1: float) -> Sequence:
+    """Draw the times of one of :data:`SEQUENCES`; see :func:`random_sequence`."""
     u = rng.uniform
-    if kind == 0:
-        return Sequence("T1 SE", u(350, 800), u(8, 20))
-    if kind == 1:
-        return Sequence("T1 MPRAGE", u(1600, 2600), u(2, 5), u(700, 1100))
-    if kind == 2:
-        return Sequence("T2 TSE", u(2500, 7000), u(75, 130))
-    if kind == 3:
+    if name == "T1 SE":
+        return Sequence(name, u(350, 800), u(8, 20))
+    if name == "T1 MPRAGE":
+        return Sequence(name, u(1600, 2600), u(2, 5), u(700, 1100))
+    if name == "T2 TSE":
+        return Sequence(name, u(2500, 7000), u(75, 130))
+    if name == "FLAIR":
         tr = u(6000, 11000)
         null = csf_t1 * (np.log(2) - np.log1p(np.exp(-tr / csf_t1)))
-        return Sequence("FLAIR", tr, u(80, 150), null * u(0.92, 1.05))
-    if kind == 4:
-        return Sequence("PD SE", u(1800, 4500), u(8, 40))
-    return Sequence("T1 GRE", u(6, 30), u(2, 8), flip_deg=u(8, 40))
+        return Sequence(name, tr, u(80, 150), null * u(0.92, 1.05))
+    if name == "PD SE":
+        return Sequence(name, u(1800, 4500), u(8, 40))
+    return Sequence(name, u(6, 30), u(2, 8), flip_deg=u(8, 40))
 
 
-def _scanned(rng: np.random.Generator, head: Head, found: Array, artefacts: float) -> Array:
+def scanned(rng: np.random.Generator, head: Head, found: Array, artefacts: float) -> Array:
     """Add what a scanner adds: resolution, bias field, motion or ringing, noise."""
     from scipy.ndimage import gaussian_filter
 

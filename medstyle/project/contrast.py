@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item
+from medstyle.imaging.modality import DOMAINS
+
+if TYPE_CHECKING:
+    from medstyle.networks.recogniser import Look
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
@@ -148,3 +152,34 @@ def looks_like_labels(voxels: NDArray) -> bool:
         return True
     same = (voxels[..., 1:] == voxels[..., :-1])[body[..., 1:] & body[..., :-1]]
     return len(values) <= MOST_LABELS and bool(same.mean() > _CONSTANT)
+
+
+class Seen(NamedTuple):
+    """What an image looks like, and what contradicts it: "" if nothing does."""
+
+    look: Look
+    doubt: str
+
+    @property
+    def text(self) -> str:
+        """The contrast and the probability, in words for a table."""
+        return f"{DOMAINS[self.look.contrast].label} {self.look.probability:.2f}" if self.look.contrast else "unsure"
+
+
+def look_over(item: Item, domain: str | None = None) -> Seen:
+    """Look at the voxels of an image; compare them with its domain, or with its header and name.
+
+    Args:
+        item: the image.
+        domain: that a rule assigned; without one, words and times of the sequence count.
+    """
+    from medstyle.data.looks import look_at
+
+    look = look_at(item)
+    said, why = (domain, "its rule") if domain else contrast_of(item, item.path.as_posix())
+    doubts = []
+    if said and look.contradicts(said):
+        doubts.append(f"looks like {DOMAINS[look.contrast].label}, but is {DOMAINS[said].label} by {why}")
+    if look.turned:
+        doubts.append(f"shows a head that lies {look.orientation}")
+    return Seen(look, "; ".join(doubts))

@@ -22,6 +22,7 @@ from medstyle.cohort.rules import Rule
 from medstyle.dicom.acquired import write_series
 from medstyle.inference.files import Request
 from medstyle.networks.conformal import Interval
+from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
 from medstyle.transforms.descriptors import Reference
 from tests.conftest import ROOT
 from tests.inference.conftest import ANYTHING, Plain, head, make_translator
@@ -269,6 +270,43 @@ def test_what_is_unlike_the_training_images_needs_insistence(nifti, tmp_path):
     assert not (tmp_path / "out.nii.gz").exists()
     [result] = translate_path(nifti / "mr_t1.nii.gz", tmp_path / "out.nii.gz", strict, Request(force=True))
     assert result["ood_verdict"] == "refuse"
+
+
+def phantom(domain):
+    """Return a scan of the digital phantom, whose contrast and orientation can be recognised."""
+    params = PhantomParams(domains=(domain,))
+    return acquire(params, draw_subject(params, 0), domain)[0]
+
+
+def test_a_clear_contradiction_needs_insistence(tmp_path):
+    """A T1 of the phantom passes as T1; as T2, or upside down, it is refused with what it shows."""
+    scan = phantom("mr_t1")
+    for name, one, said in (
+        ("mr_t1", scan, ""),
+        ("mr_t2", scan, r"E_OUT_OF_DISTRIBUTION: image \w+ looks like T1 \(.*not like T2"),
+        ("mr_t1", scan.with_voxels(np.ascontiguousarray(scan.voxels[::-1])), "lies upside down"),
+    ):
+        translator = make_translator((name, "mr_flair"))
+        folder = tmp_path / f"{name} {said[:5]}"
+        folder.mkdir()
+        write_volume(folder / f"{name}.nii.gz", one)
+        if said:
+            with pytest.raises(Refusal, match=said):
+                translate_path(folder / f"{name}.nii.gz", folder / "out.nii.gz", translator)
+            assert not (folder / "out.nii.gz").exists()
+        [row] = translate_path(folder / f"{name}.nii.gz", folder / "out.nii.gz", translator, Request(force=bool(said)))
+        assert row["ood_verdict"] == ("refuse" if said else "ok")
+        assert len(row["warnings"]) == bool(said)
+
+
+def test_a_rule_that_looks_finds_the_source(tmp_path):
+    """Two nameless files: the rule of the model takes the one that looks like its source."""
+    (tmp_path / "in").mkdir()
+    for name, domain in (("a", "mr_t1"), ("b", "mr_pd")):
+        write_volume(tmp_path / f"in/{name}.nii.gz", phantom(domain))
+    translator = make_translator(rules=(Rule("mr_t1", {"looks_like": "mr_t1"}),))
+    [row] = translate_path(tmp_path / "in", tmp_path / "out", translator)
+    assert Path(row["out"]).name == "a.nii.gz"
 
 
 def change(folder, **elements):

@@ -43,7 +43,7 @@ def test_the_proposal_is_what_an_expert_would_take(name: str, data: Data, tmp_pa
     rules, table = params["ingest"].rules, labels_of(params["ingest"])
     for image in found.images:
         wanted = image.domain if image.domain in (source, target) else None
-        assert domain_of(attributes_of(image.item, data(name), table), rules) == wanted
+        assert domain_of(attributes_of(image.item, data(name), table, rules), rules) == wanted
 
 
 @pytest.mark.parametrize("name", DATA)

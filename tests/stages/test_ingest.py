@@ -14,6 +14,7 @@ from medstyle.dicom.acquired import write_series
 from medstyle.dicom.uids import uid_of
 from medstyle.dicom.write import Derivation
 from medstyle.errors import UserError
+from medstyle.phantom.studies import PhantomParams, acquire, draw_subject
 from medstyle.pseudonyms import person_of, subject_key
 from medstyle.stages.ingest import Params
 from medstyle.stages.ingest import run as ingest
@@ -215,6 +216,21 @@ def test_volume_files_and_pictures(tmp_path, rng):
     np.testing.assert_array_equal(read_picture(tmp_path / "out" / photo["path"]), deep)
     ingest(Params(str(source), rules[:1], r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
     assert {item["subject"] for item in manifest(tmp_path / "out")} == {subject_key("sub-01"), subject_key("sub-02")}
+
+
+def test_a_rule_may_look_at_the_voxels(tmp_path, rng):
+    """Names say nothing: the phantom's T1 is found by its looks, and noise has none."""
+    params = PhantomParams()
+    scan = acquire(params, draw_subject(params, 0), "mr_t1")[0]
+    for number, volume in enumerate((scan, scan.with_voxels(rng.rayleigh(100, scan.voxels.shape)))):
+        (tmp_path / f"raw/sub-{number}").mkdir(parents=True)
+        write_volume(tmp_path / f"raw/sub-{number}/scan.nii.gz", volume)
+    rules = (Rule("mr_t1", {"looks_like": "mr_t1"}),)
+    ingest(Params(str(tmp_path / "raw"), rules, r"sub-\d+"), tmp_path / "out", tmp_path / "r.json")
+    [item] = manifest(tmp_path / "out")
+    assert item["subject"] == subject_key("sub-0")
+    [refused] = json.loads((tmp_path / "r.json").read_text())["refused"]
+    assert refused["code"] == "E_NO_RULE"
 
 
 def picture(rng, size=(192, 256)):
