@@ -27,14 +27,15 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     both are present.
 
     Args:
-        values: ``(..., D)``, three spatial axes, in any unit.
+        values: ``(W, H, D)``, in any unit; a view of contiguous ``(D, H, W)`` is fastest.
     """
     from scipy import ndimage
     from skimage.filters import threshold_otsu
 
+    values = values.T  # (D, H, W)
     low, high = np.percentile(values, (0.1, 99.9)).astype(np.float32)  # doubles would double the clipped array
     if high <= low:
-        return np.zeros(values.shape, bool)
+        return np.zeros(values.T.shape, bool)
     clipped = np.clip(values, low, high)
     threshold = threshold_otsu(clipped.ravel(order="K"))  # flat: three or four slices would be taken as colours
     mask = clipped > low + (threshold - low) / 2
@@ -42,51 +43,51 @@ def foreground_mask(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     mask = _dilated(_eroded(mask))  # in-plane, because there may be a single slice
     labels, count = ndimage.label(mask)
     if count == 0:
-        return np.zeros(values.shape, bool)
+        return np.zeros(values.T.shape, bool)
     sizes = np.zeros(count + 1, int)
     for plane in labels:  # plane by plane, because bincount converts its input to a wider type
         sizes += np.bincount(plane.ravel(), minlength=count + 1)
     mask = labels == 1 + np.argmax(sizes[1:])
     del labels
     rows, columns = _around(mask, CLOSED + 1)  # outside the closed body there is nothing to fill
-    near = mask[rows, columns]
+    near = mask[:, rows, columns]
     for step in (*[_dilated] * CLOSED, *[_eroded] * CLOSED):
         near = step(near)
-    for z in range(mask.shape[-1]):
-        mask[rows, columns, z] = _filled(near[..., z])
-    return mask
+    for filled, plane in zip(mask[:, rows, columns], near, strict=True):
+        filled[:] = _filled(plane)
+    return mask.T
 
 
 def _dilated(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Dilate ``(W, H, D)`` by the four neighbours in-plane, in a tenth of SciPy's time."""
+    """Dilate ``(D, H, W)`` by the four neighbours in-plane, in a tenth of SciPy's time."""
     out = mask.copy()
-    out[1:] |= mask[:-1]
-    out[:-1] |= mask[1:]
     out[:, 1:] |= mask[:, :-1]
     out[:, :-1] |= mask[:, 1:]
+    out[..., 1:] |= mask[..., :-1]
+    out[..., :-1] |= mask[..., 1:]
     return out
 
 
 def _eroded(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Erode ``(W, H, D)`` by the four neighbours in-plane; beyond the border there is no mask."""
+    """Erode ``(D, H, W)`` by the four neighbours in-plane; beyond the border there is no mask."""
     out = ~_dilated(~mask)
-    out[[0, -1]] = False
     out[:, [0, -1]] = False
+    out[..., [0, -1]] = False
     return out
 
 
 def _around(mask: NDArray[np.bool_], margin: int) -> tuple[slice, slice]:
-    """Return the rows and columns of ``(W, H, D)`` that hold the mask, and a margin."""
+    """Return the rows and columns of ``(D, H, W)`` that hold the mask, and a margin."""
     sides = []
-    for axis, length in enumerate(mask.shape[:2]):
-        places = np.flatnonzero(mask.any(axis=(1 - axis, 2)))
+    for axis, length in ((1, mask.shape[1]), (2, mask.shape[2])):
+        places = np.flatnonzero(mask.any(axis=(0, 3 - axis)))
         low, high = (places[0], places[-1]) if len(places) else (0, length - 1)
         sides.append(slice(max(0, low - margin), min(length, high + margin + 1)))
     return sides[0], sides[1]
 
 
 def _filled(plane: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Fill the holes of a mask ``(W, H)``: what is outside it and does not touch the border."""
+    """Fill the holes of a mask ``(H, W)``: what is outside it and does not touch the border."""
     from scipy import ndimage
 
     outside, count = ndimage.label(~plane)
@@ -114,10 +115,10 @@ def noise_sigma(values: NDArray[np.float32], body: NDArray[np.bool_] | None = No
     body = foreground_mask(values) if body is None else body
 
     found = []
-    for image, shown in zip(np.moveaxis(values, -1, 0), np.moveaxis(body, -1, 0), strict=True):
+    for image, shown in zip(values.T, body.T, strict=True):  # (H, W)
         if not shown.any():
             continue
-        detail = pywt.dwt2(np.ascontiguousarray(image), "db2", mode="periodization")[1][2]
+        detail = pywt.dwt2(image, "db2", mode="periodization")[1][2]
         inside = np.abs(detail[shown[::2, ::2] & (detail != 0)])
         if inside.size > 99:
             found.append(np.median(inside) / 0.6745)  # the value for a standard normal distribution
@@ -180,7 +181,7 @@ def _median(image: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
     return out
 
 
-# (W, H) and the standard deviation of its noise -> denoised (W, H); docs/benchmarks.md has the gain
+# (H, W) and the standard deviation of its noise -> denoised (H, W); docs/benchmarks.md has the gain
 # of each
 FILTERS: dict[str, Callable[[NDArray[np.float32], float], NDArray[np.float32]]] = {
     "nlm": _nlm,  # non-local means (Buades 2005)
@@ -207,15 +208,16 @@ class Denoise(Transform):
         """Return ``(1, W, H, D)`` denoised around the ``body``, whose mask is found if None."""
         if self.method == "none":
             return volume
-        values = np.asarray(volume[0], np.float32).copy()  # the input may share its memory with the scan
+        values = np.asarray(volume[0], np.float32).copy("K")  # the input may share its memory with the scan
         body = foreground_mask(values) if body is None else body
         sigma = noise_sigma(values, body)
         if sigma <= 0:
             return volume
-        rows, columns = _around(body, AROUND)
-        for z in np.flatnonzero(body.any(axis=(0, 1))):
-            plane = values[rows, columns, z]
-            plane[:] = FILTERS[self.method](np.ascontiguousarray(plane), sigma)
+        rows, columns = _around(body.T, AROUND)
+        for plane, shown in zip(values.T, body.T, strict=True):
+            if shown.any():
+                near = plane[rows, columns]
+                near[:] = FILTERS[self.method](np.ascontiguousarray(near), sigma)
         if self.rician:
             values = np.sqrt(np.maximum(values**2 - 2 * sigma**2, 0))
         out = volume.clone()
@@ -260,12 +262,13 @@ class CorrectBias(Transform):
         """
         import SimpleITK as sitk
 
-        values = np.ascontiguousarray(np.asarray(volume[0], np.float32))
-        mask = foreground_mask(values) if body is None else body
+        given = np.asarray(volume[0], np.float32)
+        mask = (foreground_mask(given) if body is None else body).T
         if not mask.any():
             return volume
-        depth = values.shape[2]
-        spare = ((0, 0), (0, 0), (0, max(0, 4 - depth)))  # the fit needs four slices; thin stacks repeat their last
+        values = given.T  # (D, H, W)
+        depth = len(values)
+        spare = ((0, max(0, 4 - depth)), (0, 0), (0, 0))  # the fit needs four slices; thin stacks repeat their last
         image = sitk.GetImageFromArray(np.pad(values, spare, mode="edge"))
         inside = sitk.GetImageFromArray(np.pad(mask, spare, mode="edge").astype(np.uint8))
         factors = [max(1, n // self.samples) for n in image.GetSize()]
@@ -276,7 +279,7 @@ class CorrectBias(Transform):
         corrector.Execute(small, sitk.Shrink(inside, factors))
         coarse = corrector.GetLogBiasFieldAsImage(small)  # so smooth that it may be interpolated
         fine = sitk.Resample(coarse, image, sitk.Transform(), sitk.sitkLinear, 0.0, sitk.sitkFloat32, True)
-        field = np.exp(sitk.GetArrayFromImage(fine))[..., :depth]
+        field = np.exp(sitk.GetArrayFromImage(fine))[:depth]
         out = volume.clone()
-        out[0] = torch.from_numpy((values / (field / field[mask].mean())).astype(np.float32))
+        out[0] = torch.from_numpy((values / (field / field[mask].mean())).astype(np.float32).T)
         return out

@@ -44,9 +44,9 @@ def test_what_is_far_from_the_body_does_not_change_it(rng, method):
     assert np.array_equal(own[inner], other[90:-40, 30:-90][inner])
 
 
-@pytest.mark.parametrize("shape", [(40, 32, 3), (1, 7, 2), (2, 2, 1)])
+@pytest.mark.parametrize("shape", [(3, 40, 32), (2, 1, 7), (1, 2, 2)])
 def test_a_body_is_opened_and_closed_as_by_the_library(rng, shape):
-    cross = ndimage.generate_binary_structure(2, 1)[..., None]
+    cross = ndimage.generate_binary_structure(2, 1)[None]
     mask = rng.random(shape) > 0.3
     assert np.array_equal(_dilated(mask), ndimage.binary_dilation(mask, cross))
     assert np.array_equal(_eroded(mask), ndimage.binary_erosion(mask, cross))
