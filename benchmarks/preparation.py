@@ -35,7 +35,7 @@ def main() -> None:
     spacing = (230 / arguments.matrix, 230 / arguments.matrix, 180 / arguments.slices)
     settings = PhantomParams(matrix=arguments.matrix, slices=arguments.slices, spacing_mm=spacing)
     volume, _ = acquire(settings, draw_subject(settings, 0), "mr_t1")
-    values = np.ascontiguousarray(volume.voxels.transpose(2, 1, 0))
+    values = volume.voxels.astype(np.float32).transpose(2, 1, 0)  # as scans lie in memory
     tensor, body = torch.from_numpy(values)[None], foreground_mask(values)
     preparation = Preparation()
     prepared = prepare(volume, preparation)
