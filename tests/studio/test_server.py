@@ -26,6 +26,9 @@ from PIL import Image
 
 from medstyle import Volume, read_volume, write_volume
 from medstyle.cohort.inventory import inventory
+from medstyle.inference.ood import assess
+from medstyle.inference.translate import prepare_source
+from medstyle.networks.translator import Translator
 from medstyle.studio.jobs import KEPT
 from tests.conftest import Run
 from tests.dicom.test_corpus import CASES, CORPUS
@@ -270,9 +273,18 @@ def test_wrong_files_get_words(page: Any, tmp_path: Path) -> None:
     page.get_by_text("which may be damaged or encrypted").wait_for()
 
 
-def test_the_page_says_what_differs_from_the_training_images(page: Any, tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).normal(500, 200, (8, 48, 48)).astype(np.float32)
-    write_volume(tmp_path / "mr_t1.nii.gz", Volume(noise, np.diag([4.8, 4.8, 12, 1]), "mr_t1"))
+def test_the_page_says_what_differs_from_the_training_images(page: Any, run: Run, tmp_path: Path) -> None:
+    """A scan with just as much noise as the model warns of."""
+    translator = Translator.load(run.translator)
+    scan = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")
+    noise = np.random.default_rng(0).normal(0, float(scan.voxels.max()), scan.voxels.shape)
+
+    def noisy(level: float) -> Volume:
+        return scan.with_voxels(np.float32(np.abs(scan.voxels + level * noise)))
+
+    scans = map(noisy, np.geomspace(0.001, 1, 60))
+    odd = next(one for one in scans if assess(prepare_source(one, translator).slices, translator).verdict == "warn")
+    write_volume(tmp_path / "mr_t1.nii.gz", odd)
     drop(page, tmp_path / "mr_t1.nii.gz")
     page.locator("[data-shown=source]").wait_for()
     translate(page)
