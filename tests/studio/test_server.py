@@ -234,6 +234,21 @@ def test_a_picture_is_styled_by_exemplars(page: Any, tmp_path: Path) -> None:
     page.get_by_text("takes the style of one exemplar; found 2").wait_for()
 
 
+def test_a_page_that_loads_late_does_not_replace_the_one_chosen_since(browser: Any, running: Running) -> None:
+    context = browser.new_context()
+    page, held = context.new_page(), []
+    page.set_default_timeout(LONG)
+    page.route("**/translate.js*", lambda route: held.append(route))  # noqa: PLW0108  (Playwright takes no builtin)
+    page.goto(running.url, wait_until="commit")
+    page.get_by_role("link", name="Style").click()
+    page.locator("#picture").wait_for(state="attached")
+    with page.expect_response("**/translate.js*"):
+        held[0].continue_()
+    page.wait_for_timeout(500)
+    assert page.locator("#picture").count() == 1
+    context.close()
+
+
 def test_a_clip_is_styled_by_an_exemplar_and_plays(page: Any, tmp_path: Path) -> None:
     page.get_by_role("link", name="Style").click()
     page.locator("#picture").set_input_files(str(clip(tmp_path / "clip.mp4")))

@@ -15,7 +15,7 @@ const LOST = "The session has ended, or the studio was started again: what you d
   + "What is shown stays until you leave the page; to go on, drop it again.";
 const main = document.getElementById("main"), notice = document.getElementById("notice");
 const made = {}; // pages keep what they show while another is looked at
-let leave = () => {};
+let leave = () => {}, turns = 0; // how often a page was chosen
 
 export function say(text) {
   notice.className = "problem";
@@ -55,12 +55,14 @@ async function go() {
     if (link.hash === `#${name}`) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  const turn = turns += 1;
   let page;
   try {
     page = await PAGES[name]();
   } catch {
     return alive();
   }
+  if (turn !== turns) return; // another page was chosen while this one was loading
   leave();
   made[name] ??= page.make();
   main.replaceChildren(made[name].element);
