@@ -19,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from quality import ROOT
+from scipy.spatial.distance import cosine
 
 from medstyle.data.store import SliceStore
+from medstyle.evaluation.pictures import embedded
 from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.statistics import compare, summary
 from medstyle.imaging.picture import from_unit, to_unit, write_picture
@@ -36,7 +37,6 @@ MEASURES = {"psnr": +1, "ssim": +1, "feature distance": -1}  # and which way is 
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)
 TUNED = 12  # training pictures
 SHOWN = 4  # pictures of the sheet
-SIDE = 224  # pixels of the pictures for which the network was trained
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
         made = [to_unit(translate_picture(pixels, one).image) for one in translators]
         outputs["`enhance`, without the gain"] = made
         outputs["`enhance`"] = [fitted(image, truth) for image in made]
-        known = embedded(network, truth)
+        [known] = embedded(network, [truth])
         for name, images in outputs.items():
             of_seeds = [measured(network, image, truth, known) for image in images]
             scores.setdefault(name, []).append(np.mean(of_seeds, axis=0).tolist())
@@ -150,19 +150,11 @@ def fitted(image: Image, truth: Image) -> Image:
     return np.clip(image * np.float32((image * truth).sum() / max((image * image).sum(), 1e-9)), 0, 1)
 
 
-def embedded(network: ImageNet, image: Image) -> torch.Tensor:
-    """Return the embedding of a picture, of length 1."""
-    x = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-    x = torch.nn.functional.interpolate(2 * x - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
-    with torch.inference_mode():
-        return torch.nn.functional.normalize(network.embed(x))[0]
-
-
-def measured(network: ImageNet, image: Image, truth: Image, known: torch.Tensor) -> list[float]:
+def measured(network: ImageNet, image: Image, truth: Image, known: NDArray[np.float64]) -> list[float]:
     """Return the measures in the order of ``MEASURES``."""
     whole = np.ones((3, *truth.shape[:2]), bool)
     found = PROTOCOLS["paired_pictures"].measure(image.transpose(2, 0, 1), truth.transpose(2, 0, 1), whole)
-    return [found["psnr"], found["ssim"], 1 - float(embedded(network, image) @ known)]
+    return [found["psnr"], found["ssim"], float(cosine(embedded(network, [image])[0], known))]
 
 
 if __name__ == "__main__":

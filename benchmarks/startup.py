@@ -21,7 +21,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ("-c", "import torch, monai")
-
 COMMAND = ("-m", "medstyle.cli")
 
 

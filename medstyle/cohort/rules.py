@@ -40,11 +40,6 @@ class Rule:
 LOOKS_LIKE = "looks_like"  # the attribute that is not in a header: whoever matches a rule with it reads the voxels
 
 
-def ask_for_looks(rules: Sequence[Rule]) -> bool:
-    """Return whether a rule needs to know what a scan looks like."""
-    return any(LOOKS_LIKE in rule.when for rule in rules)
-
-
 def domain_of(attributes: Mapping[str, str], rules: Sequence[Rule]) -> str | None:
     """Return the domain of the first rule that matches, or None."""
     return next((rule.domain for rule in rules if rule.matches(attributes)), None)

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from medstyle.cohort.duplicates import near_duplicates, picture_signature
 from medstyle.cohort.inventory import DOUBTS, Inventory, Item
 from medstyle.cohort.labels import Labels, read_labels
-from medstyle.cohort.rules import LOOKS_LIKE, Rule, ask_for_looks, domain_of
+from medstyle.cohort.rules import LOOKS_LIKE, Rule, domain_of
 from medstyle.cohort.sessions import BIDS_SUBJECT
+from medstyle.data.looks import looks_asked_for
 from medstyle.data.manifest import ManifestItem
 from medstyle.data.regular import read_with_gaps, straighten
 from medstyle.errors import Code, ParamsError, Refusal, reading
@@ -127,12 +128,8 @@ def attributes_of(item: Item, source: Path, labels: Labels, rules: Sequence[Rule
     The voxels are read only if a rule asks what the scan looks like.
     """
     path = (item.path.relative_to(source) if item.path.is_relative_to(source) else item.path).as_posix()
-    known = {**item.attributes, **labels.rows.get(labels.name(path) or "", {}), "path": path}
-    if not ask_for_looks(rules):
-        return known
-    from medstyle.data.looks import look_at
-
-    return {**known, LOOKS_LIKE: look_at(item).contrast}
+    labelled = labels.rows.get(labels.name(path) or "", {})
+    return {**item.attributes, **labelled, "path": path, **looks_asked_for(item, rules)}
 
 
 def check_rules(rules: Sequence[Rule], labels: Labels, found: Inventory) -> None:

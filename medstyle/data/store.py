@@ -8,7 +8,7 @@ network units. Row ``i`` of the index describes row ``i`` of a file. Half precis
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from medstyle.cohort.rules import Rule
 from medstyle.errors import DataError, UserError
 from medstyle.imaging.modality import Fingerprint
 from medstyle.params import params, parse_json
+from medstyle.pseudonyms import person_of
 from medstyle.transforms.body import Extent
 from medstyle.transforms.prepare import Preparation
 
@@ -142,6 +143,14 @@ class SliceStore:
         """Return the domains in which the store holds ``subject``."""
         rows = self.index.rows.get(self.index.subjects[subject], {})
         return {domain for domain, of in rows.items() if any(row.subject == subject for row in of)}
+
+    def complete(self, split: str, domains: Collection[str]) -> list[str]:
+        """Return the subjects of ``split`` that have all ``domains``, one session per person.
+
+        Of several sessions, the first is used.
+        """
+        found = [key for key in self.subjects(split) if set(domains) <= self.domains_of(key)]
+        return list({person_of(key): key for key in reversed(found)}.values())[::-1]
 
     def pairs(self, source: str, target: str, split: str) -> NDArray[np.int64]:
         """Return ``(n, 2)`` row numbers where source and target show one slice of one subject."""

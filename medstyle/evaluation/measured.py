@@ -17,7 +17,6 @@ from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.safety import Lesion
 from medstyle.imaging.modality import DOMAINS
 from medstyle.params import params
-from medstyle.pseudonyms import person_of
 
 Array = NDArray[np.float32]
 Measure = Callable[..., dict[str, float]]
@@ -143,8 +142,7 @@ def subjects_to_measure(
     if definition.unit == "HU" and DOMAINS[target].unit != "HU":
         raise DataError(f"evaluate.protocol: {protocol} measures CT numbers; {target} has none")
     needed = {source, *contrasts, *([target] if definition.paired else [])}
-    complete = [key for key in store.subjects("test") if needed <= store.domains_of(key)]
-    subjects = list({person_of(key): key for key in reversed(complete)}.values())[::-1]
+    subjects = store.complete("test", needed)
     if not subjects:
         remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
         raise DataError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")

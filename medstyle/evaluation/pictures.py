@@ -124,22 +124,11 @@ class Pictures:
         if not available() or not all(one.outputs for one in measured):
             return {}
         network = ImageNet()
-        sets = {name: self._embedded(network, [one.outputs[name] for one in measured]) for name in measured[0].outputs}
-        real = self._embedded(network, self.unseen.pictures)
-        table = set_distances(sets, real, self._embedded(network, self.training), seed)
+        sets = {name: embedded(network, [one.outputs[name] for one in measured]) for name in measured[0].outputs}
+        real = embedded(network, self.unseen.pictures)
+        table = set_distances(sets, real, embedded(network, self.training), seed)
         subjects = [one.rows[0].subject for one in measured]
         return {"features": "ImageNet", "subjects": subjects, "slices": len(real), "table": table} if table else {}
-
-    @staticmethod
-    def _embedded(network: ImageNet, pictures: Iterable[Array]) -> NDArray[np.float64]:
-        """Embed pictures ``(H, W, 3)`` in [0, 1] at the size for which the network was trained."""
-        rows = []
-        with torch.inference_mode():
-            for picture in pictures:
-                x = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)[None]
-                x = F.interpolate(2 * x - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
-                rows.append(network.embed(x).numpy())
-        return np.concatenate(rows).astype(np.float64)
 
     def _rendered(self, pixels: Pixels, style: Pixels | None) -> Array:
         image = translate_picture(pixels, self.translator, reference=style).image
@@ -154,6 +143,17 @@ class Pictures:
             "model": self._rendered(pixels, style),
             **{name: values.reshape(source.shape) for name, values in classical.items()},
         }
+
+
+def embedded(network: ImageNet, pictures: Iterable[Array]) -> NDArray[np.float64]:
+    """Embed pictures ``(H, W, 3)`` in [0, 1] at the size for which the network was trained."""
+    rows = []
+    with torch.inference_mode():
+        for picture in pictures:
+            x = torch.from_numpy(np.ascontiguousarray(picture, np.float32)).permute(2, 0, 1)[None]
+            x = F.interpolate(2 * x - 1, (SIDE, SIDE), mode="bilinear", antialias=True)
+            rows.append(network.embed(x).numpy())
+    return np.concatenate(rows).astype(np.float64)
 
 
 class PairedPictures:

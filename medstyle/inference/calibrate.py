@@ -13,7 +13,6 @@ from medstyle.data.store import SliceStore
 from medstyle.inference.synthesise import synthesise
 from medstyle.networks.conformal import LEVEL, Interval, bound, least, scale, within
 from medstyle.networks.translator import Translator
-from medstyle.pseudonyms import person_of
 from medstyle.transforms.body import AIR, is_body
 
 MOST = 100  # subjects: more change the bound less than another draw of them would
@@ -34,9 +33,7 @@ class Errors(NamedTuple):
 def calibration_subjects(translator: Translator, store: SliceStore, split: str) -> list[str]:
     """Return the subjects of ``split`` with all domains, one session per person, at most 100."""
     config = translator.config
-    needed = {config.source, *config.contrasts, config.target}
-    complete = [key for key in store.subjects(split) if needed <= store.domains_of(key)]
-    return list({person_of(key): key for key in reversed(complete)}.values())[::-1][:MOST]
+    return store.complete(split, {config.source, *config.contrasts, config.target})[:MOST]
 
 
 def calibrate(translator: Translator, store: SliceStore) -> Interval:

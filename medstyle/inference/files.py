@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.cohort.inventory import Item, inventory
-from medstyle.cohort.rules import LOOKS_LIKE, ask_for_looks, domain_of
-from medstyle.data.looks import look_at
+from medstyle.cohort.rules import domain_of
+from medstyle.data.looks import looks_asked_for
 from medstyle.errors import Code, DataError, OutputError, Refusal
 from medstyle.imaging.formats import FORMATS
 from medstyle.imaging.modality import DOMAINS
@@ -49,8 +49,8 @@ def domain_in(item: Item, path: str, translator: Translator) -> str | None:
     """Return the domain of ``item`` by the translator's rules or by its file name."""
     named = item.path.name.split(".")[0] if item.source != "dicom" else ""
     rules = translator.config.rules
-    seen = {LOOKS_LIKE: look_at(item).contrast} if ask_for_looks(rules) else {}
-    return domain_of({**item.attributes, "path": path, **seen}, rules) or (named if named in DOMAINS else None)
+    attributes = {**item.attributes, "path": path, **looks_asked_for(item, rules)}
+    return domain_of(attributes, rules) or (named if named in DOMAINS else None)
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from medstyle.imaging.volume import Volume
+from medstyle.networks import folder as models
 from medstyle.transforms.cube import SIDE, cube
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-READY = Path(__file__).parents[1] / "ready" / "contrast"
+READY = models.READY / "contrast"
 CONTRASTS = ("mr_t1", "mr_t2", "mr_flair", "mr_pd", "ct", "")  # the last: no head
 ORIENTATIONS = ("upright", "upside down", "front to back", "axes exchanged", "")  # the last: no head
 OFFSETS = (-12, -6, 0, 6, 12)  # voxels of 3 mm from the centre of the body: where slices are looked at
