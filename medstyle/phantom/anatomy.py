@@ -147,6 +147,27 @@ def smooth_noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: tuple[
     return (field - field.mean()) / field.std()
 
 
+def texture(
+    rng: np.random.Generator,
+    shape: tuple[int, int, int],
+    spacing_mm: NDArray[np.float64],
+    shares: NDArray,
+) -> Array:
+    """Draw the water content ``(D, H, W)`` of tissue about its mean, of unit variance.
+
+    Args:
+        rng: generator of random numbers.
+        shape: ``(D, H, W)``.
+        spacing_mm: ``(x, y, z)``.
+        shares: ``(3,)``, of the variance: of a fine, a middle and a coarse part.
+    """
+    parts = [
+        share**0.5 * smooth_noise(rng, shape, tuple(mm / spacing_mm[::-1]))
+        for share, mm in zip(shares, (1.2, 4.0, 14.0), strict=True)
+    ]
+    return np.clip(sum(parts), -3, 3).astype(np.float32)
+
+
 def deformation(rng: np.random.Generator, atlas: Atlas) -> tuple[Array, Grid]:
     """Draw a diffeomorphism of the head: displacement ``(3, D, H, W)`` in mm, and its grid.
 

@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 
 from medstyle.phantom.anatomy import Array, smooth_noise
 from medstyle.phantom.heads import BRAIN, INDEX, TISSUES, Head
-from medstyle.phantom.studies import TISSUE_VALUES, Sequence
+from medstyle.phantom.studies import TEXTURE, TISSUE_VALUES, Sequence
 
-# What a deviation of the water content by one unit of the texture does to a tissue: more water has
-# a longer T1 and T2, a larger proton density and a CT number nearer to 0. Relative changes, and HU.
-TEXTURE = {"t1": 0.05, "t2": 0.06, "pd": 0.015, "hu": -2.0}
 COARSE_TEXTURE = 2.5  # of soft tissue outside the brain, relative to that of the brain
 ROUGH = ("muscle", "fat", "skin", "marrow", "bone", "mucosa")
 SPREAD, SPREAD_EACH = 0.06, 0.04  # coefficients of variation between heads: of all tissues, of each

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medstyle.errors import DataError
-from medstyle.phantom.anatomy import Array, Grid, _lesion_shape, rotation, sample, smooth_noise
+from medstyle.phantom.anatomy import Array, Grid, _lesion_shape, rotation, sample, smooth_noise, texture
 
 # Labels of FreeSurfer's table, then those of the head around the brain, which the maps' authors
 # numbered and README files describe by looking. Left and right have the same tissue.
@@ -237,7 +237,7 @@ def draw_head(
     offsets = _offsets(rng, spacing_mm)
     tissues = np.stack([_lookup(source.tissues, at[:, near] + (voxel @ o)[:, None], 0) for o in offsets])
     tissues = _with_fat(rng, tissues, near, shape, spacing)
-    water = _texture(rng, shape, spacing).ravel()[near]
+    water = texture(rng, shape, spacing, rng.dirichlet((4, 3, 3))).ravel()[near]
     head = Head(affine, shape, near, tissues, labels, water, np.zeros((0, len(near)), np.float32), ())
     return _with_lesions(rng, head)
 
@@ -282,15 +282,6 @@ def _with_fat(
     tissues[(tissues == INDEX["muscle"]) & fatty] = INDEX["fat"]
     tissues[(tissues == INDEX["marrow"]) & (-lobes + edges > spongy)] = INDEX["bone"]
     return tissues
-
-
-def _texture(rng: np.random.Generator, shape: tuple[int, int, int], spacing: NDArray[np.float64]) -> Array:
-    """Draw the texture ``(D, H, W)`` of unit variance: fine, middle and coarse."""
-    field = sum(
-        weight * smooth_noise(rng, shape, tuple(mm / spacing[::-1]))
-        for weight, mm in zip(rng.dirichlet((4, 3, 3)) ** 0.5, (1.2, 4.0, 14.0), strict=True)
-    )
-    return np.clip(field, -3, 3).astype(np.float32)
 
 
 def _with_lesions(rng: np.random.Generator, head: Head) -> Head:

@@ -37,6 +37,7 @@ from medstyle.phantom.anatomy import (
     rotation,
     sample,
     smooth_noise,
+    texture,
     tissue_fractions,
 )
 
@@ -76,9 +77,11 @@ TISSUE_VALUES = {
     "mucosa": (1000.0, 1400.0, 100.0, 0.95, 40.0),
     "eye": (4000.0, 4000.0, 1200.0, 1.00, 10.0),
 }
-# Coefficients of variation of T1, T2 and PD: between subjects (common to all tissues; per tissue),
-# and within a tissue.
-SPREAD, SPREAD_EACH, TEXTURE = 0.03, 0.015, 0.02
+# Coefficients of variation of T1, T2 and PD between subjects: of all tissues, and of each.
+SPREAD, SPREAD_EACH = 0.03, 0.015
+# What a deviation of the water content by one unit does to a tissue: more water has a longer T1 and
+# T2, a larger proton density and a CT number nearer to 0. Relative changes, and HU.
+TEXTURE = {"t1": 0.05, "t2": 0.06, "pd": 0.015, "hu": -2.0}
 
 
 @dataclass(frozen=True)
@@ -209,7 +212,8 @@ class Subject:
         site: site that scans the subject.
         affine: affine of the grid, see :class:`Volume`.
         fractions: ``(len(TISSUES), D, H, W)``, summing to one.
-        texture: ``(3, D, H, W)`` relative deviation of T1, T2 and PD.
+        water: ``(D, H, W)`` deviation of the water content, of unit variance: the texture that all
+            contrasts of the subject share.
         scale: ``(len(TISSUES), 3)``, the subject's T1, T2 and PD relative to the table.
         lesions: lesions in the order of their component ids, which start at one.
         lesion_ids: ``(D, H, W)`` uint8.
@@ -219,7 +223,7 @@ class Subject:
     site: Site
     affine: NDArray[np.float64]
     fractions: Array
-    texture: Array
+    water: Array
     scale: NDArray[np.float64]
     lesions: tuple[Lesion, ...]
     lesion_ids: NDArray[np.uint8]
@@ -238,16 +242,16 @@ class Subject:
         site = site or self.site
         mixed = np.zeros(self.fractions.shape[1:], np.float32)
         for tissue in range(len(TISSUES)):
-            part = self.fractions[tissue]
+            here = self.fractions[tissue] > 0
+            part = self.fractions[tissue][here]
+            water = np.zeros(1, np.float32) if tissue in (AIR, CSF) else self.water[here]
             if domain == "ct":
-                mixed += part * np.float32(TISSUE_VALUES[TISSUES[tissue]][4])
+                mixed[here] += part * (TISSUE_VALUES[TISSUES[tissue]][4] + TEXTURE["hu"] * water)
                 continue
             t1, t2, pd = self.values(tissue, site)
-            if pd == 0:
-                continue
-            here = part > 0
-            varied = 1 + (self.texture[:, here] if tissue != CSF else np.zeros((3, 1), np.float32))
-            mixed[here] += part[here] * site.sequences[domain].signal(t1 * varied[0], t2 * varied[1], pd * varied[2])
+            if pd > 0:
+                wetter = [v * (1 + TEXTURE[name] * water) for name, v in (("t1", t1), ("t2", t2), ("pd", pd))]
+                mixed[here] += part * site.sequences[domain].signal(*wetter)
         spacing = np.linalg.norm(self.affine[:3, :2], axis=0)
         blurred = gaussian_filter(mixed, (0, site.blur_mm / spacing[1], site.blur_mm / spacing[0]), mode="nearest")
         return Volume(blurred, self.affine, domain)
@@ -298,7 +302,7 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     fine[AIR] = 1
     fine[:, head] = tissue_fractions(points, atlas, repeated, 0.8 * float(spacing[:2].mean()), habitus)
     fractions = fine.reshape(len(TISSUES), shape[0], sub, *shape[1:]).mean(axis=2)
-    texture = np.clip([0.6 * noise(2.5) + 0.8 * noise(15) for _ in range(3)], -3, 3) * np.float32(TEXTURE)
+    water = texture(rng, shape, spacing, np.array([0.4, 0.3, 0.3]))
     together, each = np.clip(rng.standard_normal(3), -2, 2), np.clip(rng.standard_normal((len(TISSUES), 3)), -2, 2)
     relative = 1 + SPREAD * together + SPREAD_EACH * each
     distance = np.full(shape, np.inf, np.float32)
@@ -306,7 +310,7 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     middle = np.ravel_multi_index((white * (sub, 1, 1) + (sub // 2, 0, 0)).T, (shape[0] * sub, *shape[1:]))
     distance[tuple(white.T)] = atlas.at(atlas.ventricle, points[:, np.searchsorted(head, middle)])
     found, ids = add_lesions(_rng(params.seed, index, 1), params.lesions if lesions else 0, fractions, affine, distance)
-    return Subject(index, SITES[index % params.sites], affine, fractions, texture, relative, found, ids)
+    return Subject(index, SITES[index % params.sites], affine, fractions, water, relative, found, ids)
 
 
 def _coil(rng: np.random.Generator, own: np.random.Generator, shape: tuple[int, ...], strength: float) -> Array:

@@ -173,7 +173,7 @@ class Session:
         """
         batch, output, values, picture = self.preview(self.players.average, self.device)
         with self.autocast():
-            values |= self.objective.probabilities(batch, output)
+            values |= self.objective.judged(batch, output)
         if self.world.rank == 0:
             log(course.step, {"validation/sample": picture})
         if self.objective.paired and values["validation/l1"] < course.best.get("l1", math.inf):

@@ -176,7 +176,7 @@ def expected_signal(domain: str, site: int, t1: float, t2: float, pd: float) -> 
 @pytest.mark.parametrize("domain", ["mr_t1", "mr_t2", "mr_pd", "mr_flair"])
 def test_pure_tissue_has_the_signal_of_the_equation(subject: Subject, domain: str, site: int) -> None:
     sharp = dataclasses.replace(SITES[site], blur_mm=0.0)
-    plain = dataclasses.replace(subject, texture=np.zeros_like(subject.texture))
+    plain = dataclasses.replace(subject, water=np.zeros_like(subject.water))
     image = plain.image(domain, sharp).voxels
     for tissue in (WM, CSF):
         pure = plain.fractions[tissue] > 0.999

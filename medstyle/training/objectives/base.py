@@ -306,22 +306,31 @@ class Objective:
         return {"guard/styles_apart": float(moved.abs().mean())}
 
     @torch.no_grad()
-    def probabilities(self, batch: Batch, output: Tensor) -> dict[str, float]:
-        """Return how probably real the discriminator takes targets and outputs to be.
+    def judged(self, batch: Batch, output: Tensor) -> dict[str, float]:
+        """Return what the discriminator makes of targets and outputs that it was not trained on.
 
-        It is at chance where the two are equal.
+        How probably real it takes each to be, and the share of patches that it classifies correctly
+        (balanced; .5 is chance). It is at chance where the two are equal.
         """
         if self.discriminator is None:
             return {}
         self.discriminator.eval()  # in training mode, spectral normalisation changes at every pass
         try:
             real, fake = (
-                float(probability(self.discriminator(self._shown(batch, image), batch.target_index)).mean())
-                for image in (batch.target, output)
+                self.discriminator(self._shown(batch, image), batch.target_index)
+                for image in (self.real_for(batch, output), output)
             )
         finally:
             self.discriminator.train()
-        return {"validation/probability_of_targets": real, "validation/probability_of_outputs": fake}
+        return {
+            "validation/probability_of_targets": float(probability(real).mean()),
+            "validation/probability_of_outputs": float(probability(fake).mean()),
+            "validation/share_right": float(self._share_right(real, fake)),
+        }
+
+    def real_for(self, batch: Batch, output: Tensor) -> Tensor:
+        """Return the real image with which the discriminator compares ``output``."""
+        return batch.target
 
     def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return the pairs that the discriminator compares: ``(real, fake, domain index)``."""
@@ -333,17 +342,22 @@ class Objective:
     def _discriminate(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None
         losses, right = [], []
-        boundary = ADVERSARIAL[self.settings.adversarial].boundary
         for real_image, fake_image, index in self.fake_pairs(batch, images):
             both = torch.cat([self._shown(batch, real_image), self._shown(batch, fake_image.detach())])
             logits = self.discriminator(both, index.repeat(2))
             real, fake = [level.chunk(2)[0] for level in logits], [level.chunk(2)[1] for level in logits]
             losses.append(discriminator_loss(self.settings.adversarial, real, fake))
-            if self.relative:
-                right += [(r > f).float().mean() for r, f in zip(real, fake, strict=True)]
-            else:
-                right += [(r > boundary).float().mean() for r in real] + [(f < boundary).float().mean() for f in fake]
+            right.append(self._share_right(real, fake))
         return {"adversarial": torch.stack(losses).mean(), "share_right": torch.stack(right).mean()}
+
+    def _share_right(self, real: list[Tensor], fake: list[Tensor]) -> Tensor:
+        """Return the share of patches that are classified correctly; equal ones are half right."""
+        boundary = ADVERSARIAL[self.settings.adversarial].boundary
+        if self.relative:
+            right = [((r > f).float() + 0.5 * (r == f)).mean() for r, f in zip(real, fake, strict=True)]
+        else:
+            right = [(r > boundary).float().mean() for r in real] + [(f < boundary).float().mean() for f in fake]
+        return torch.stack(right).mean()
 
     def _penalise(self, batch: Batch, images: Images, active: frozenset[str]) -> Losses:
         assert self.discriminator is not None

@@ -190,9 +190,12 @@ class PairedRefined(Paired):
         return {"fake": networks.refined(batch.source, code, mean), "compared": mean, "code": code}
 
     def fake_pairs(self, batch: Batch, images: Images) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Compare where the source shows the body: elsewhere both images are the generator's."""
-        real = torch.where(is_body(self.content(batch)), batch.target, images["compared"].to(batch.target.dtype))
-        return [(real, images["fake"], batch.target_index)]
+        """Compare the refined image with the target and, outside the body, the mean one."""
+        return [(self.real_for(batch, images["compared"]), images["fake"], batch.target_index)]
+
+    def real_for(self, batch: Batch, output: Tensor) -> Tensor:
+        """Return the target where the source shows the body, and ``output`` elsewhere."""
+        return torch.where(is_body(self.content(batch)), batch.target, output.to(batch.target.dtype))
 
     def _shown(self, batch: Batch, image: Tensor) -> Tensor:
         return CONTRAST * detail_of(image, SEEN)

@@ -43,7 +43,31 @@ def test_telling_how_real_images_seem_changes_nothing():
     x, index = torch.randn(2, 1, 32, 32), torch.zeros(2, dtype=torch.long)
     batch = Batch(x, -x, index, index + 1, index == 0, [0, 1], 0, 0.0)
     before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
-    told = objective.probabilities(batch, x)
+    told = objective.judged(batch, x)
     assert all(0 < value < 1 for value in told.values())
+    # what it takes for real and what not decides the share: a target as output is right once of two
+    assert objective.judged(batch, batch.target)["validation/share_right"] == pytest.approx(0.5)
     assert all(torch.equal(value, before[name]) for name, value in objective.discriminator.state_dict().items())
     assert objective.discriminator.training
+
+
+@pytest.mark.parametrize("form", ["nonsaturating", "relativistic"])
+def test_a_discriminator_that_learned_tells_unseen_images_apart(form):
+    torch.manual_seed(0)
+    params = PairedParams(adversarial=form, discriminator_width=8)
+    objective = Paired(Networks(Architecture(widths=(4, 6)), ["mr_t1", "mr_t2"]), params, (1, 1), 2)
+    optimiser = torch.optim.Adam(objective.discriminator.parameters(), 2e-3)
+
+    def drawn():
+        x, index = torch.randn(4, 1, 32, 32), torch.zeros(4, dtype=torch.long)
+        return Batch(x, torch.sin(3 * x), index, index + 1, index == 0, [0] * 4, 0, 0.0), torch.randn_like(x)
+
+    batch, output = drawn()
+    assert objective.judged(batch, output)["validation/share_right"] < 0.8
+    for _ in range(30):
+        seen, made = drawn()
+        losses = objective._discriminate(seen, {"fake": made}, frozenset())
+        optimiser.zero_grad()
+        losses["adversarial"].backward()
+        optimiser.step()
+    assert objective.judged(batch, output)["validation/share_right"] > 0.9
