@@ -193,7 +193,7 @@ class Clip:
 
     def source(self) -> Iterator[Frame]:
         """Yield the unchanged frames."""
-        return islice(read_frames(self.path), self.params.clip_frames)
+        return (frame.plain() for frame in islice(read_frames(self.path), self.params.clip_frames))
 
     def classical(self) -> Iterator[Frame]:
         """Yield the frames with the colours of the targets."""

@@ -115,7 +115,7 @@ def recorded(frames: Iterable[Frame], path: Path, like: Path, most_px: int = 360
 
     with VideoWriter(path, like, sound=False, crf=28) as writer:
         for frame in frames:
-            image = Image.fromarray(frame.pixels)
+            image = Image.fromarray(frame.plain().pixels)
             image.thumbnail((most_px * 2, most_px))
             writer.write(Frame(np.asarray(image), frame.time))
             yield frame

@@ -1,4 +1,7 @@
-"""Read and write video frame by frame; times, rotation, colours and audio are preserved."""
+"""Read and write video frame by frame.
+
+Times, rotation, colours, depth, opacity and audio are preserved where the container can hold them.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from medstyle.errors import Code, MissingPackage, OutputError, Refusal, reading
-from medstyle.imaging.picture import MAX_PIXELS, Pixels
+from medstyle.imaging.picture import MAX_PIXELS, Pixels, from_unit, over_white, to_unit
 from medstyle.jobs.atomic import atomic
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
@@ -23,6 +25,9 @@ CODECS = {
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".mkv"), ("libx264", {"crf": "16", "preset": "medium", "bf": "0"})),
     ".webm": ("libvpx-vp9", {"crf": "20", "b": "0"}),
 }
+WITH_OPACITY = {".mov": ("prores_ks", {"profile": "4444"}), ".webm": CODECS[".webm"]}
+LAYOUTS = {(3, 8): "rgb24", (4, 8): "rgba", (3, 16): "rgb48le", (4, 16): "rgba64le"}  # channels, bits -> FFmpeg's name
+DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders of these leave opacity out
 TICKS = Fraction(1, 90_000)  # s: fine enough for any frame rate, as in MPEG
 RANGES = {1: "MPEG", 2: "JPEG"}  # AVColorRange
 MATRICES = {1: "ITU709", 5: "ITU624", 6: "SMPTE170M", 9: "BT2020"}  # AVColorSpace -> name for the scaler
@@ -31,13 +36,18 @@ HD = 720  # an unmarked video with at least this many lines is BT.709, otherwise
 
 
 class Frame(NamedTuple):
-    """``pixels``: upright ``(H, W, 3)`` RGB uint8.
+    """``pixels``: upright ``(H, W, 3)`` RGB, or ``(H, W, 4)`` with opacity.
 
-    ``time``: seconds from the start of the stream.
+    They are uint16 if the video has more than 8 bits, else uint8. ``time``: seconds from the start
+    of the stream.
     """
 
     pixels: Pixels
     time: Fraction
+
+    def plain(self) -> Frame:
+        """Return the frame with 8 bits, laid over white where it is not opaque."""
+        return Frame(from_unit(to_unit(over_white(self.pixels)), np.uint8), self.time)
 
 
 def read_frames(path: Path) -> Iterator[Frame]:
@@ -57,7 +67,7 @@ def read_frames(path: Path) -> Iterator[Frame]:
         start: int | None = None
         # AVI has no presentation times, and the decoder's guesses fall with B frames
         rate = stream.average_rate if container.format.name == "avi" else None
-        for number, frame in enumerate(container.decode(stream)):
+        for number, frame in enumerate(_decoded(container, stream)):
             if int(stream.codec_context.color_trc or 0) in HDR:
                 raise Refusal(Code.E_DECODE, "video: HDR (PQ or HLG) is not read; convert it to SDR (BT.709)")
             start = frame.pts if start is None else start
@@ -65,10 +75,28 @@ def read_frames(path: Path) -> Iterator[Frame]:
             yield Frame(_upright(frame), time)
 
 
-def _upright(frame: Any) -> NDArray[np.uint8]:
+def _decoded(container: Any, stream: Any) -> Iterator[Any]:
+    """Decode the frames of a stream, with their opacity if it says that it has one."""
+    from av import CodecContext
+
+    decoder = DECODERS.get(stream.codec_context.name)
+    if decoder is None or stream.metadata.get("alpha_mode") != "1":
+        yield from container.decode(stream)
+        return
+    context = CodecContext.create(decoder, "r")
+    context.extradata = stream.codec_context.extradata
+    for packet in container.demux(stream):
+        for frame in context.decode(packet):
+            frame.time_base = stream.time_base
+            yield frame
+
+
+def _upright(frame: Any) -> Pixels:
     unmarked = "ITU709" if frame.height >= HD else "ITU601"
+    parts = frame.format.components
+    channels, bits = 3 + any(part.is_alpha for part in parts), 16 if max(part.bits for part in parts) > 8 else 8
     pixels = frame.to_ndarray(
-        format="rgb24",
+        format=LAYOUTS[channels, bits],
         src_colorspace=MATRICES.get(int(frame.colorspace), unmarked),
         src_color_range=RANGES.get(int(frame.color_range), "MPEG"),
         dst_color_range="JPEG",
@@ -76,7 +104,7 @@ def _upright(frame: Any) -> NDArray[np.uint8]:
     return np.ascontiguousarray(_displayed(pixels, frame.side_data.get("DISPLAYMATRIX")))
 
 
-def _displayed(pixels: NDArray[np.uint8], matrix: Any) -> NDArray[np.uint8]:
+def _displayed(pixels: Pixels, matrix: Any) -> Pixels:
     """Turn and mirror a frame as the display matrix of its container says (ISO/IEC 14496-12).
 
     Raises:
@@ -125,8 +153,7 @@ class VideoWriter:
         if suffix not in CODECS:
             raise OutputError(f"{path}: a video is written as one of {', '.join(CODECS)}")
         self.path = path
-        self.codec, options = CODECS[suffix]
-        self.options = options if crf is None else {**options, "crf": str(crf)}
+        self.suffix, self.crf = suffix, crf
         self.with_sound = sound
         with ExitStack() as stack:
             self.source = stack.enter_context(av.open(str(like)))
@@ -159,9 +186,11 @@ class VideoWriter:
         """Append a frame; all frames have the same size, and their times must rise."""
         from av import VideoFrame
 
+        pixels = frame.pixels if self.suffix in WITH_OPACITY else over_white(frame.pixels)
         if self.stream is None:
-            self._start(*frame.pixels.shape[:2])
-        picture = VideoFrame.from_ndarray(frame.pixels, format="rgb24").reformat(
+            self._start(pixels)
+        layout = LAYOUTS[pixels.shape[2], 8 * pixels.itemsize]
+        picture = VideoFrame.from_ndarray(pixels, format=layout).reformat(
             format=self.stream.pix_fmt, dst_colorspace="ITU709", src_color_range="JPEG", dst_color_range="MPEG"
         )
         picture.time_base = self.stream.codec_context.time_base
@@ -176,6 +205,8 @@ class VideoWriter:
             own = container.streams.video[0]
             if self.stream is None:
                 self.stream, self.encodes = self.out.add_stream_from_template(own), False
+                if own.metadata.get("alpha_mode") == "1":  # the decoder does not see it, and the copy would not say it
+                    self.stream.codec_context.pix_fmt = "yuva420p"
                 self._start_sound()
             for packet in container.demux(own):
                 if packet.dts is not None:
@@ -183,14 +214,18 @@ class VideoWriter:
                     packet.stream = self.stream
                     self.out.mux(packet)
 
-    def _start(self, height: int, width: int) -> None:
-        stream = self.out.add_stream(self.codec, rate=self.rate, options=self.options)
+    def _start(self, pixels: Pixels) -> None:
+        height, width, channels = pixels.shape
+        codec, options = (WITH_OPACITY if channels == 4 else CODECS)[self.suffix]
+        if self.crf is not None:
+            options = {**options, "crf": str(self.crf)}
+        stream = self.out.add_stream(codec, rate=self.rate, options=options)
         stream.width, stream.height = width, height
         own = self.source.streams.video[0]
         if (pixel := own.sample_aspect_ratio) and pixel != 1:  # width by height of a pixel
             turned = (width > height) != (own.width > own.height)
             stream.sample_aspect_ratio = 1 / pixel if turned else pixel
-        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        stream.pix_fmt = _stored(codec, pixels)
         context = stream.codec_context
         context.time_base = TICKS
         context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709
@@ -232,6 +267,18 @@ class VideoWriter:
                 self.waiting = packet
                 return
             self.out.mux(packet)
+
+
+def _stored(codec: str, pixels: Pixels) -> str:
+    """Return the codec's format that keeps most: opacity, odd sizes, then more than 8 bits."""
+    from av.codec import Codec
+
+    known = {one.name for one in Codec(codec, "w").video_formats or ()}
+    height, width, channels = pixels.shape
+    planes = ("444p",) if height % 2 or width % 2 else ("420p", "444p")
+    depths = ("10le", "") if pixels.dtype == np.uint16 else ("", "10le")
+    names = (f"yuv{'a' * (channels == 4)}{plane}{depth}" for plane in planes for depth in depths)
+    return next(name for name in names if name in known)
 
 
 def _av() -> Any:

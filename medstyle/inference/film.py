@@ -21,6 +21,7 @@ from medstyle.jobs.progress import track
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
 PART = 250  # frames between the states from which an interrupted run resumes
+PARTS = {".webm": ".mkv", ".mov": ".mov"}  # NUT, which keeps times unchanged, holds neither VP9's opacity nor ProRes
 
 
 class Film:
@@ -96,7 +97,7 @@ class Film:
                 yield frame.pixels
 
         rendered = render_frames(pixels(), self.how, self.shot)
-        path = self.folder / f"{self.frames:08d}.nut"  # a container that keeps time stamps unchanged
+        path = self.folder / f"{self.frames:08d}{PARTS.get(self.out.suffix.lower(), '.nut')}"
         with VideoWriter(path, self.source, sound=False, part_of=self.out) as writer:
             for result in rendered:
                 yield result
@@ -106,7 +107,7 @@ class Film:
                 writer.write(Frame(result.image, times[-1]))  # type: ignore[arg-type]
 
     def _parts(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("*.nut") if not path.name.startswith("."))
+        return sorted(path for path in self.folder.glob("[0-9]*") if path.suffix in (".mkv", ".mov", ".nut"))
 
     def _save(self) -> None:
         facts = {"frames": self.frames, "shape": self.shape, "worst": tuple(self.worst)}

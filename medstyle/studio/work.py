@@ -359,7 +359,7 @@ def _still(item: Item, folder: Path) -> Path:
 
     from medstyle.imaging.video import read_frames
 
-    Image.fromarray(next(iter(read_frames(item.path))).pixels).save(folder / "still.png")
+    Image.fromarray(next(iter(read_frames(item.path))).plain().pixels).save(folder / "still.png")
     return folder / "still.png"
 
 

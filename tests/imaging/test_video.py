@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from medstyle.errors import Refusal, UserError
-from medstyle.imaging.video import CODECS, Frame, VideoWriter, read_frames
+from medstyle.imaging.video import CODECS, WITH_OPACITY, Frame, VideoWriter, read_frames
 
 TIMES = [Fraction(n, 1000) for n in (0, 40, 80, 200, 240, 500, 540, 580)]  # a variable frame rate
 
@@ -127,3 +127,53 @@ def test_what_is_no_video_is_refused(tmp_path):
         list(read_frames(tmp_path / "a.mp4"))
     with pytest.raises(UserError, match="written as one of"):
         VideoWriter(tmp_path / "a.gif", film(tmp_path / "in.mp4"))
+
+
+def deep(k: int) -> np.ndarray:
+    """A slope of 120 of 65,535 per pixel, which 8 bits show in steps of two pixels."""
+    x = np.mgrid[:48, :64][1]
+    return np.stack([20000 + 120 * x + 2000 * k] * 3, -1).astype(np.uint16)
+
+
+def see_through(k: int) -> np.ndarray:
+    opacity = np.zeros((48, 64, 1), np.uint8)
+    opacity[8:40, 16:48] = 255
+    return np.dstack([picture(k), opacity])
+
+
+def written(path: Path, pictures: list[np.ndarray], like: Path) -> list[Frame]:
+    with VideoWriter(path, like) as writer:
+        for pixels, time in zip(pictures, TIMES, strict=False):
+            writer.write(Frame(pixels, time))
+    return list(read_frames(path))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".m4v", ".mov", ".mkv"])
+def test_more_than_eight_bits_are_kept(tmp_path, suffix):
+    for frame, pixels in zip(written(tmp_path / f"a{suffix}", [deep(0), deep(1)], film(tmp_path / "in.mp4")),
+                             [deep(0), deep(1)], strict=True):  # fmt: skip
+        assert frame.pixels.dtype == np.uint16
+        assert np.abs(frame.pixels.astype(int) - pixels).mean() < 100, "a step of 8 bits is 257"
+        assert len(np.unique(frame.pixels[24, :, 1])) > 40, "no bands"
+        assert frame.plain().pixels.dtype == np.uint8
+        assert np.abs(257 * frame.plain().pixels.astype(int) - pixels).mean() < 200
+
+
+@pytest.mark.parametrize("suffix", WITH_OPACITY)
+def test_opacity_is_kept(tmp_path, suffix):
+    source = written(tmp_path / f"in{suffix}", [see_through(0), see_through(1)], film(tmp_path / "in.mp4"))
+    with VideoWriter(tmp_path / f"out{suffix}", tmp_path / f"in{suffix}") as writer:
+        writer.append(tmp_path / f"in{suffix}")
+    for frames in (source, list(read_frames(tmp_path / f"out{suffix}"))):
+        for k, frame in enumerate(frames):
+            found = frame.pixels / np.iinfo(frame.pixels.dtype).max
+            assert found.shape[2] == 4
+            assert np.abs(found - see_through(k) / 255)[..., 3].mean() < 0.02
+            assert np.abs(found - see_through(k) / 255)[10:38, 18:46].mean() < 0.03
+            assert frame.plain().pixels[:6].min() > 240, "what is not opaque is white"
+
+
+def test_where_opacity_has_no_place_the_film_lies_on_white(tmp_path):
+    [frame] = written(tmp_path / "a.mp4", [see_through(0)], film(tmp_path / "in.mp4"))
+    assert frame.pixels.shape == (48, 64, 3)
+    assert frame.pixels[:6].min() > 240

@@ -50,7 +50,7 @@ def seen(path):
 
 
 @pytest.mark.parametrize("steady", [0.0, 0.8])
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_killed_anywhere_it_ends_in_the_same_frames(source, tmp_path, monkeypatch, steady, suffix):
     monkeypatch.setattr(film, "PART", 4)
     translator, look = make_translator(("photo", "painting")), RenderOptions(temporal_smoothing=steady)
@@ -105,3 +105,20 @@ def test_an_odd_frame_ends_the_work_unless_forced(source, tmp_path):
         translate_path(source, tmp_path / "out.mp4", translator)
     [row] = translate_path(source, tmp_path / "out.mp4", translator, Request(force=True))
     assert row["ood_verdict"] == "refuse"
+
+
+@pytest.mark.parametrize("suffix", [".webm", ".mov"])
+def test_a_film_keeps_its_opacity_over_several_parts(source, tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr(film, "PART", 2)
+    opacity = np.zeros((96, 128, 1), np.uint8)
+    opacity[:, 64:] = 255
+    clip, out = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
+    with VideoWriter(clip, source, sound=False) as writer:
+        for k, pixels in enumerate(pan(1, 3)):
+            writer.write(Frame(np.dstack([pixels, opacity]), Fraction(k, 25)))
+    translate_path(clip, out, make_translator(("photo", "painting")))
+    frames = list(read_frames(out))
+    assert len(frames) == 3
+    for frame in frames:
+        found = frame.pixels[..., 3] / np.iinfo(frame.pixels.dtype).max
+        assert np.abs(found - opacity[..., 0] / 255).mean() < 0.02
