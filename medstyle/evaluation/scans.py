@@ -13,6 +13,7 @@ from monai.transforms import ResizeWithPadOrCrop
 from numpy.typing import NDArray
 
 from medstyle.data.store import SliceStore
+from medstyle.evaluation.agreement import agreement
 from medstyle.evaluation.baselines import BASELINES
 from medstyle.evaluation.intervals import Number, Region, numbers_of
 from medstyle.evaluation.measured import Array, EvaluateParams, Figure, Measured, Row, Subject, unit
@@ -39,6 +40,7 @@ from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Prepared, axial
 
 UNCERTAIN = 0.15  # deviation in [0, 1] units that the viewer shows as white
+COARSE_MM = 14.0  # size of a structure that the viewer shows as white where no finer one agrees
 WIDE = 0.3  # half width in [0, 1] units that the viewer shows as white, as it does an error
 SHOWN = 0.1  # slices with a smaller share of body are not measured
 LIBRARY, SEGMENTED = 20_000, 20  # largest numbers of training slices to compare with and of subjects to segment
@@ -116,7 +118,11 @@ class PairedScans:
         references = self._references(subject, source)
         real = next(iter(references.values()))
         safety = self._safety(subject, output, real, source)
-        layers = {"source": clean, "synthetic": output, "real": real.image}
+        rows, columns = (float(mm) for mm in source.spacing_mm[1::-1])
+        agreed = agreement(output, real.image, real.body, (rows, columns))
+        safety |= {"agreement_mm": agreed.median, "agreement_worst_mm": agreed.worst}
+        size = np.clip(agreed.map / COARSE_MM, 0, 1).astype(np.float32)
+        layers = {"source": clean, "synthetic": output, "real": real.image, "agreement": size}
         if deviation is not None:
             sigma = unit_spread(native, deviation, fingerprint)
             safety |= calibration(np.abs(output - real.image)[real.body], sigma[real.body])

@@ -84,7 +84,7 @@ def test_the_viewer_turns_slices_and_asks_no_network(run, tmp_path):
     seen = browse((run.root / "reports/report.html").read_text(), ACT, tmp_path)
     assert seen["faults"] == []
     assert seen["requests"] == []
-    assert list(seen["first"]) == ["source", "synthetic", "real", "error", "uncertainty"]
+    assert list(seen["first"]) == ["source", "synthetic", "real", "error", "agreement", "uncertainty"]
     for name in seen["first"]:
         assert seen["slice"][name] != seen["first"][name], name
         assert seen["key"][name] != seen["slice"][name], name
