@@ -82,6 +82,7 @@ SPREAD, SPREAD_EACH = 0.03, 0.015
 # What a deviation of the water content by one unit does to a tissue: more water has a longer T1 and
 # T2, a larger proton density and a CT number nearer to 0. Relative changes, and HU.
 TEXTURE = {"t1": 0.05, "t2": 0.06, "pd": 0.015, "hu": -2.0}
+WATER = 0.6  # standard deviation of the water content: 6 % of the signal of T2, 1 % of that of T1
 
 
 @dataclass(frozen=True)
@@ -212,8 +213,7 @@ class Subject:
         site: site that scans the subject.
         affine: affine of the grid, see :class:`Volume`.
         fractions: ``(len(TISSUES), D, H, W)``, summing to one.
-        water: ``(D, H, W)`` deviation of the water content, of unit variance: the texture that all
-            contrasts of the subject share.
+        water: ``(D, H, W)`` deviation of the water content: the texture that all contrasts share.
         scale: ``(len(TISSUES), 3)``, the subject's T1, T2 and PD relative to the table.
         lesions: lesions in the order of their component ids, which start at one.
         lesion_ids: ``(D, H, W)`` uint8.
@@ -302,7 +302,7 @@ def draw_subject(params: PhantomParams, index: int, lesions: bool = True) -> Sub
     fine[AIR] = 1
     fine[:, head] = tissue_fractions(points, atlas, repeated, 0.8 * float(spacing[:2].mean()), habitus)
     fractions = fine.reshape(len(TISSUES), shape[0], sub, *shape[1:]).mean(axis=2)
-    water = texture(rng, shape, spacing, np.array([0.4, 0.3, 0.3]))
+    water = np.float32(WATER) * texture(rng, shape, spacing, np.array([0.4, 0.3, 0.3]))
     together, each = np.clip(rng.standard_normal(3), -2, 2), np.clip(rng.standard_normal((len(TISSUES), 3)), -2, 2)
     relative = 1 + SPREAD * together + SPREAD_EACH * each
     distance = np.full(shape, np.inf, np.float32)
