@@ -25,7 +25,8 @@ class Answer:
 
     Attributes:
         image: bytes of a file of the same kind as the request; a zip for a DICOM series.
-        uncertainty: a map of the same kind; empty unless requested.
+        uncertainty, interval: maps of the same kind; empty unless requested, the interval also if
+            the model is not calibrated.
         content_type: media type of ``image``.
         domain: domain of the image.
         ood_score, ood_verdict: how much the source deviates from the training images; ``ok``,
@@ -36,6 +37,7 @@ class Answer:
 
     image: bytes
     uncertainty: bytes
+    interval: bytes
     content_type: str
     domain: str
     ood_score: float
@@ -44,11 +46,12 @@ class Answer:
     warnings: str
 
     def save(self, path: str | Path) -> None:
-        """Write the image to ``path`` (a folder for a DICOM series), and its map beside it."""
+        """Write the image to ``path`` (a folder for a DICOM series), and its maps beside it."""
         place = Path(path)
         _write(self.image, place)
-        if self.uncertainty:
-            _write(self.uncertainty, place.with_name(f"uncertainty_{place.name}"))
+        for kind, data in (("uncertainty", self.uncertainty), ("interval", self.interval)):
+            if data:
+                _write(data, place.with_name(f"{kind}_{place.name}"))
 
 
 class Client:
@@ -95,7 +98,7 @@ class Client:
             reference: image of ``target`` that defines the style.
             target: default: the domain that the model was trained for.
             seed: seed of a random style.
-            uncertainty: also request a map.
+            uncertainty: also request the maps of uncertainty and, if calibrated, of the interval.
             sharpness: share of fine detail in [0, 1], for a model with a refiner.
 
         Raises:
@@ -118,7 +121,7 @@ class Client:
         if answer.status != 200:
             raise Refusal(Code.E_SERVER, f"{_reason(answer)} (status {answer.status})")
         [made] = answer.json()["predictions"]
-        made |= {name: base64.b64decode(made[name]) for name in ("image", "uncertainty")}
+        made |= {name: base64.b64decode(made[name]) for name in ("image", "uncertainty", "interval")}
         return Answer(**made)
 
     def translate_folder(self, folder: str | Path, out: str | Path, **options: Any) -> dict[str, str]:

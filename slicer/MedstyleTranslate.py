@@ -35,8 +35,8 @@ class ServerError(Exception):
 def translate(url, image, target="", uncertainty=False, timeout_s=660):
     """Send the bytes of a NIfTI file; return the row of the answer, with its images as bytes.
 
-    Its keys are ``image``, ``uncertainty``, ``domain``, ``ood_score``, ``ood_verdict``,
-    ``weights_sha256``, ``warnings`` and ``content_type``.
+    Its keys are ``image``, ``uncertainty``, ``interval``, ``domain``, ``ood_score``,
+    ``ood_verdict``, ``weights_sha256``, ``warnings`` and ``content_type``.
 
     Raises:
         ServerError: the server cannot be reached, or refuses the image; with its reason.
@@ -45,7 +45,7 @@ def translate(url, image, target="", uncertainty=False, timeout_s=660):
     row = {"image": base64.b64encode(image).decode()}
     body = json.dumps({"dataframe_records": [row], "params": params}).encode()
     [made] = _asked(f"{url.rstrip('/')}/invocations", body, timeout_s)["predictions"]
-    for name in ("image", "uncertainty"):
+    for name in ("image", "uncertainty", "interval"):
         made[name] = base64.b64decode(made[name] or "")
     return made
 
@@ -138,8 +138,9 @@ class MedstyleTranslateLogic(ScriptedLoadableModuleLogic):
             with open(path, "rb") as file:  # noqa: PTH123
                 made = translate(url, file.read(), uncertainty=uncertainty)
             new = self._loaded(made["image"], folder, f"{node.GetName()} SYNTHETIC {made['domain']}")
-            if made["uncertainty"]:
-                self._loaded(made["uncertainty"], folder, f"{node.GetName()} UNCERTAINTY {made['domain']}")
+            for kind in ("uncertainty", "interval"):
+                if made[kind]:
+                    self._loaded(made[kind], folder, f"{node.GetName()} {kind.upper()} {made['domain']}")
         new.SetAttribute("medstyle.weights_sha256", made["weights_sha256"])
         return new, made
 

@@ -39,6 +39,7 @@ CONTENT = {
     "jpeg": ("image/jpeg", ".jpg"),
     "npy": ("application/x-npy", ".npy"),
 }
+MAPS = ("uncertainty", "interval")  # columns of an answer, and names of the maps of a translation
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.binary, "image"), ColSpec(DataType.binary, "reference", required=False)]),
     outputs=Schema(
@@ -49,6 +50,7 @@ SIGNATURE = ModelSignature(
             ColSpec(DataType.double, "ood_score"),
             ColSpec(DataType.string, "ood_verdict"),
             ColSpec(DataType.string, "uncertainty"),
+            ColSpec(DataType.string, "interval"),
             ColSpec(DataType.string, "weights_sha256"),
             ColSpec(DataType.string, "warnings"),
         ]
@@ -191,12 +193,12 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             if more:
                 raise ParamsError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
             made = Path(result["out"])
-            extra = sorted(p for p in folder.rglob("*uncertainty*") if p != made)
+            maps = {kind: [p for p in folder.rglob(f"*{kind}*") if p != made] for kind in MAPS}
             single = result["shape"][0] == 1
             return {
                 "image": _encode(made, container),
                 "content_type": content_type,
-                "uncertainty": _encode(extra[0], container) if extra else "",
+                **{kind: _encode(min(files), container) if files else "" for kind, files in maps.items()},
                 **self._facts(target, result["ood_score"], result["ood_verdict"], single, result["warnings"]),
             }
 
@@ -220,10 +222,11 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
         result = translate_volume(volume, translator, **options)
         assert isinstance(result.image, Volume)
         single, warnings = len(voxels) == 1, list(result.warnings)
+        maps = {kind: getattr(result, kind) for kind in MAPS}
         return {
             "image": _npy(result.image.voxels.reshape(array.shape)),
             "content_type": CONTENT["npy"][0],
-            "uncertainty": _npy(result.uncertainty.voxels.reshape(array.shape)) if result.uncertainty else "",
+            **{kind: _npy(one.voxels.reshape(array.shape)) if one else "" for kind, one in maps.items()},
             **self._facts(options["target"], result.ood.score, result.ood.verdict, single, warnings),
         }
 

@@ -252,8 +252,9 @@ def _compared(
     for one in volumes:
         assert isinstance(one.image, Volume)
         facts |= offer_volume(place, one.image, made, CLINICAL_NOTE)
-        if one.uncertainty is not None:
-            facts |= offer_volume(place, one.uncertainty, f"{number}-uncertainty", f"UNCERTAINTY MAP {CLINICAL_NOTE}")
+        for kind, volume in (("uncertainty", one.uncertainty), ("interval", one.interval)):
+            if volume is not None:
+                facts |= offer_volume(place, volume, f"{number}-{kind}", f"{kind.upper()} MAP {CLINICAL_NOTE}")
     if not volumes:
         [item] = inventory([job.out]).volumes
         facts |= shown(place, item, made, job.target)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,3 +172,35 @@ def test_the_request_of_the_guide(server, run, tmp_path, monkeypatch):
     (tmp_path / "data").symlink_to(run.root / "data")
     exec(example.replace("http://127.0.0.1:5101", server), {})
     assert (tmp_path / "answer.dcm").read_bytes()[128:132] == b"DICM"
+
+
+@pytest.mark.filterwarnings("ignore:.*Any type hint:UserWarning")  # of MLflow, at the import of the class
+@pytest.mark.parametrize("container", ["zip", "nifti", "npy"])
+def test_a_calibrated_model_answers_its_interval_beside_the_uncertainty(run, tmp_path, container):
+    import pandas as pd
+
+    from medstyle import Translator, read_volume, write_volume
+    from medstyle.networks.conformal import Interval
+    from medstyle.registry.pyfunc import ServedTranslator
+
+    served = ServedTranslator()
+    served.translator = Translator.load(run.translator)
+    served.translator.config = replace(served.translator.config, interval=Interval(12, 4.8, 0.3))
+    path = tmp_path / f"scan.{container}"
+    volume = read_volume(next((run.root / "data/scans").glob("*/mr_t1.nii.gz")), "mr_t1")
+    if container == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in (run.study / "01_mr_t1").iterdir():
+                archive.write(file, file.name)
+    elif container == "npy":
+        with path.open("wb") as file:
+            np.save(file, volume.voxels)
+    else:
+        write_volume(path.with_suffix(".nii"), volume)
+        path = path.with_suffix(".nii")
+    [row] = served.predict(None, pd.DataFrame({"image": [path.read_bytes()]}), {"uncertainty": True}).to_dict("records")
+    image, sigma, half = (base64.b64decode(row[name]) for name in ("image", "uncertainty", "interval"))
+    assert half[:4] == image[:4] == sigma[:4], "the same container"
+    assert half not in (image, sigma)
+    [plain] = served.predict(None, pd.DataFrame({"image": [path.read_bytes()]})).to_dict("records")
+    assert (plain["uncertainty"], plain["interval"]) == ("", "")

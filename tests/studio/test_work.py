@@ -12,6 +12,7 @@ import torch
 
 from medstyle import Translator, Volume, read_volume, translate_volume, write_volume
 from medstyle.errors import Refusal
+from medstyle.networks.conformal import Interval
 from medstyle.studio import shelf, work
 from medstyle.studio.place import Place
 from tests.inference.conftest import make_translator
@@ -61,3 +62,19 @@ def test_the_sharpness_of_the_page_is_that_of_the_command(nifti_head: Path, tmp_
     np.testing.assert_array_equal(made[0.25], expected.image.voxels)
     np.testing.assert_array_equal(made[None], made[1.0])
     assert np.abs(made[0.25] - made[1.0]).max() > 1
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_calibrated_model_offers_the_view_its_interval_too(nifti_head: Path, tmp_path: Path, asked: bool) -> None:
+    make_translator(interval=Interval(12, 4.8, 0.3)).save(tmp_path / "model")
+    place = Place(tmp_path / "session", tmp_path / "out", str(tmp_path / "model"), lambda said: None)
+    folder = place.dropped("one")
+    folder.mkdir(parents=True)
+    shutil.copy(nifti_head, folder / "mr_t1.nii.gz")
+    place.out.mkdir()
+    [image] = work.translate(place, {"set": "one", "uncertainty": asked})["images"]
+    for kind in ("uncertainty", "interval"):
+        assert (kind in image) == asked
+        if asked:
+            assert place.files[f"0-{kind}.nii.gz"]
+            assert image[f"{kind}_window"][1] > 0

@@ -7,7 +7,7 @@ const CROSSHAIR = 8, WINDOWING = 9, PAN = 3; // NiiVue's modes of dragging
 const BOTTOM = 34; // its name for the middle of the lower edge
 const STEPS = { ArrowLeft: [-1, 0, 0], ArrowRight: [1, 0, 0], ArrowUp: [0, 1, 0], ArrowDown: [0, -1, 0],
   PageUp: [0, 0, 1], PageDown: [0, 0, -1] };
-const OVERLAYS = [["uncertainty", "Uncertainty"], ["difference", "Difference"]];
+const OVERLAYS = [["uncertainty", "Uncertainty"], ["interval", "Interval"], ["difference", "Difference"]];
 const MODES = { side: "Side by side", slider: "Slider", blend: "Blend", source: "Source", result: "Result" };
 
 export function mark(context, width, height) {
