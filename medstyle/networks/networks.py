@@ -36,6 +36,9 @@ class Architecture:
     levels_without_skip: Annotated[int, Field(ge=0)] = 0
     """Number of finest levels without a skip connection: 0 preserves anatomy; 1 or 2 give freedom
     for art."""
+    fold: Annotated[int, Field(ge=1, le=4)] = 1
+    """Side of the square of pixels that the finest level holds as channels: 2 takes about 0.6 of
+    the time, with `widths` that begin one level coarser."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
     dimensions: Literal[2, 3] = 2
@@ -54,6 +57,8 @@ class Architecture:
             raise ParamsError(f"network.generator: {self.generator!r} is none of {', '.join(GENERATORS)}")
         if self.levels_without_skip and self.generator != "medstyle":
             raise ParamsError("network.levels_without_skip: MONAI's networks have their own skips; set it to 0")
+        if self.fold > 1 and self.generator != "medstyle":
+            raise ParamsError("network.fold: MONAI's networks take pixels as they are; set it to 1")
         if not self.style or not set(self.style) <= set(STYLES):
             raise ParamsError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
         if self.levels_without_skip >= len(self.widths):
@@ -90,6 +95,7 @@ class Networks(nn.Module):
             spatial_dims=architecture.dimensions,
             bottleneck_blocks=architecture.bottleneck_blocks,
             levels_without_skip=architecture.levels_without_skip,
+            fold=architecture.fold,
             bounded=picture and not architecture.residual,
             border="replicate" if picture else "zeros",
         )

@@ -105,8 +105,43 @@ def test_blur_pool_keeps_a_constant_and_kills_the_checkerboard():
     assert blur_pool(board)[..., 1:-1, 1:-1].abs().max() < 1e-6
 
 
-def test_gradients_reach_every_weight():
-    generator = Generator(**SMALL)
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("fold", [1, 2])
+def test_gradients_reach_every_weight(fold, dims):
+    generator = Generator(fold=fold, spatial_dims=dims, **SMALL)
     wake(generator)
-    generator(torch.randn(1, 1, 16, 16), torch.randn(1, 5)).square().mean().backward()
+    generator(torch.randn(1, 1, *(16,) * dims), torch.randn(1, 5)).square().mean().backward()
     assert [name for name, p in generator.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("fold", [2, 3])
+def test_folded_pixels_come_back_to_their_places(fold, dims):
+    torch.manual_seed(0)
+    generator = Generator(fold=fold, spatial_dims=dims, in_channels=2, **SMALL).eval()
+    assert generator.multiple == 4 * fold
+    side = 4 * generator.multiple
+    x = torch.randn(1, 2, *(side,) * dims)
+    s = torch.zeros(1, 5)
+    at = (0, 1, *(side // 2,) * dims)
+    with torch.inference_mode():
+        before = generator(x, s)
+        assert before.shape == (1, 1, *(side,) * dims)
+        x[at] += 10
+        changed = (generator(x, s) - before).abs()[0, 0]
+    far = torch.stack(torch.meshgrid(*[torch.arange(side)] * dims, indexing="ij")).sub(side // 2).abs().amax(0)
+    assert changed[far <= 1].mean() > 5 * changed[far > 3 * fold].mean(), "what changes is where the pixel is"
+
+
+def test_without_skips_a_folded_network_copies_no_pixel():
+    torch.manual_seed(0)
+    [art, anatomy] = (Generator(fold=2, levels_without_skip=n, **SMALL) for n in (1, 0))
+    assert (art.head.sees, anatomy.head.sees) == (False, True)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_folded_network_takes_odd_sizes(dims):
+    architecture = Architecture(widths=(4, 6), bottleneck_blocks=1, dimensions=dims, fold=2)
+    networks = Networks(architecture, ["mr_t1", "mr_t2"], 2)
+    x = torch.randn(2, 2, *(17, 13, 9)[-dims:])
+    assert networks(x, torch.tensor([0, 1])).shape == (2, 1, *x.shape[2:])
