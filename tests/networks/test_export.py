@@ -54,6 +54,7 @@ KINDS = {
     "pictures with a level without skip": {**PICTURES, "levels_without_skip": 1},
     "a MONAI network": {"generator": "unet"},
     "a refiner": {"widths": (4, 6, 8), "refiner": 4},
+    "folded pixels": {"fold": 2},
 }
 
 
