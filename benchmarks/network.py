@@ -41,7 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     seconds = times(arguments.shapes, arguments.repeats)
     first = seconds[arguments.shapes[0]]
-    print("| shape | weights | ms a step | of the first | ms a slice | of the first |", *SHOWN, "", sep=" | ")
+    print("| shape | weights | ms a step | of the first | ms a slice | of the first", *SHOWN, "", sep=" | ")
     print("|---" * (6 + len(SHOWN)) + "|", flush=True)
     for name in arguments.shapes:
         scores = [trained(name, arguments.steps, seed) for seed in arguments.seeds if arguments.steps]
