@@ -193,12 +193,12 @@ class ServedTranslator(mlflow.pyfunc.PythonModel):  # type: ignore[misc]
             if more:
                 raise ParamsError(f"the zip holds {len(more) + 1} series of {config.source}; send one")
             made = Path(result["out"])
-            maps = {kind: [p for p in folder.rglob(f"*{kind}*") if p != made] for kind in MAPS}
+            maps = {kind: sorted(p for p in folder.rglob(f"*{kind}*") if p != made) for kind in MAPS}
             single = result["shape"][0] == 1
             return {
                 "image": _encode(made, container),
                 "content_type": content_type,
-                **{kind: _encode(min(files), container) if files else "" for kind, files in maps.items()},
+                **{kind: _encode(files[0], container) if files else "" for kind, files in maps.items()},
                 **self._facts(target, result["ood_score"], result["ood_verdict"], single, result["warnings"]),
             }
 
