@@ -104,7 +104,7 @@ class Networks(nn.Module):
             bottleneck_blocks=architecture.bottleneck_blocks,
             levels_without_skip=architecture.levels_without_skip,
             fold=architecture.fold,
-            bounded=picture and not architecture.residual,
+            bounded=picture and not architecture.residual and not architecture.palette,  # which bounds it, too
             border="replicate" if picture else "zeros",
         )
         size, dims = architecture.style_size, architecture.dimensions

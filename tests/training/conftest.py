@@ -24,7 +24,7 @@ NEEDS = {
     "multi_domain": {"domains": ["mr_flair"], "architecture": {"style": ("domain", "latent", "reference")}},
     "exemplar": {
         "architecture": {"style": ("reference",), "palette": 4, "style_features": FEATURES or "learned"},
-        "objective": {"features": FEATURES or "random"},
+        "objective": {"textures": ["random", *([FEATURES] if FEATURES else [])]},
     },
     "harmonization": {"domains": ["mr_flair"], "architecture": {"residual": True}},
 }
@@ -48,7 +48,10 @@ def train(
     plan = {
         "source": "mr_t1", "target": "mr_t2", "contrasts": contrasts, "domains": needs.get("domains", []),
         "training": {**defaults, **settings},
-        "objective": {"kind": kind, "discriminator_width": 4, "discriminator_layers": 1, **needs.get("objective", {}), **(objective or {})},
+        "objective": {
+            "kind": kind, "discriminator_width": 4, "discriminator_layers": 1,
+            **needs.get("objective", {}), **(objective or {}),
+        },
         "network": {
             "widths": [4, 6, 8], "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {}),
         },

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
 from medstyle.errors import ParamsError
 from medstyle.networks import imagenet
 from medstyle.networks.style import LATENT
+from medstyle.networks.texture import Texture
 from medstyle.params import params
 from medstyle.training.objectives.base import Images, Term, Weight, fade, reweighted
 from medstyle.training.objectives.unpaired import UnpairedContrastive, UnpairedContrastiveParams
@@ -34,9 +37,9 @@ class ExemplarParams(UnpairedContrastiveParams):
 
     kind: Literal["exemplar"] = "exemplar"  # type: ignore[assignment]
     """The kind of objective."""
-    features: Literal["random", "imagenet"] = "random"
-    """Frozen features whose correlations `texture` compares: random filters, or ImageNet's (needs
-    `medstyle[art]`)."""
+    textures: Annotated[tuple[Literal["random", "imagenet"], ...], Field(min_length=1)] = ("random",)
+    """Frozen features whose correlations `texture` compares: random filters, ImageNet's (needs
+    `medstyle[art]`), or both."""
 
 
 @params
@@ -151,14 +154,14 @@ class Exemplar(MultiDomain):
     """Render one image in the style of another (AdaIN, Huang and Belongie 2017).
 
     The discriminator learns the collection. ``texture`` compares feature correlations with those of
-    the reference (Gatys 2016); ``self_reconstruction`` keeps an image in its own style unchanged;
-    content is preserved patch by patch.
+    the reference (Gatys 2016), at every step; ``tone`` and ``anatomy`` preserve content and leave
+    strokes free; ``self_reconstruction`` keeps an image in its own style unchanged.
     """
 
     terms: ClassVar = {
-        **reweighted(MultiDomain.terms, pair=0.0, style=0.0, cycle=0.0, contrastive=0.0, anatomy=0.5, adversarial=0.5),
+        **reweighted(MultiDomain.terms, pair=0.0, style=0.0, cycle=0.0, contrastive=0.5, anatomy=0.0, adversarial=0.2),
         "texture": Term(5.0, lambda self, batch, images: self.texture_distance(_shifted(images, batch), batch.whole)),
-        "tone": Term(10.0, lambda self, batch, images: self.tone(batch, images)),
+        "tone": Term(5.0, lambda self, batch, images: self.tone(batch, images)),
         "self_reconstruction": Term(0.0, lambda self, batch, images: self.self_reconstruction(batch)),
     }
     directions = "one"
@@ -169,8 +172,11 @@ class Exemplar(MultiDomain):
         if "reference" not in self.sources:
             raise ParamsError("network.style: exemplar takes styles from reference images; add reference")
         helpers = super().helpers()
-        if self.settings.features == "imagenet":
-            self.texture = imagenet.finest()
+        known: dict[str, Callable[[], nn.Module]] = {
+            "random": lambda: Texture(self.channels),
+            "imagenet": imagenet.finest,
+        }
+        self.textures = [known[name]() for name in self.settings.textures]
         return helpers
 
     def tone(self, batch: Batch, images: Images) -> Tensor:

@@ -95,7 +95,7 @@ class UnpairedContrastive(Objective):
             raise ParamsError("objective.weights.texture: is for two dimensions")
         self.generator = self.networks.generator
         self.projectors = Projectors(self.generator.widths)
-        self.texture: nn.Module = Texture(self.channels)
+        self.textures: list[nn.Module] = [Texture(self.channels)]
         return {"projectors": self.projectors}
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -129,9 +129,11 @@ class UnpairedContrastive(Objective):
 
     def texture_distance(self, image: Tensor, target: Tensor) -> Tensor:
         """Return the distance between the feature correlations of two images."""
-        texture = self.texture.to(image.device)
-        output, wanted = (correlations(texture(one)) for one in (image, target))
-        return style_distance(output, wanted).mean()
+        distances = []
+        for features in self.textures:
+            output, wanted = (correlations(features.to(image.device)(one)) for one in (image, target))
+            distances.append(style_distance(output, wanted).mean())
+        return torch.stack(distances).sum()
 
 
 class UnpairedCycle(Objective):
