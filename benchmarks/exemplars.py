@@ -26,7 +26,7 @@ from medstyle.evaluation.baselines import PICTURE_METHODS, neural_style
 from medstyle.evaluation.protocols import PictureSet, unpaired
 from medstyle.evaluation.statistics import summary
 from medstyle.imaging.picture import Pixels, from_unit, read_picture, to_unit, write_picture
-from medstyle.inference.translate import translate_picture
+from medstyle.inference.translate import Rendering, render_picture, style_of, translate_picture
 from medstyle.networks.imagenet import FINEST, ImageNet
 from medstyle.networks.texture import Texture, correlations, style_distance
 from medstyle.networks.translator import Translator
@@ -71,6 +71,27 @@ def main() -> None:
         cells = [summary(column) for column in np.array(rows).T.tolist()]
         shown = " | ".join(f"{cell['mean']:.3f} ({cell['low']:.3f} to {cell['high']:.3f})" for cell in cells)
         print(f"| {name} | {shown} | {seconds[name] / len(pairs):.1f} |")
+    if arguments.run is not None:
+        brushes(Translator.load(arguments.run / "models/translator"), network, pairs)
+
+
+def brushes(translator: Translator, network: ImageNet, pairs: list[tuple[Pixels, Pixels]]) -> None:
+    """Print what the brush of another painting changes where the palette stays."""
+    size, target, source = translator.config.architecture.style_size, translator.config.target, translator.config.source
+    rows = []
+    for number, (photo, painting) in enumerate(pairs):
+        own, other = (style_of(translator, target, style) for style in (painting, pairs[number - 1][1]))
+        mixed = [torch.cat([brush[:, :size], palette[:, size:]], 1) for brush, palette in zip(other, own, strict=True)]
+        one, two = (render_picture(photo, Rendering(translator, target, source, code)).image for code in (own, mixed))
+        known = described(network, painting)
+        distances = [float(style_distance(described(network, made), known)[0]) for made in (one, two)]
+        rows.append([float(np.abs(to_unit(one) - to_unit(two)).mean()), *distances])
+    apart, own, other = np.mean(rows, 0)
+    closer = np.mean([row[1] < row[2] for row in rows])
+    print(
+        f"\nAnother painting's brush in the same palette: the picture changes by {apart:.3f} of 1; ImageNet's distance"
+    )
+    print(f"is {own:.3f} with its own brush and {other:.3f} with the other, smaller with its own in {closer:.0%}")
 
 
 def pictures(kind: str, run: Path | None, count: int) -> list[Pixels]:
