@@ -14,7 +14,6 @@ from medstyle.networks.palette import Palette
 
 STYLES = ("domain", "latent", "reference")
 LATENT = 16  # length Z of a latent
-SMALL = 1e-2  # of deviations of ImageNet's features: channels below are silent
 WIDTH = sum(imagenet.CHANNELS)  # of all levels whose statistics describe a style
 
 
@@ -168,9 +167,6 @@ class StatisticsEncoder(nn.Module):
         maps = imagenet.finest().to(reference.device)(reference)
         with torch.autocast(reference.device.type, enabled=False):
             pairs = [torch.std_mean(level.float().flatten(2), 2) for level in maps]
-            # logarithms and ratios, so that channels of small values count like any other
-            known = [one for std, mean in pairs for one in ((std + SMALL).log(), mean / (std + SMALL))]
-        found = torch.cat(known, 1)  # (N, 2 WIDTH), fewer of a small picture
+        found = torch.cat([one for pair in pairs for one in pair], 1)  # (N, 2 WIDTH), fewer of a small picture
         h = self.body(nn.functional.pad(found, (0, 2 * WIDTH - found.shape[1])))
-        code = _pick(torch.stack([head(h) for head in self.heads], 1), domain)
-        return nn.functional.layer_norm(code, code.shape[1:])  # of a size that modulations learn from at once
+        return _pick(torch.stack([head(h) for head in self.heads], 1), domain)

@@ -159,7 +159,7 @@ class Exemplar(MultiDomain):
     """
 
     terms: ClassVar = {
-        **reweighted(MultiDomain.terms, pair=0.0, style=0.0, cycle=0.0, contrastive=1.0, anatomy=0.0, adversarial=0.2),
+        **reweighted(MultiDomain.terms, pair=0.0, style=0.0, cycle=0.0, contrastive=0.5, anatomy=0.0, adversarial=0.2),
         "texture": Term(5.0, lambda self, batch, images: self.texture_distance(_shifted(images, batch), batch.whole)),
         "tone": Term(5.0, lambda self, batch, images: self.tone(batch, images)),
         "self_reconstruction": Term(0.0, lambda self, batch, images: self.self_reconstruction(batch)),
