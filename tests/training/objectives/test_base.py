@@ -60,7 +60,8 @@ def test_a_discriminator_that_learned_tells_unseen_images_apart(form):
 
     def drawn():
         x, index = torch.randn(4, 1, 32, 32), torch.zeros(4, dtype=torch.long)
-        return Batch(x, torch.sin(3 * x), index, index + 1, index == 0, [0] * 4, 0, 0.0), torch.randn_like(x)
+        y = torch.sin(3 * x)
+        return Batch(x, y, index, index + 1, index == 0, [0] * 4, 0, 0.0, y), torch.randn_like(x)
 
     batch, output = drawn()
     assert objective.judged(batch, output)["validation/share_right"] < 0.8
