@@ -62,8 +62,8 @@ def main() -> None:
 
 def torch_ways(translator: Translator) -> dict[str, Run]:
     """Return the ways of PyTorch."""
-    rendering = Rendering(translator, None).eval()
-    wide = Rendering(translator, None).eval().to(memory_format=torch.channels_last)
+    rendering = Rendering(translator, translator.style()).eval()
+    wide = Rendering(translator, translator.style()).eval().to(memory_format=torch.channels_last)
 
     def half(x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):

@@ -638,6 +638,7 @@ def export(
     model: Annotated[str, typer.Argument(help="Translator folder, or a model such as models:/medstyle@champion.")],
     out: Annotated[Path, typer.Argument(help="New file: .onnx, .pt2 or .ts (TorchScript); with --bundle a folder.")],
     to: Annotated[str | None, typer.Option(help="Target domain; default: the one the model was trained for.")] = None,
+    style: Annotated[Path | None, typer.Option(help="Image whose style the file is to give.")] = None,
     bundle: Annotated[bool, typer.Option("--bundle", help="Write a MONAI bundle, with preparation.")] = False,
 ) -> None:
     """Write a model for other runtimes: network units in and out, for any batch and image size.
@@ -646,18 +647,23 @@ def export(
 
     Example: medstyle export models/translator model.onnx
     """
+    from medstyle.inference.files import read_reference
+    from medstyle.inference.translate import style_of
     from medstyle.networks.export import export as write
 
     if out.exists():
         raise OutputError(f"{out}: exists already; remove it or choose another name")
     translator = _translator(model)
     if bundle:
+        if style:
+            raise ParamsError("export: --style is for one file; a bundle renders in the default style")
         from medstyle.inference.bundle import write_bundle
 
         write_bundle(translator, out, to)
         print(f"{out}: python -m monai.bundle run --config_file {out}/configs/inference.json --bundle_root {out}")
         return
-    write(translator, out, to)
+    codes = style_of(translator, to, read_reference(style, translator, to)) if style else None
+    write(translator, out, to, codes)
     print(f"{out}: sizes must be multiples of {translator.multiple}")
 
 

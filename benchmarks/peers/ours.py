@@ -112,7 +112,7 @@ def textbook_step(
 
     def step(number: int) -> None:
         paired = torch.ones(len(x), dtype=torch.bool, device=x.device)
-        batch = Batch(x, y, index, index + 1, paired, range(number, number + len(x)), number, 0.5)
+        batch = Batch(x, y, index, index + 1, paired, range(number, number + len(x)), number, 0.5, y)
         with autocast or nullcontext():
             images = objective.play(batch)
         for phase in objective.phases:

@@ -36,6 +36,8 @@ class Batch:
         seeds: one seed per example, for losses that sample.
         step: number of the step.
         progress: share of the steps that are done, in [0, 1).
+        whole: the images of the target domain of which ``target`` is a window; without windows they
+            are the same.
         matched: what the target's scan shows at the location of the source; only with
             ``cross_subject``.
     """
@@ -48,4 +50,5 @@ class Batch:
     seeds: Sequence[int]
     step: int
     progress: float
+    whole: Tensor
     matched: MatchedSubject | None = None

@@ -158,6 +158,7 @@ class Sampling:
         split: split of the store.
         multiple: a batch is cropped to the bounding box of its bodies, whose sides are multiples of
             this where possible.
+        window: side of a random square of that box, to which a batch is cropped; 0: the whole box.
         rank, world: index of this process and number of processes, among which a batch is divided.
     """
 
@@ -175,6 +176,7 @@ class Sampling:
     cross_subject: bool = False
     split: str = "train"
     multiple: int = 1
+    window: int = 0
     rank: int = 0
     world: int = 1
 
@@ -348,6 +350,14 @@ class BatchSampler:
         ]
         return box_around(union(extents), self.size, self.sampling.multiple)
 
+    def _window(self, size: Sequence[int], step: int) -> tuple[slice, slice]:
+        """Return a random square of images of ``size``; all of them where they are smaller."""
+        rng, side = seeded(self.sampling.seed, step, "window"), self.sampling.window
+        sides = [min(side or n, n) for n in size]
+        starts = [int(torch.randint(n - m + 1, (), generator=rng)) for n, m in zip(size, sides, strict=True)]
+        rows, columns = (slice(start, start + m) for start, m in zip(starts, sides, strict=True))
+        return rows, columns
+
     def _arrange(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
         """Turn ``(depth, C, H, W)`` into channels ``(C * depth, H, W)``.
 
@@ -367,7 +377,9 @@ class BatchSampler:
             image.to(device, non_blocking=True) for image in (ready["source"], ready["target"], *ready["matched"])
         ]
         images = augment(images, self.sampling.augmentation, ready["seeds"], ready["contrast"])
-        source, target, *matched = (image[(..., *ready["box"])] for image in images)
+        source, whole, *matched = (image[(..., *ready["box"])] for image in images)
+        window = self._window(source.shape[-2:], step)
+        source, target, *matched = (image[(..., *window)] for image in (source, whole, *matched))
         return Batch(
             source,
             target,
@@ -377,5 +389,6 @@ class BatchSampler:
             ready["seeds"],
             step,
             step / steps,
+            whole,
             MatchedSubject(matched[0], matched[1], self.voxel_mm) if matched else None,
         )

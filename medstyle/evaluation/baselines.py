@@ -79,7 +79,6 @@ BASELINES: dict[str, Callable[[NDArray[np.float32], NDArray[np.float32]], NDArra
 
 
 ITERATIONS, LARGEST = 120, 512  # of the optimisation, which works on pictures with sides of at most this many pixels
-FINEST = 4  # levels of features that it compares: the coarsest of a classifier say what is shown, not how
 
 
 def _of_values(name: str, pixels: Pixels, reference: Pixels) -> Pixels:
@@ -106,7 +105,7 @@ def neural_style(
     import torch
     import torch.nn.functional as F
 
-    from medstyle.networks.imagenet import ImageNet, available
+    from medstyle.networks.imagenet import FINEST, ImageNet, available
     from medstyle.networks.mind import anatomy_loss
     from medstyle.networks.texture import Texture, correlations, style_distance
 

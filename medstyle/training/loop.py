@@ -130,6 +130,7 @@ class Session:
             volumetric=plan.volumetric,
             cross_subject=self.objective.cross_subject,
             multiple=multiple,
+            window=settings.window,
             rank=self.world.rank,
             world=self.world.size,
         )

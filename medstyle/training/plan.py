@@ -23,6 +23,9 @@ class Training:
     """Optimiser steps of the generator."""
     batch: Annotated[int, Field(ge=1)] = 8
     """Slices per step, over all processes."""
+    window: Annotated[int, Field(ge=0)] = 0
+    """Side in pixels of a random square of each image on which the networks are trained, for
+    details at full resolution; 0: whole images."""
     depth: Annotated[int, Field(ge=1)] = 16
     """Number of slices in an example of a three-dimensional generator."""
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-4

@@ -29,7 +29,7 @@ class Preview:
     def __init__(self, store: SliceStore, sampling: Sampling) -> None:
         sampling = replace(
             sampling, all_directions=False, cross_subject=False, batch=2 if sampling.volumetric else 32,
-            augmentation=PLAIN, rank=0, world=1,
+            augmentation=PLAIN, window=0, rank=0, world=1,
         )  # fmt: skip
         splits = ["validation"] if store.rows(sampling.domains[0], "validation") else []
         for paired, split in [(p, s) for p in (True, False) for s in [*splits, "train"]]:

@@ -201,3 +201,24 @@ def test_a_slice_is_drawn_only_where_all_targets_show_the_body(store):
     change_rows(store, "mr_flair", foreground=lambda row: float(row.slice < 4))
     one = sampler(store, ("mr_t1", "mr_t2", "mr_flair"))
     assert {one.example(k).place for k in range(60)} == {2, 3}
+
+
+def test_a_window_is_the_same_part_of_all_images_and_another_at_each_step(store):
+    whole, part = (sampler(store, window=window) for window in (0, 16))
+    starts = set()
+    for step in range(6):
+        everything, batch = (one(step, 9, torch.device("cpu")) for one in (whole, part))
+        assert torch.equal(batch.whole, everything.target)
+        assert torch.equal(everything.whole, everything.target)
+        [(y, x)] = [
+            (y, x)
+            for y in range(everything.source.shape[2] - 15)
+            for x in range(everything.source.shape[3] - 15)
+            if torch.equal(everything.source[..., y : y + 16, x : x + 16], batch.source)
+        ]
+        assert torch.equal(everything.target[..., y : y + 16, x : x + 16], batch.target)
+        starts.add((y, x))
+    assert len(starts) > 3
+    assert torch.equal(
+        sampler(store, window=500)(0, 9, torch.device("cpu")).source, whole(0, 9, torch.device("cpu")).source
+    )

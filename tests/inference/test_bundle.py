@@ -87,7 +87,7 @@ def test_the_command_of_monai_writes_them_on_the_same_grid(scan, tmp_path):
 def test_both_forms_of_the_weights_are_the_translators(tmp_path):
     model = make_translator()
     write_bundle(model, tmp_path / "bundle")
-    known = Rendering(model).state_dict()
+    known = Rendering(model, model.style()).state_dict()
     stored = load_file(tmp_path / "bundle/models/model.safetensors")
     extra = {"metadata.json": "", "inference.json": ""}
     script = torch.jit.load(tmp_path / "bundle/models/model.ts", _extra_files=extra)

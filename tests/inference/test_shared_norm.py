@@ -9,6 +9,7 @@ from torch import nn
 from medstyle.inference import synthesise as rendering
 from medstyle.inference import translate
 from medstyle.inference.shared_norm import Statistics
+from medstyle.networks.palette import Palette
 from tests.inference.conftest import make_translator
 
 
@@ -75,3 +76,21 @@ def test_a_large_picture_in_windows_looks_as_in_one_piece(monkeypatch):
     error, other = (np.abs(image - whole).mean() for image in (shared, alone))
     assert error < 0.5 * other
     assert whole.std() > 10, "there is something to see"
+
+
+def test_windows_take_the_palette_as_one_picture(monkeypatch):
+    """A dark corner stays dark, although the palette of the reference has bright values, too."""
+    rng = np.random.default_rng(0)
+    coarse = zoom(rng.random((12, 12, 3)), (16, 16, 1), order=1) * np.linspace(0.2, 1, 192)[:, None]
+    pixels, style = (np.rint(255 * image).astype(np.uint8) for image in (coarse, rng.random((64, 64, 3))))
+    translator = make_translator(("photo", "painting"), size=[64, 64], style=("reference",), palette=16)
+    whole, mapped = translate.translate_picture(pixels, translator, reference=style).image.astype(float), Palette.mapped
+    monkeypatch.setattr(rendering, "WHOLE", 16000)
+    monkeypatch.setattr(rendering, "WINDOW", 64)
+    shared = translate.translate_picture(pixels, translator, reference=style).image
+    monkeypatch.setattr(
+        Palette, "mapped", lambda self, image, own, palette: mapped(self, image, self.measure(image), palette)
+    )
+    alone = translate.translate_picture(pixels, translator, reference=style).image
+    error, other = (np.abs(image - whole).mean() for image in (shared, alone))
+    assert error < 0.5 * other

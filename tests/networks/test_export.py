@@ -76,6 +76,18 @@ def test_every_kind_of_translator_is_exported(suffix, kind, tmp_path):
     torch.testing.assert_close(restored(tmp_path / f"model{suffix}")(x), model(x), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("suffix", [pytest.param(s, marks=() if s == ".ts" else pytest.mark.slow) for s in SUFFIXES])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_file_gives_the_style_of_one_reference(suffix, tmp_path):
+    model = translator(2, **PICTURES, style=("reference",), palette=8)
+    styles = [model.style(reference=torch.rand(1, 3, 32, 32) * 2 - 1) for _ in range(2)]
+    export(model, tmp_path / f"model{suffix}", style=styles[0])
+    x = torch.rand(2, 3, 16, 24) * 2 - 1
+    made = restored(tmp_path / f"model{suffix}")(x)
+    torch.testing.assert_close(made, model(x, style=styles[0]), atol=5e-3, rtol=0)  # steep curves
+    assert not torch.allclose(made, model(x, style=styles[1]), atol=1e-2)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_onnx_says_what_comes_before_and_after_the_network(tmp_path):
     import onnxruntime

@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 
 from medstyle.data.store import SliceStore
+from medstyle.networks import imagenet
 from medstyle.params import parse
 from medstyle.training.loop import fit
 from medstyle.training.plan import Plan
 from tests.data.conftest import make_store
 
+FEATURES = "imagenet" if imagenet.available() else None
 # recipe -> what it needs beyond the defaults
 NEEDS = {
     "paired": {},
@@ -20,7 +22,10 @@ NEEDS = {
     "unpaired_contrastive": {},
     "unpaired_cycle": {},
     "multi_domain": {"domains": ["mr_flair"], "architecture": {"style": ("domain", "latent", "reference")}},
-    "exemplar": {"architecture": {"style": ("domain", "reference")}},
+    "exemplar": {
+        "architecture": {"style": ("reference",), "palette": 4, "style_features": FEATURES or "learned"},
+        "objective": {"textures": ["random", *([FEATURES] if FEATURES else [])]},
+    },
     "harmonization": {"domains": ["mr_flair"], "architecture": {"residual": True}},
 }
 
@@ -43,7 +48,10 @@ def train(
     plan = {
         "source": "mr_t1", "target": "mr_t2", "contrasts": contrasts, "domains": needs.get("domains", []),
         "training": {**defaults, **settings},
-        "objective": {"kind": kind, "discriminator_width": 4, "discriminator_layers": 1, **(objective or {})},
+        "objective": {
+            "kind": kind, "discriminator_width": 4, "discriminator_layers": 1,
+            **needs.get("objective", {}), **(objective or {}),
+        },
         "network": {
             "widths": [4, 6, 8], "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {}),
         },

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from medstyle.data.batch import Batch
 from medstyle.errors import ParamsError
+from medstyle.networks import imagenet
 from medstyle.networks.style import LATENT
+from medstyle.networks.texture import Texture
 from medstyle.params import params
 from medstyle.training.objectives.base import Images, Term, Weight, fade, reweighted
 from medstyle.training.objectives.unpaired import UnpairedContrastive, UnpairedContrastiveParams
+
+STROKE = 4  # pixels: side of the areas whose brightness is kept
+SHIFT = 8  # pixels: the largest stride of the features, and more
 
 
 @params
@@ -30,6 +37,9 @@ class ExemplarParams(UnpairedContrastiveParams):
 
     kind: Literal["exemplar"] = "exemplar"  # type: ignore[assignment]
     """The kind of objective."""
+    textures: Annotated[tuple[Literal["random", "imagenet"], ...], Field(min_length=1)] = ("random",)
+    """Frozen features whose correlations `texture` compares: random filters, ImageNet's (needs
+    `medstyle[art]`), or both."""
 
 
 @params
@@ -82,7 +92,7 @@ class MultiDomain(UnpairedContrastive):
             rngs = [torch.Generator().manual_seed(seed ^ (0x5EED + salt)) for seed in batch.seeds]
             z = torch.stack([torch.randn(LATENT, generator=rng) for rng in rngs]).to(batch.source.device)
         elif source == "reference":
-            reference = batch.target
+            reference = batch.whole
         code: Tensor = self.networks.style(batch.target_index, z, reference)
         return code
 
@@ -131,20 +141,29 @@ def _blurred(image: Tensor) -> Tensor:
     return pool(image.float(), 8 if min(image.shape[2:]) >= 8 else min(image.shape[2:]))
 
 
+def _shifted(images: Images, batch: Batch) -> Tensor:
+    """Cut off a few first rows and columns of the output: features see it at every phase.
+
+    Strided features at one phase would reward a fine grid.
+    """
+    down, right = torch.randint(SHIFT, (2,), generator=torch.Generator().manual_seed(batch.seeds[0])).tolist()
+    return images["fake"][..., down:, right:]
+
+
 class Exemplar(MultiDomain):
     """Render one image in the style of another (AdaIN, Huang and Belongie 2017).
 
     The discriminator learns the collection. ``texture`` compares feature correlations with those of
-    the reference (Gatys 2016); ``self_reconstruction`` keeps an image in its own style unchanged;
-    content is preserved patch by patch.
+    the reference (Gatys 2016), at every step; ``tone`` and ``anatomy`` preserve content and leave
+    strokes free; ``self_reconstruction`` keeps an image in its own style unchanged.
     """
 
     terms: ClassVar = {
-        **reweighted(
-            MultiDomain.terms, pair=0.0, cycle=0.0, anatomy=0.0, adversarial=0.2, texture=5.0, contrastive=1.0
-        ),
-        "self_reconstruction": Term(2.0, lambda self, batch, images: self.self_reconstruction(batch)),
-    }  # fmt: skip
+        **reweighted(MultiDomain.terms, pair=0.0, style=0.0, cycle=0.0, contrastive=0.5, anatomy=0.0, adversarial=0.2),
+        "texture": Term(5.0, lambda self, batch, images: self.texture_distance(_shifted(images, batch), batch.whole)),
+        "tone": Term(5.0, lambda self, batch, images: self.tone(batch, images)),
+        "self_reconstruction": Term(0.0, lambda self, batch, images: self.self_reconstruction(batch)),
+    }
     directions = "one"
     dimensions = (2,)
 
@@ -152,7 +171,22 @@ class Exemplar(MultiDomain):
         """Build the projections; raise :class:`UserError` without styles from references."""
         if "reference" not in self.sources:
             raise ParamsError("network.style: exemplar takes styles from reference images; add reference")
-        return super().helpers()
+        helpers = super().helpers()
+        known: dict[str, Callable[[], nn.Module]] = {
+            "random": lambda: Texture(self.channels),
+            "imagenet": imagenet.finest,
+        }
+        self.textures = [known[name]() for name in self.settings.textures]
+        return helpers
+
+    def tone(self, batch: Batch, images: Images) -> Tensor:
+        """Return the difference in brightness from the content in the palette of the style.
+
+        Areas of strokes are compared, so that the strokes themselves are free.
+        """
+        plain = self.networks.coloured(self.content(batch), images["code"])
+        made, wanted = (F.avg_pool2d(one.float().mean(1, keepdim=True), STROKE) for one in (images["fake"], plain))
+        return (made - wanted).abs().mean()
 
     def self_reconstruction(self, batch: Batch) -> Tensor:
         """Return the distance between a target and itself rendered in its own style."""

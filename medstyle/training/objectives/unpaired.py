@@ -82,7 +82,7 @@ class UnpairedContrastive(Objective):
         "contrastive": Term(1.0, lambda self, batch, images: self.kept(batch, images["fake"])),
         "identity": Term(1.0, lambda self, batch, images: self.identity(batch)),
         "anatomy": Term(1.0, lambda self, batch, images: anatomy_loss(images["fake"], self.content(batch))),
-        "texture": Term(0.0, lambda self, batch, images: self.texture_distance(images["fake"], batch.target)),
+        "texture": Term(0.0, lambda self, batch, images: self.texture_distance(images["fake"], batch.whole)),
         "cross_subject": Term(0.0, cross_subject),
         **common(adversarial=1.0),
     }
@@ -95,7 +95,7 @@ class UnpairedContrastive(Objective):
             raise ParamsError("objective.weights.texture: is for two dimensions")
         self.generator = self.networks.generator
         self.projectors = Projectors(self.generator.widths)
-        self.texture = Texture(self.channels)
+        self.textures: list[nn.Module] = [Texture(self.channels)]
         return {"projectors": self.projectors}
 
     def nce(self, content: Tensor, output: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -129,8 +129,11 @@ class UnpairedContrastive(Objective):
 
     def texture_distance(self, image: Tensor, target: Tensor) -> Tensor:
         """Return the distance between the feature correlations of two images."""
-        output, wanted = (correlations(self.texture(one)) for one in (image, target))
-        return style_distance(output, wanted).mean()
+        distances = []
+        for features in self.textures:
+            output, wanted = (correlations(features.to(image.device)(one)) for one in (image, target))
+            distances.append(style_distance(output, wanted).mean())
+        return torch.stack(distances).sum()
 
 
 class UnpairedCycle(Objective):

@@ -31,7 +31,7 @@ def test_the_next_slice_is_what_a_step_through_the_stack_shows():
 def test_the_discriminator_learns_on_after_a_term_that_failed():
     objective = Paired(Networks(Architecture(widths=(4, 6)), ["mr_t1", "mr_t2"]), PairedParams(), (1, 1), 2)
     x, index = torch.zeros(1, 1, 32, 32), torch.zeros(1, dtype=torch.long)
-    batch = Batch(x, x, index, index + 1, index == 0, [0], 0, 0.0)
+    batch = Batch(x, x, index, index + 1, index == 0, [0], 0, 0.0, x)
     with pytest.raises(KeyError):
         objective.adversarial(batch, {})
     assert all(weight.requires_grad for weight in objective.discriminator.parameters())
@@ -41,7 +41,7 @@ def test_telling_how_real_images_seem_changes_nothing():
     torch.manual_seed(0)
     objective = Paired(Networks(Architecture(widths=(4, 6)), ["mr_t1", "mr_t2"]), PairedParams(), (1, 1), 2)
     x, index = torch.randn(2, 1, 32, 32), torch.zeros(2, dtype=torch.long)
-    batch = Batch(x, -x, index, index + 1, index == 0, [0, 1], 0, 0.0)
+    batch = Batch(x, -x, index, index + 1, index == 0, [0, 1], 0, 0.0, -x)
     before = {name: value.clone() for name, value in objective.discriminator.state_dict().items()}
     told = objective.judged(batch, x)
     assert all(0 < value < 1 for value in told.values())
@@ -60,7 +60,8 @@ def test_a_discriminator_that_learned_tells_unseen_images_apart(form):
 
     def drawn():
         x, index = torch.randn(4, 1, 32, 32), torch.zeros(4, dtype=torch.long)
-        return Batch(x, torch.sin(3 * x), index, index + 1, index == 0, [0] * 4, 0, 0.0), torch.randn_like(x)
+        y = torch.sin(3 * x)
+        return Batch(x, y, index, index + 1, index == 0, [0] * 4, 0, 0.0, y), torch.randn_like(x)
 
     batch, output = drawn()
     assert objective.judged(batch, output)["validation/share_right"] < 0.8
