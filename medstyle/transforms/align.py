@@ -25,6 +25,7 @@ TURN_DEG = 6.0  # the same for a rotation
 SEEN = 0.5  # smallest share of the bodies that must stay in the field of view for a rotation to count
 OVERLAP = 0.5
 COHORT, OUTLIER = 8, 5.0  # smallest cohort, and limit in robust standard deviations below the other pairs
+STRANGERS = 0.7  # of what the other pairs share; scans of two people shared 0.4 of it at most
 
 
 def onto_grid(moving: Volume, fixed: Volume, alignment: str = "headers", nearest: bool = False) -> Volume:
@@ -253,7 +254,8 @@ def pair_verdicts(fits: Sequence[Fit]) -> list[tuple[str, str]]:
             return Code.E_PAIR_SHIFTED, f"the scans fit better after a shift by {pair.better_mm:.0f} mm"
         if pair.better_deg:
             return Code.E_PAIR_TURNED, f"the scans fit better after a turn by {pair.better_deg:.0f} degrees"
-        if len(fits) >= COHORT and pair.information < centre - OUTLIER * max(spread, 1e-3):
+        less = min(centre - OUTLIER * max(spread, 1e-3), 1 + STRANGERS * (centre - 1))
+        if len(fits) >= COHORT and pair.information < less:
             what = f"{pair.information:.3f} of shared information, {centre:.3f} in the others"
             return Code.E_PAIR_UNLIKE, f"the scans look like two bodies: {what}"
         return "", ""

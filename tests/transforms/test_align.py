@@ -119,6 +119,8 @@ def test_an_outlier_of_a_cohort_is_named(scans):
     codes = [code for code, _ in pair_verdicts([*usual, odd])]
     assert codes == [""] * COHORT + ["E_PAIR_UNLIKE"]
     assert not any(code for code, _ in pair_verdicts([*usual[:3], odd]))  # too few to say
+    alike = [Fit(0.98, 1.2, 0.0)] * COHORT  # copies of one: any other is an outlier, but no stranger
+    assert not any(code for code, _ in pair_verdicts([*alike, replace(odd, information=1.18)]))
     assert pair_verdicts([]) == []
 
 
