@@ -28,6 +28,12 @@ def by_torchrun(folder, kind, name, **settings):
     program(folder, kind, name, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", **settings)
 
 
+# A constant that is added there is taken away, with the low-pass of the refiner and by the palette of
+# exemplar: the gradient is rounding alone. With a palette the gain is idle too, and rounding grows.
+IDLE = {("paired_refined", "refiner.network.head.conv.bias"), ("exemplar", "generator.head.conv.bias")}
+SHORT = {"exemplar": 2}  # steps
+
+
 @pytest.mark.parametrize(
     ("start", "kinds", "steps"),
     [
@@ -41,11 +47,13 @@ def test_two_processes_are_one(start, kinds, steps, store, tmp_path):
     """A batch divided among two processes gives the weights of one process, up to the order of
     sums."""
     for kind in kinds:
-        settings = {"steps": steps, "batch": 4}
+        settings = {"steps": SHORT.get(kind, steps), "batch": 4}
         if not OBJECTIVES[kind].paired and kind != "exemplar":  # of pictures, which have no common space
             settings["objective"] = {"weights": {"cross_subject": 1.0}}
         start(tmp_path, kind, kind, **settings, processes=2)
         two = load_file(tmp_path / f"{kind}.safetensors")
         [one], _ = train(store, tmp_path / "one" / kind, kind, **settings)
         for name, value in one.state_dict().items():
+            if (kind, name) in IDLE:
+                continue
             torch.testing.assert_close(two[name], value, atol=2e-5, rtol=1e-3, msg=f"{kind}: {name}")

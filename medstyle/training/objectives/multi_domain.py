@@ -146,7 +146,7 @@ def _shifted(images: Images, batch: Batch) -> Tensor:
 
     Strided features at one phase would reward a fine grid.
     """
-    down, right = torch.randint(SHIFT, (2,), generator=torch.Generator().manual_seed(batch.seeds[0])).tolist()
+    down, right = torch.randint(SHIFT, (2,), generator=torch.Generator().manual_seed(batch.step)).tolist()
     return images["fake"][..., down:, right:]
 
 
