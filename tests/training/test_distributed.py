@@ -28,8 +28,8 @@ def by_torchrun(folder, kind, name, **settings):
     program(folder, kind, name, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", **settings)
 
 
-# A constant that is added there is taken away, with the low-pass of the refiner and by the palette of
-# exemplar: the gradient is rounding alone. With a palette the gain is idle too, and rounding grows.
+# A constant that is added there is taken away, with the low-pass of the refiner and by the palette
+# of exemplar: its gradient is rounding alone. With a palette a gain is idle, too: rounding grows.
 IDLE = {("paired_refined", "refiner.network.head.conv.bias"), ("exemplar", "generator.head.conv.bias")}
 SHORT = {"exemplar": 2}  # steps
 
