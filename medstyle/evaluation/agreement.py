@@ -52,11 +52,11 @@ def agreement(output: Image, truth: Image, mask: NDArray[np.bool_], pixel_mm: tu
     total, count, sizes = np.zeros_like(truth), np.zeros(mask.shape, np.uint16), []
     for z in np.flatnonzero(mask.any((1, 2))):
         made, real, inside = (_patches(image[z], sides, steps) for image in (output, truth, mask))
-        places = np.argwhere((inside.mean((2, 3)) >= LEAST) & (np.ptp(real, (2, 3)) > 0)) * steps
-        ours, theirs = (_spectra(image[tuple((places // steps).T)], window) for image in (made, real))
+        chosen = np.argwhere((inside.mean((2, 3)) >= LEAST) & (np.ptp(real, (2, 3)) > 0))
+        ours, theirs = (_spectra(image[tuple(chosen.T)], window) for image in (made, real))
         found = wavelengths[_agreeing(ours, theirs, rings)] / 2
         sizes.append(found)
-        for (top, left), size in zip(places, found, strict=True):
+        for (top, left), size in zip(chosen * steps, found, strict=True):
             where = (z, slice(top, top + sides[0]), slice(left, left + sides[1]))
             total[where] += size
             count[where] += 1

@@ -110,12 +110,12 @@ def _webp(image: Any, quality: int) -> str:
 
 
 def recorded(frames: Iterable[Frame], path: Path, like: Path, most_px: int = 360) -> Iterator[Frame]:
-    """Pass frames on while writing them as a small MP4 for the page, without sound."""
+    """Pass frames of 8 bits on while writing them as a small MP4 for the page, without sound."""
     from PIL import Image
 
     with VideoWriter(path, like, sound=False, crf=28) as writer:
         for frame in frames:
-            image = Image.fromarray(frame.plain().pixels)
+            image = Image.fromarray(frame.pixels)
             image.thumbnail((most_px * 2, most_px))
             writer.write(Frame(np.asarray(image), frame.time))
             yield frame

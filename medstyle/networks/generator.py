@@ -133,7 +133,7 @@ class Generator(nn.Module):
             pictures, which zeros would frame.
         fold: side of the square (cube) of pixels that the finest level holds as channels (pixel
             unshuffle, Shi 2016), finished by a :class:`FineHead`. Most of the arithmetic of a U-Net
-            is at full resolution, so 2 costs about 0.6 of 1.
+            is at full resolution, so 2 costs about 0.7 of 1.
     """
 
     def __init__(

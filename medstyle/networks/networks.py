@@ -43,7 +43,7 @@ class Architecture:
     """Number of finest levels without a skip connection: 0 preserves anatomy; 1 or 2 give freedom
     for art."""
     fold: Annotated[int, Field(ge=1, le=4)] = 1
-    """Side of the square of pixels that the finest level holds as channels: 2 takes about 0.6 of
+    """Side of the square of pixels that the finest level holds as channels: 2 takes about 0.7 of
     the time, with `widths` that begin one level coarser."""
     residual: bool = False
     """Predict the change instead of the image; source and target must share a unit."""
