@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from medstyle.training.distributed import World
 from medstyle.training.guards import Guard
+from medstyle.training.muon import optimisers_of
 from medstyle.training.objectives.base import Objective, Phase
 from medstyle.training.plan import Training
 
@@ -31,8 +32,8 @@ class Players:
             layout = torch.channels_last if self.networks.dimensions == 2 else torch.channels_last_3d
             self.modules.to(memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
-        self.optimisers = {  # the rate is set at every turn
-            name: torch.optim.AdamW(module.parameters(), lr=1.0, betas=(0.5, 0.99), weight_decay=1e-4, fused=True)
+        self.optimisers = {
+            name: optimisers_of(module, settings.optimiser == "muon" and name != "discriminator")
             for name, module in self.modules.items()
         }
 
@@ -41,18 +42,17 @@ class Players:
 
         Return the gradient norm before clipping.
         """
-        for optimiser in self.optimisers.values():
-            optimiser.zero_grad(set_to_none=True)
+        self.modules.zero_grad(set_to_none=True)
         loss.backward()
         weights = [p for name in phase.players for p in self.modules[name].parameters()]
         self.world.average(weights)
         norm = nn.utils.clip_grad_norm_(weights, self.settings.clip * phase.clip, foreach=True)
         if guard.finite(phase.name, norm):
             rate = getattr(self.settings, phase.rate) * schedule(progress)
-            for name in phase.players:
-                for group in self.optimisers[name].param_groups:
+            for optimiser in (one for name in phase.players for one in self.optimisers[name]):
+                for group in optimiser.param_groups:
                     group["lr"] = rate
-                self.optimisers[name].step()
+                optimiser.step()
         return float(norm)
 
     @torch.no_grad()
@@ -71,12 +71,13 @@ class Players:
         return {
             "modules": self.modules.state_dict(),
             "average": self.average.state_dict(),
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "optimisers": {name: [one.state_dict() for one in own] for name, own in self.optimisers.items()},
         }
 
     def load(self, state: dict[str, Any]) -> None:
         """Restore a saved state."""
         self.modules.load_state_dict(state["modules"])
         self.average.load_state_dict(state["average"])
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        for name, own in self.optimisers.items():
+            for one, saved in zip(own, state["optimisers"][name], strict=True):
+                one.load_state_dict(saved)

@@ -53,7 +53,7 @@ def train(
             **needs.get("objective", {}), **(objective or {}),
         },
         "network": {
-            "widths": [4, 6, 8], "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {}),
+            "widths": [4, 6, 16], "bottleneck_blocks": 2, **needs.get("architecture", {}), **(architecture or {}),
         },
         "augmentation": augmentation or {},
     }  # fmt: skip
