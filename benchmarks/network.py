@@ -1,4 +1,4 @@
-"""Compare shapes of the generator after the same number of training steps, and their times.
+"""Compare shapes of the generator and optimisers after the same number of steps, and their times.
 
 Brain T1 -> FLAIR with pairs by the settings of `ours_paired` of training.py, by the protocol
 `plain` on three held-out training subjects: a choice among shapes must not see the test subjects.
@@ -21,10 +21,14 @@ from peers import ours
 from peers.data import BRAIN, DOMAINS, store_of, unit, unseen
 from training import OURS, STRIDE
 
-SHAPES: dict[str, dict[str, Any]] = {
+ADAMW = {"training": {"optimiser": "adamw"}}
+FOLDED = {"network": {"widths": [32, 64, 128], "fold": 2}}
+SHAPES: dict[str, dict[str, dict[str, Any]]] = {
     "levels": {},
-    "narrow": {"widths": [8, 32, 64, 128]},
-    "folded": {"widths": [32, 64, 128], "fold": 2},
+    "narrow": {"network": {"widths": [8, 32, 64, 128]}},
+    "folded": FOLDED,
+    "levels-adamw": ADAMW,
+    "folded-adamw": {**FOLDED, **ADAMW},
 }
 SIDE = 192
 SHOWN = {"psnr": 2, "ssim": 3, "mae": 4, "edges": 3}
@@ -53,7 +57,8 @@ def main() -> None:
 
 def settings(shape: str) -> dict[str, Any]:
     """Return the sections of ``train`` for a shape."""
-    return {**OURS["ours_paired"], "network": {**OURS["ours_paired"]["network"], **SHAPES[shape]}}
+    sections: dict[str, Any] = OURS["ours_paired"]
+    return sections | {name: {**sections[name], **change} for name, change in SHAPES[shape].items()}
 
 
 def times(shapes: list[str], repeats: int) -> dict[str, tuple[float, float]]:

@@ -19,6 +19,7 @@ from medstyle.networks.networks import Architecture, Networks
 from medstyle.networks.translator import Translator
 from medstyle.params import parse
 from medstyle.training.loop import fit
+from medstyle.training.muon import Muon, divided
 from medstyle.training.objectives.table import OBJECTIVES
 from medstyle.training.plan import Plan
 from medstyle.transforms.body import AIR, box_around, extent_of, is_body
@@ -91,8 +92,9 @@ def textbook_step(
 ) -> Callable[[int], None]:
     """Return a full training step ``step(number)`` of our networks and losses, written plainly.
 
-    One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors,
-    and the moving average parameter by parameter; no augmentation. ``change`` is applied to each
+    One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors
+    (and Muon, if the settings name it), and the moving average parameter by parameter; no
+    augmentation. ``change`` is applied to each
     network: another layout or normalisation. ``x``, ``y``: ``(N, C, H, W)`` on the device.
     """
     import copy
@@ -103,7 +105,8 @@ def textbook_step(
     objective = OBJECTIVES[plan.objective.kind](networks, plan.objective, (x.shape[1], x.shape[1]), 2)
     modules = {name: change(module).to(x.device) for name, module in objective.players.items()}
     average = copy.deepcopy(networks)
-    optimisers = {n: torch.optim.Adam(m.parameters(), foreach=False, fused=False) for n, m in modules.items()}
+    muon = plan.training.optimiser == "muon"
+    optimisers = {n: _plain_optimisers(m, muon and n != "discriminator") for n, m in modules.items()}
     if compiled:
         networks.generator.compile(dynamic=True)
         if objective.discriminator is not None:
@@ -118,16 +121,22 @@ def textbook_step(
         for phase in objective.phases:
             if not phase.due(batch):
                 continue
-            for optimiser in optimisers.values():
-                optimiser.zero_grad()
+            for module in modules.values():
+                module.zero_grad()
             with (None if phase.full_precision else autocast) or nullcontext():
                 loss, _ = phase.loss(batch, images)
             loss.backward()
             for name in phase.players:
                 nn.utils.clip_grad_norm_(modules[name].parameters(), 1.0, foreach=False)
-                optimisers[name].step()
+                for optimiser in optimisers[name]:
+                    optimiser.step()
         with torch.no_grad():
             for slow, fast in zip(average.parameters(), networks.parameters(), strict=True):
                 slow.lerp_(fast, 0.005)
 
     return step
+
+
+def _plain_optimisers(module: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
+    inner, rest = divided(module) if muon else ([], list(module.parameters()))
+    return [torch.optim.Adam(rest, foreach=False, fused=False), *([Muon(inner)] if inner else [])]

@@ -439,7 +439,7 @@ def _train(found: Survey, job: Job, way: tuple[str, str], grid: _Grid, wishes: W
     neighbours, why = _neighbours(found, grid)
     batch = (1 if neighbours > 1 else 2) if device == "cpu" else 8
     channels = DOMAINS[way[0]].channels
-    seconds = time_step(widths, job, (batch, channels * neighbours, *grid.size), channels, device) * job.cost
+    seconds = time_step(widths, job, (batch, channels * neighbours, *grid.size), channels, device)
     steps = max(100, round(wishes.minutes * 60 * 0.95 / seconds / 100) * 100)
     threads = os.cpu_count() or 1
     training: Section = {
@@ -490,24 +490,28 @@ def _neighbours(found: Survey, grid: _Grid) -> tuple[int, str]:
 
 
 def time_step(widths: Sequence[int], job: Job, shape: tuple[int, ...], channels: int, device: str) -> float:
-    """Measure the seconds of one forward and backward pass of the generator on random numbers."""
+    """Measure the seconds of a step on random numbers: passes of the generator and optimisers."""
     import torch
 
     from medstyle.networks.networks import Architecture, Networks
+    from medstyle.training.muon import optimisers_of
 
     neighbours = shape[1] // channels
     more = {name: value for name, value in job.network.items() if name in ("bottleneck_blocks", "levels_without_skip")}
     names = ("photo", "painting") if channels == 3 else ("mr_t1", "mr_t2")
     networks = Networks(Architecture(widths=tuple(widths), neighbours=neighbours, **more), names).to(device)
     x, domain = torch.rand(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
-    taken = []
+    parts = {"passes": lambda: networks(x, domain).abs().mean().backward()}
+    parts |= {f"optimiser {n}": one.step for n, one in enumerate(optimisers_of(networks, muon=True))}
+    taken = dict.fromkeys(parts, math.inf)
     for _ in range(4):
-        start = time.perf_counter()
-        networks(x, domain).abs().mean().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        for name, part in parts.items():
+            start = time.perf_counter()
+            part()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            taken[name] = min(taken[name], time.perf_counter() - start)
+    return taken.pop("passes") * job.cost + sum(taken.values())
 
 
 def _device(wishes: Wishes) -> str:

@@ -72,11 +72,18 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(orthogonal(ahead).view_as(weight), alpha=-size)
 
 
+def divided(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the weights of inner convolutions, which Muon may step, and all others."""
+    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+    for weight in module.parameters():
+        parts[weight.ndim < 4 or min(weight.shape[:2]) < INNER].append(weight)
+    return parts
+
+
 def optimisers_of(module: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a player: AdamW, and with ``muon`` that for inner convolutions."""
-    weights = list(module.parameters())
-    inner = [w for w in weights if muon and w.ndim > 3 and min(w.shape[:2]) >= INNER]
-    rest = [w for w in weights if not any(w is other for other in inner)]
+    inner, rest = divided(module)
     settings: dict[str, Any] = {"lr": 1.0, "weight_decay": 1e-4}  # the rate is set at every turn
-    adamw = torch.optim.AdamW(rest, betas=(0.5, 0.99), fused=True, **settings)
-    return [adamw, *([Muon(inner, **settings)] if inner else [])]
+    steps_inner = [Muon(inner, **settings)] if muon and inner else []
+    rest = rest if steps_inner else list(module.parameters())
+    return [torch.optim.AdamW(rest, betas=(0.5, 0.99), fused=True, **settings), *steps_inner]
