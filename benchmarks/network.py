@@ -22,13 +22,12 @@ from peers.data import BRAIN, DOMAINS, store_of, unit, unseen
 from training import OURS, STRIDE
 
 ADAMW = {"training": {"optimiser": "adamw"}}
-FOLDED = {"network": {"widths": [32, 64, 128], "fold": 2}}
+LEVELS = {"network": {"widths": [16, 32, 64, 128], "fold": 1}}
 SHAPES: dict[str, dict[str, dict[str, Any]]] = {
-    "levels": {},
-    "narrow": {"network": {"widths": [8, 32, 64, 128]}},
-    "folded": FOLDED,
-    "levels-adamw": ADAMW,
-    "folded-adamw": {**FOLDED, **ADAMW},
+    "levels-adamw": {**LEVELS, **ADAMW},
+    "folded-adamw": ADAMW,
+    "levels": LEVELS,
+    "folded": {},
 }
 SIDE = 192
 SHOWN = {"psnr": 2, "ssim": 3, "mae": 4, "edges": 3}

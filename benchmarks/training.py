@@ -50,13 +50,14 @@ from medstyle.imaging.modality import NORMALISATIONS
 
 # Ours: the sections of params.yaml's `train` that differ from the defaults.
 NETWORK = {"widths": [16, 32, 64, 128], "bottleneck_blocks": 2}
+FOLDED = {"widths": [32, 64, 128], "fold": 2, "bottleneck_blocks": 2}
 OURS: dict[str, dict[str, Any]] = {
     "ours_paired": {
         "training": {"batch": 1, "learning_rate": 1e-3},
         "objective": {
             "kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}, "detail": 0.0,
         },
-        "network": {**NETWORK, "neighbours": 5},
+        "network": {**FOLDED, "neighbours": 5},
     },
     "ours_unpaired": {  # recipes/unpaired_mr.yaml
         "training": {"batch": 1, "learning_rate": 1e-3},
