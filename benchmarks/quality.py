@@ -91,6 +91,18 @@ JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
         {**PHANTOM, "train": {"target": "mr_t2", "training": {"steps": 1000}}},
         phantom,
     ),
+    "mr_ct_paired": (
+        "recipes/paired_mr_ct.yaml",
+        {
+            "denoise": {"size": [128, 128], "alignment": "headers", "preparation": {"denoise": "none"}},
+            "evaluate": {"protocol": "plain"},
+            "train": {
+                "training": {"steps": 1000, "batch": 2},
+                "network": {"widths": [32, 64, 128], "neighbours": 1},
+            },
+        },
+        mr_ct,
+    ),
     "mr_ct_unpaired": (
         "recipes/unpaired_mr_ct.yaml",
         {

@@ -105,7 +105,7 @@ def textbook_step(
     objective = OBJECTIVES[plan.objective.kind](networks, plan.objective, (x.shape[1], x.shape[1]), 2)
     modules = {name: change(module).to(x.device) for name, module in objective.players.items()}
     average = copy.deepcopy(networks)
-    muon = plan.training.optimiser == "muon"
+    muon = objective.paired and plan.training.optimiser != "adamw"
     optimisers = {n: _plain_optimisers(m, muon and n != "discriminator") for n, m in modules.items()}
     if compiled:
         networks.generator.compile(dynamic=True)

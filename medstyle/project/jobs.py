@@ -41,13 +41,15 @@ JOBS = {
         Job(
             "paired_mr",
             {"kind": "paired_refined", "weights": {"l1": 1.0}, "detail": 0},
-            {"bottleneck_blocks": 2, "refiner": 16, "sharpness": 0.8}, {}, {"learning_rate": 1.0e-3}, "plain", 1.5,
+            {"fold": 2, "bottleneck_blocks": 2, "refiner": 16, "sharpness": 0.8}, {},
+            {"learning_rate": 1.0e-3}, "plain", 1.5,
             "both contrasts of a subject show the same slices",
         ),
         Job(
             "paired_mr_ct",
             {"kind": "paired", "weights": {"l1": 1.0, "structure": 0.0, "adversarial": 0.0}, "detail": 0},
-            {"bottleneck_blocks": 2}, {"flip": False}, {"learning_rate": 1.0e-3, "keep": "best"}, "synthrad2025", 1.15,
+            {"fold": 2, "bottleneck_blocks": 2}, {"flip": False},
+            {"learning_rate": 1.0e-3, "keep": "best"}, "synthrad2025", 1.15,
             "both scans of a patient show the same slices, and the target has Hounsfield units",
         ),
         Job(

@@ -41,7 +41,7 @@ ENOUGH_PAIRS = 2  # pairs, and
 MOST_PAIRED = 0.5  # share of the subjects of the rarer domain that have both: otherwise unpaired training has more
 CROSS_VALIDATE = 12  # subjects below which one split says little
 FEW = 40  # subjects up to which a training begins with the ready-made model
-START_FITS = ([16, 32, 64, 128], 5)  # the widths and the neighbours of `anybrain`
+START_FITS = ([32, 64, 128], 5)  # the widths and the neighbours of `anybrain`, which has folded pixels
 MARGIN_MM = 10.0  # around the bodies that were seen, for heads that are larger
 LARGEST = {"cpu": 256, "cuda": 384}  # pixels of a side
 SMALLEST_PICTURE = 64
@@ -436,6 +436,7 @@ def _split(subjects: int, found: Survey, notes: list[str]) -> Section:
 def _train(found: Survey, job: Job, way: tuple[str, str], grid: _Grid, wishes: Wishes, notes: list[str]) -> Section:
     device = _device(wishes)
     widths = [16, 32, 64, 128] if device == "cpu" else [32, 64, 128, 256]
+    widths = widths[1:] if "fold" in job.network else widths  # the finest level is folded into the next
     neighbours, why = _neighbours(found, grid)
     batch = (1 if neighbours > 1 else 2) if device == "cpu" else 8
     channels = DOMAINS[way[0]].channels
@@ -495,14 +496,20 @@ def time_step(widths: Sequence[int], job: Job, shape: tuple[int, ...], channels:
 
     from medstyle.networks.networks import Architecture, Networks
     from medstyle.training.muon import optimisers_of
+    from medstyle.training.objectives.table import OBJECTIVES
 
     neighbours = shape[1] // channels
-    more = {name: value for name, value in job.network.items() if name in ("bottleneck_blocks", "levels_without_skip")}
+    more = {
+        name: value
+        for name, value in job.network.items()
+        if name in ("fold", "bottleneck_blocks", "levels_without_skip")
+    }
     names = ("photo", "painting") if channels == 3 else ("mr_t1", "mr_t2")
     networks = Networks(Architecture(widths=tuple(widths), neighbours=neighbours, **more), names).to(device)
     x, domain = torch.rand(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
     parts = {"passes": lambda: networks(x, domain).abs().mean().backward()}
-    parts |= {f"optimiser {n}": one.step for n, one in enumerate(optimisers_of(networks, muon=True))}
+    optimisers = optimisers_of(networks, muon=OBJECTIVES[job.objective["kind"]].paired)
+    parts |= {f"optimiser {n}": one.step for n, one in enumerate(optimisers)}
     taken = dict.fromkeys(parts, math.inf)
     for _ in range(4):
         for name, part in parts.items():

@@ -28,10 +28,10 @@ class Training:
     details at full resolution; 0: whole images."""
     depth: Annotated[int, Field(ge=1)] = 16
     """Number of slices in an example of a three-dimensional generator."""
-    optimiser: Literal["muon", "adamw"] = "muon"
+    optimiser: Literal["auto", "muon", "adamw"] = "auto"
     """Of the generator: `muon` takes steps of equal size in every direction of the inner
-    convolutions (Jordan 2024) and AdamW for the rest; `adamw` alone is faster per step and learns
-    less."""
+    convolutions (Jordan 2024), and AdamW for the rest; `auto` is `muon` for paired objectives,
+    which learn far more by it, and else `adamw`."""
     learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-4
     """Peak learning rate of the generator: 5 % warm-up, then cosine to zero."""
     discriminator_learning_rate: Annotated[float, Field(ge=0, le=1)] = 5e-4

@@ -32,9 +32,9 @@ class Players:
             layout = torch.channels_last if self.networks.dimensions == 2 else torch.channels_last_3d
             self.modules.to(memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
+        muon = settings.optimiser == "muon" or (settings.optimiser == "auto" and objective.paired)
         self.optimisers = {
-            name: optimisers_of(module, settings.optimiser == "muon" and name != "discriminator")
-            for name, module in self.modules.items()
+            name: optimisers_of(module, muon and name != "discriminator") for name, module in self.modules.items()
         }
 
     def turn(self, phase: Phase, loss: Tensor, progress: float, guard: Guard) -> float:

@@ -6,6 +6,8 @@ from torch import nn
 
 from medstyle.networks.networks import Architecture, Networks
 from medstyle.training.muon import INNER, Muon, optimisers_of, orthogonal
+from medstyle.training.objectives.table import OBJECTIVES
+from tests.training.conftest import train
 
 
 @pytest.mark.parametrize("shape", [(20, 90), (90, 20), (33, 33)])
@@ -52,3 +54,14 @@ def test_each_weight_has_one_optimiser_and_inner_convolutions_have_muon(dimensio
     assert not any(w.ndim == dimensions + 2 and min(w.shape[:2]) >= INNER for w in adamw)
     [only] = optimisers_of(networks, False)
     assert len(only.param_groups[0]["params"]) == len(list(networks.parameters()))
+
+
+@pytest.mark.parametrize("kind", ["paired", "unpaired_contrastive"])
+def test_paired_objectives_take_muon_and_others_adamw(kind, store, tmp_path):
+    def weights(optimiser):
+        [networks], _ = train(store, tmp_path / optimiser, kind, steps=2, optimiser=optimiser)
+        return torch.cat([w.flatten() for w in networks.parameters()])
+
+    found = {name: weights(name) for name in ("auto", "muon", "adamw")}
+    assert not torch.equal(found["muon"], found["adamw"])
+    assert torch.equal(found["auto"], found["muon" if OBJECTIVES[kind].paired else "adamw"])
