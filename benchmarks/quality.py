@@ -57,7 +57,7 @@ def mr_ct(folder: Path) -> Changes:
         for name in ("mri", "ct") if patient.is_dir() else ():
             pixels = np.asarray(Image.open(patient / f"{name}_axial.png").convert("L"), np.int16)
             values = pixels if name == "mri" else np.rint(pixels * (4095 / 255) - 1024).astype(np.int16)
-            path = folder / "raw" / patient.name / f"{'t1' if name == 'mri' else 'ct'}.nii"
+            path = folder / "raw" / patient.name / f"{'mr_t1' if name == 'mri' else 'ct'}.nii"
             path.parent.mkdir(parents=True, exist_ok=True)
             sitk.WriteImage(sitk.GetImageFromArray(values[None]), str(path))
     return {"ingest": {"source": str((folder / "raw").resolve())}}
