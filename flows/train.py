@@ -38,7 +38,9 @@ from prefect.tasks import Task
 from medstyle.registry.models import describe
 
 RETRIES = {"train": 2, "register": 2}  # train resumes, and the registry may be a server; other stages are deterministic
-USER_ERROR = "exited with 2"  # DVC's message for medstyle's exit code after bad input, which retries cannot repair
+# DVC's messages of what no retry repairs: medstyle's exit code after bad input, and files that a
+# person has added
+FINAL = ("exited with 2", "Can't remove the following unsaved files")
 DONE = re.compile(r"\w+: (\d+)/(\d+)")  # progress lines of the stages
 GRACE_S = 10
 
@@ -59,7 +61,11 @@ def train(force: bool = False) -> None:
     create_markdown_artifact(result(Path("reports")), key="result", description="On unseen subjects")
 
 
-@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10)
+def _worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
+    return not any(said in (state.message or "") for said in FINAL)
+
+
+@task(cache_policy=NO_CACHE, retries=2, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)
 def pull() -> None:
     """Pull the outputs that the DVC files name from the default remote, if there is one."""
     from dvc.repo import Repo
@@ -74,10 +80,6 @@ def pull() -> None:
         log.info("pulled from the DVC remote %s", remote)
     else:
         log.info("no DVC remote is configured: nothing to pull")
-
-
-def _worth_retrying(task: Task, run: TaskRun, state: State) -> bool:
-    return USER_ERROR not in (state.message or "")
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, retry_delay_seconds=10, retry_condition_fn=_worth_retrying)

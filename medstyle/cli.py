@@ -194,7 +194,7 @@ def init(
     data: Annotated[Path, typer.Option(help="Folder of DICOM studies, volume files or pictures.")],
     from_: Annotated[str | None, typer.Option("--from", help="Source domain; default: proposed.")] = None,
     to: Annotated[str | None, typer.Option(help="Target domain; default: proposed.")] = None,
-    minutes: Annotated[float, typer.Option(min=1, help="Duration of the training on this machine.")] = 60.0,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Duration of the training on this machine.")] = 60.0,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing.")] = False,
 ) -> None:
     """Look at data, propose what to train on them, and write a project; nothing is trained.

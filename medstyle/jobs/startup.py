@@ -30,3 +30,9 @@ def import_less() -> None:
     """
     if not any(isinstance(finder, _Hidden) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Hidden())
+
+
+def dask_setup(_worker: object) -> None:
+    """Let a worker of Dask import less: it calls this at its start, given ``--preload`` with the
+    name of this module."""
+    import_less()

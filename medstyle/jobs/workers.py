@@ -50,7 +50,9 @@ def each(
             raise MissingPackage(f'{description}: workers needs Dask: pip install "medstyle[cluster]"') from None
         cluster: object = workers
         if isinstance(workers, int):
-            local = LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None)
+            local = LocalCluster(
+                n_workers=workers, threads_per_worker=1, dashboard_address=None, preload=["medstyle.jobs.startup"]
+            )
             cluster = stack.enter_context(local)
         try:
             client = stack.enter_context(Client(cluster))

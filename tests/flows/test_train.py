@@ -135,8 +135,10 @@ def bucket(tmp_path) -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Prefect's own
 @pytest.mark.parametrize("kind", ["folder", "s3"])
-def test_what_a_remote_has_is_pulled_and_not_made_again(finished, copied, tmp_path, kind, request):
+def test_what_a_remote_has_is_pulled_and_not_made_again(finished, copied, called, tmp_path, kind, request):
+    """By the command, which starts a server of its own, and by a call."""
     project = copied
     address = str(tmp_path / "remote") if kind == "folder" else "s3://bucket/medstyle"
     project.run("dvc", "remote", "add", "--default", "--local", "place", address)
@@ -147,18 +149,25 @@ def test_what_a_remote_has_is_pulled_and_not_made_again(finished, copied, tmp_pa
     project.run("dvc", "push")
     for name in ("data", "models", ".dvc/cache", ".medstyle"):
         shutil.rmtree(project.folder / name, ignore_errors=True)
-    output = project.run("python", "-m", "flows.train")
+    output = project.run("python", "-m", "flows.train") if kind == "folder" else called_in(project, called)[1]
     assert "Running stage 'register'" in output
     assert not any(f"Running stage '{stage}'" in output for stage in STAGES[:-1])
     assert project.weights == finished.weights
 
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Prefect's own
+def test_a_file_of_ones_own_among_the_data_stops_the_pull_at_once_and_is_not_named(called, copied, tmp_path, capfd):
+    project = copied
+    project.run("dvc", "remote", "add", "--default", "--local", "place", str(tmp_path / "remote"))
+    project.run("dvc", "push")
     stray = project.folder / "data/raw/studies/Doe^Jane.dcm"
     stray.write_bytes(b"not tracked")
-    process = project.start("python", "-m", "flows.train")
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert "Can't remove the following unsaved files" in output
-    assert "Doe" not in output
+    state, lines = called_in(project, called)
+    assert state["type"] == "FAILED"
+    assert "Can't remove the following unsaved files" in state["message"]
+    assert {name.split("-")[0]: task["run_count"] for name, task in state["tasks"].items()} == {"pull": 1}
+    assert "Doe" not in "".join((str(state), lines, *capfd.readouterr()))
     assert stray.is_file()
 
 

@@ -26,8 +26,8 @@ def trials(folder):
 
 
 @pytest.mark.slow
-def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
-    project = copied
+def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied, prefect: Prefect):
+    project, server = copied, {"PREFECT_API_URL": prefect.api}
     training = {**TINY["train"]["training"], "steps": 80, "validate_every": 6, "checkpoint_s": 0.2}
     write_params(project.folder, {"train": {**TINY["train"], "training": training}})
     params = project.folder / "params.yaml"
@@ -35,6 +35,7 @@ def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
     before = {path: path.stat().st_mtime_ns for path in project.folder.rglob("*") if ".medstyle" not in str(path)}
     command = ["python", "-m", "flows.tune", SPACE, "--trials", "4", "--startup", "1", "--study", "rate"]
 
+    project.more_env = server
     process = project.start(*command)
     place = project.folder / ".medstyle/tune/rate"
     while not list(place.glob("trials/*/state/*/step-*.pt")):
@@ -45,6 +46,7 @@ def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
     [interrupted] = trials(project.folder)
     assert interrupted.state.name == "RUNNING"
 
+    project.more_env = {}  # without an address the command starts a server of its own, which takes long
     output = project.run(*command)
     assert "resumed at step" in output
     found = trials(project.folder)
@@ -71,6 +73,7 @@ def test_a_killed_search_goes_on_and_its_winner_is_a_params_file(copied):
         nested = registry.execute("SELECT run_uuid FROM tags WHERE key = 'mlflow.parentRunId' AND value = ?", [parent])
         assert len(list(nested)) == 1 + 4
 
+    project.more_env = server
     assert project.run(*command).count("validation/l1 ") == 0, "a finished search trains nothing"
     (project.folder / "data/slices/index.json").chmod(0o644)
     text = (project.folder / "data/slices/index.json").read_text()

@@ -77,6 +77,7 @@ def server(database, tmp_path_factory):
     (folder / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = {database}/auth\nadmin_username = admin\n"
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        "auth_cache_ttl_seconds = 60\n"  # a password takes 0.2 s to check, and a version is 240 files
     )
     env = {
         **os.environ,
