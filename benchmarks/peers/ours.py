@@ -106,7 +106,7 @@ def textbook_step(
     modules = {name: change(module).to(x.device) for name, module in objective.players.items()}
     average = copy.deepcopy(networks)
     muon = objective.paired and plan.training.optimiser != "adamw"
-    optimisers = {n: _plain_optimisers(m, muon and n != "discriminator") for n, m in modules.items()}
+    optimisers = {n: _plain_optimisers(m, muon and n == "generator") for n, m in modules.items()}
     if compiled:
         networks.generator.compile(dynamic=True)
         if objective.discriminator is not None:

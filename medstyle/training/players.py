@@ -34,7 +34,7 @@ class Players:
         self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
         muon = settings.optimiser == "muon" or (settings.optimiser == "auto" and objective.paired)
         self.optimisers = {
-            name: optimisers_of(module, muon and name != "discriminator") for name, module in self.modules.items()
+            name: optimisers_of(module, muon and name == "generator") for name, module in self.modules.items()
         }
 
     def turn(self, phase: Phase, loss: Tensor, progress: float, guard: Guard) -> float:
