@@ -19,7 +19,7 @@ def test_outputs_follow_each_other_through_the_plane_if_asked(store, tmp_path):
     blocks = torch.stack([stack[z - 1 : z + 2] for z in range(1, SLICES - 1)])
     apart = {}
     for weight in (0.0, 20.0):
-        settings = {"steps": 40, "batch": 4, "learning_rate": 3e-3, "architecture": {"neighbours": 3}}
+        settings = {"steps": 40, "batch": 4, "learning_rate": 1e-3, "architecture": {"neighbours": 3}}
         objective = {"weights": {"adversarial": 0.0, "through_plane": weight}}
         [network], _ = train(store, tmp_path / f"{weight}", objective=objective, **settings)
         with torch.no_grad():
