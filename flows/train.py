@@ -126,20 +126,20 @@ def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
         "MEDSTYLE_FLOW_RUN_ID": str(flow_run.id or ""),
     }
     errors: list[str] = []
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "dvc", *arguments],
         env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-    )  # fmt: skip
-    try:
-        for line in map(str.strip, process.stdout or ()):
-            if line:
-                heard(line)
-            if line.startswith(("medstyle:", "ERROR")):
-                errors.append(line)
-        code = process.wait()
-    except BaseException:  # cancelling raises an exception; without this, training would continue as an orphan
-        _end(process)
-        raise
+    ) as process:  # fmt: skip
+        try:
+            for line in map(str.strip, process.stdout or ()):
+                if line:
+                    heard(line)
+                if line.startswith(("medstyle:", "ERROR")):
+                    errors.append(line)
+            code = process.wait()
+        except BaseException:  # cancelling raises an exception; without this, training would continue as an orphan
+            _end(process)
+            raise
     if code:
         raise RuntimeError(f"dvc {' '.join(arguments)}: exit code {code}; {'; '.join(errors)}")
 

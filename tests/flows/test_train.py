@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gc
 import io
 import re
 import shutil
@@ -169,6 +170,15 @@ def test_a_file_of_ones_own_among_the_data_stops_the_pull_at_once_and_is_not_nam
     assert {name.split("-")[0]: task["run_count"] for name, task in state["tasks"].items()} == {"pull": 1}
     assert "Doe" not in "".join((str(state), lines, *capfd.readouterr()))
     assert stray.is_file()
+
+
+def test_a_command_that_fails_leaves_no_pipe_open(tmp_path, monkeypatch):
+    from flows.train import _dvc
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RuntimeError, match="exit code"):
+        _dvc("repro", heard=lambda line: None)  # no repository is here
+    gc.collect()  # an open pipe would be a warning here, which is an error
 
 
 @pytest.mark.slow
