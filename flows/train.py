@@ -89,10 +89,6 @@ def reproduce(stage: str, force: bool, progress: UUID, percent: float, share: fl
     The stage covers a ``share`` of the progress, which starts at ``percent``.
     """
     log = get_run_logger()
-    if not force and _unchanged(stage):
-        log.info("Stage '%s' didn't change, skipping", stage)
-        update_progress_artifact(progress, percent + share, f"{stage}: unchanged")
-        return
 
     def heard(line: str) -> None:
         log.info("%s", line)
@@ -102,14 +98,6 @@ def reproduce(stage: str, force: bool, progress: UUID, percent: float, share: fl
 
     _dvc("repro", "-s", stage, *(["-f"] if force else []), heard=heard)
     update_progress_artifact(progress, percent + share, f"{stage}: done")
-
-
-def _unchanged(stage: str) -> bool:
-    """Ask DVC here whether a stage is up to date, because starting a process takes a second."""
-    from dvc.repo import Repo
-
-    with Repo() as repo:
-        return not repo.status([stage])
 
 
 def _dvc(*arguments: str, heard: Callable[[str], object]) -> None:
