@@ -202,14 +202,8 @@ def fewer(store: SliceStore, count: int, out: Path) -> SliceStore:
 
 def fine_tuning(arguments: argparse.Namespace) -> None:
     """Train T1 -> FLAIR from scratch and from the model; measure the five unseen subjects."""
-    import tempfile
-
+    from peers import ours
     from training import OURS
-
-    from medstyle.params import parse
-    from medstyle.training.loop import fit
-    from medstyle.training.plan import Plan
-    from medstyle.transforms.body import AIR, box_around, extent_of, is_body
 
     whole = store_of("brain")
     subjects: list[Subject] = unseen(whole, "mr_t1", "mr_flair", 2)
@@ -223,25 +217,11 @@ def fine_tuning(arguments: argparse.Namespace) -> None:
                     key = f"{count} {steps} {name} {seed}"
                     if key in results:
                         continue
-                    start = None if name == "scratch" else Translator.load(name)
-                    own = {"steps": steps, "threads": 1, "seed": seed, "validate_every": steps, "checkpoint_s": 1e9}
-                    base = OURS["ours_paired"]
-                    training = {**base["training"], **own}
-                    settings = {**base, "training": training, "source": "mr_t1", "target": "mr_flair"}
+                    settings = {**OURS["ours_paired"], "start": None if name == "scratch" else name}
                     store = fewer(whole, count, arguments.out)
-                    with tempfile.TemporaryDirectory() as scratch:
-                        plan = parse(Plan, settings, "benchmark")
-                        [net], _ = fit(plan, store, Path(scratch), lambda s, v: None, lambda s, v: None, start)
-                    rows = []
-                    for subject in subjects:
-                        x = subject.source(2 * REACH + 1)
-                        made = torch.full_like(x[:, :1], AIR)
-                        with torch.inference_mode():
-                            for n, one in enumerate(x):
-                                extent = extent_of(is_body(one).numpy())
-                                box = (..., *box_around(extent, x.shape[2:], net.multiple))
-                                made[n : n + 1][box] = net(x[n : n + 1][box], torch.ones(1, dtype=torch.long))
-                        rows.append(subject.measure(unit(made[:, 0].numpy())))
+                    generate, _ = ours.train(store, "mr_t1", "mr_flair", settings, steps, 1, seed)
+                    made = [generate(subject.source(2 * REACH + 1))[:, 0].numpy() for subject in subjects]
+                    rows = [subject.measure(unit(one)) for subject, one in zip(subjects, made, strict=True)]
                     results[key] = {n: float(np.mean([row[n] for row in rows])) for n in MEASURES}
                     file.write_text(json.dumps(results, indent=1) + "\n")
                     print(time.strftime("%H:%M:%S"), key, {k: round(v, 4) for k, v in results[key].items()}, flush=True)

@@ -31,6 +31,7 @@ from scipy.ndimage import gaussian_filter
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from training import FOLDED
 
 from medstyle.data.store import SliceStore
 from medstyle.evaluation.distances import frechet
@@ -39,7 +40,7 @@ from medstyle.evaluation.protocols import through_plane
 Volume = NDArray[np.float32]
 COMMON: dict[str, Any] = {
     "training": {"batch": 1, "learning_rate": 1e-3, "discriminator_learning_rate": 1e-3},
-    "network": {"widths": [32, 64, 128], "fold": 2, "bottleneck_blocks": 2, "neighbours": 5},
+    "network": {**FOLDED, "neighbours": 5},
 }
 L1 = {"l1": 1.0, "structure": 0.0}
 METHODS: dict[str, dict[str, Any]] = {

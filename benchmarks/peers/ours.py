@@ -93,9 +93,9 @@ def textbook_step(
     """Return a full training step ``step(number)`` of our networks and losses, written plainly.
 
     One optimiser step per player as in the loop, by plain Adam without fusing or lists of tensors
-    (and Muon, if the settings name it), and the moving average parameter by parameter; no
-    augmentation. ``change`` is applied to each
-    network: another layout or normalisation. ``x``, ``y``: ``(N, C, H, W)`` on the device.
+    (and Muon where the loop has it), and the moving average parameter by parameter; no
+    augmentation. ``change`` is applied to each network: another layout or normalisation. ``x``,
+    ``y``: ``(N, C, H, W)`` on the device.
     """
     import copy
     from contextlib import nullcontext
@@ -105,7 +105,7 @@ def textbook_step(
     objective = OBJECTIVES[plan.objective.kind](networks, plan.objective, (x.shape[1], x.shape[1]), 2)
     modules = {name: change(module).to(x.device) for name, module in objective.players.items()}
     average = copy.deepcopy(networks)
-    muon = objective.paired and plan.training.optimiser != "adamw"
+    muon = plan.training.muon(objective.paired)
     optimisers = {n: _plain_optimisers(m, muon and n == "generator") for n, m in modules.items()}
     if compiled:
         networks.generator.compile(dynamic=True)
@@ -138,5 +138,5 @@ def textbook_step(
 
 
 def _plain_optimisers(module: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
-    inner, rest = divided(module) if muon else ([], list(module.parameters()))
+    inner, rest = divided(module, muon)
     return [torch.optim.Adam(rest, foreach=False, fused=False), *([Muon(inner)] if inner else [])]

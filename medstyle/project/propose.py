@@ -497,6 +497,7 @@ def time_step(widths: Sequence[int], job: Job, shape: tuple[int, ...], channels:
     from medstyle.networks.networks import Architecture, Networks
     from medstyle.training.muon import optimisers_of
     from medstyle.training.objectives.table import OBJECTIVES
+    from medstyle.training.plan import Training
 
     neighbours = shape[1] // channels
     more = {
@@ -508,7 +509,7 @@ def time_step(widths: Sequence[int], job: Job, shape: tuple[int, ...], channels:
     networks = Networks(Architecture(widths=tuple(widths), neighbours=neighbours, **more), names).to(device)
     x, domain = torch.rand(shape, device=device), torch.zeros(shape[0], dtype=torch.long, device=device)
     parts = {"passes": lambda: networks(x, domain).abs().mean().backward()}
-    optimisers = optimisers_of(networks, muon=OBJECTIVES[job.objective["kind"]].paired)
+    optimisers = optimisers_of(networks, Training().muon(OBJECTIVES[job.objective["kind"]].paired))
     parts |= {f"optimiser {n}": one.step for n, one in enumerate(optimisers)}
     taken = dict.fromkeys(parts, math.inf)
     for _ in range(4):

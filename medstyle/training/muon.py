@@ -72,18 +72,22 @@ class Muon(torch.optim.Optimizer):
                 weight.add_(orthogonal(ahead).view_as(weight), alpha=-size)
 
 
-def divided(module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the weights of inner convolutions, which Muon may step, and all others."""
-    parts: tuple[list[nn.Parameter], list[nn.Parameter]] = [], []
+def divided(module: nn.Module, muon: bool) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the weights that Muon steps, those of inner convolutions, and all others.
+
+    Without ``muon`` there are others alone.
+    """
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for weight in module.parameters():
-        parts[weight.ndim < 4 or min(weight.shape[:2]) < INNER].append(weight)
-    return parts
+        steppable = muon and weight.ndim >= 4 and min(weight.shape[:2]) >= INNER
+        (inner if steppable else rest).append(weight)
+    return inner, rest
 
 
 def optimisers_of(module: nn.Module, muon: bool) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a player: AdamW, and with ``muon`` that for inner convolutions."""
-    inner, rest = divided(module)
+    inner, rest = divided(module, muon)
     settings: dict[str, Any] = {"lr": 1.0, "weight_decay": 1e-4}  # the rate is set at every turn
-    steps_inner = [Muon(inner, **settings)] if muon and inner else []
-    rest = rest if steps_inner else list(module.parameters())
-    return [torch.optim.AdamW(rest, betas=(0.5, 0.99), fused=True, **settings), *steps_inner]
+    adamw = torch.optim.AdamW(rest, betas=(0.5, 0.99), fused=True, **settings)
+    return [adamw, *([Muon(inner, **settings)] if inner else [])]

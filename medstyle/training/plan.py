@@ -79,6 +79,10 @@ class Training:
         if self.batch % self.processes:
             raise ParamsError(f"training.batch: {self.batch} is not divisible among {self.processes} processes")
 
+    def muon(self, paired: bool) -> bool:
+        """Return whether Muon steps the generator of an objective, ``paired`` or not."""
+        return paired if self.optimiser == "auto" else self.optimiser == "muon"
+
 
 @params
 class Plan:

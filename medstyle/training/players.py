@@ -32,7 +32,7 @@ class Players:
             layout = torch.channels_last if self.networks.dimensions == 2 else torch.channels_last_3d
             self.modules.to(memory_format=layout)  # type: ignore[call-overload]
         self.average = copy.deepcopy(self.networks).requires_grad_(False).eval()
-        muon = settings.optimiser == "muon" or (settings.optimiser == "auto" and objective.paired)
+        muon = settings.muon(objective.paired)
         self.optimisers = {
             name: optimisers_of(module, muon and name == "generator") for name, module in self.modules.items()
         }

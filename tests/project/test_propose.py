@@ -12,9 +12,10 @@ from medstyle.cohort.inventory import inventory
 from medstyle.cohort.rules import domain_of
 from medstyle.data.canonical import attributes_of, labels_of
 from medstyle.errors import DataError, ParamsError, UserError
+from medstyle.networks.translator import Translator
 from medstyle.params import load, parse
 from medstyle.project.jobs import JOBS
-from medstyle.project.propose import Proposal, Wishes, propose
+from medstyle.project.propose import START_FITS, Proposal, Wishes, propose
 from medstyle.project.reference import section
 from medstyle.project.survey import survey
 from medstyle.project.write import render
@@ -173,3 +174,10 @@ def test_a_section_is_parsed_as_its_stage_does(data: Data) -> None:
     made = propose(survey(data("views")), Wishes(minutes=1))
     with pytest.raises(UserError):
         parse(section("denoise"), {"size": made.sections["denoise"]["size"].value, "junk": 1}, "denoise")
+
+
+def test_the_network_that_is_proposed_with_a_start_is_that_of_the_ready_model() -> None:
+    ready = Translator.load("anybrain").config.architecture
+    assert ([*ready.widths], ready.neighbours) == START_FITS
+    assert ready.fold == JOBS["paired_mr"].network["fold"]
+    assert ready.bottleneck_blocks == JOBS["paired_mr"].network["bottleneck_blocks"]
