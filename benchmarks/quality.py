@@ -38,6 +38,7 @@ BRAIN: Changes = {
     "denoise": {"size": [128, 128], "alignment": "rigid", "validation": 0.0, "test_subjects": TEST},
     "evaluate": {"figures": 5},
 }
+RARER = ("05", "06", "23")  # the subjects of the rarer of two protocols
 PHANTOM: Changes = {  # the demo's data for another recipe
     section: value
     for section, value in yaml.safe_load((ROOT / "params.yaml").read_text()).items()
@@ -81,9 +82,28 @@ def pictures(folder: Path) -> Changes:
     return {"ingest": {"source": str(raw.resolve())}}
 
 
+def rarer(number: str, named: bool) -> Changes:
+    """Leave a subject of the rarer protocol out; ``named``: its targets are their own domain."""
+    rules = BRAIN["ingest"]["rules"]
+    if named:
+        own = [{"domain": "mr_flair@rarer", "when": {"path": f"*sub-{one}/flair.nii.gz"}} for one in RARER]
+        rules = [*own, *rules]
+    return {
+        **BRAIN,
+        "ingest": {**BRAIN["ingest"], "rules": rules},
+        "denoise": {**BRAIN["denoise"], "test_subjects": [f"sub-{number}"]},
+        "train": {"training": {"steps": 2000}, **({"domains": ["mr_flair@rarer"]} if named else {})},
+    }
+
+
 # name -> recipe, changes by section, what makes its data and returns further changes
 JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
     "brain_paired": ("recipes/paired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 2000}}}, None),
+    **{
+        f"rarer{'_named' * named}_{number}": ("recipes/paired_mr.yaml", rarer(number, named), None)
+        for number in RARER
+        for named in (False, True)
+    },
     "brain_unpaired": ("recipes/unpaired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 1000}}}, None),
     "phantom_paired": ("params.yaml", {}, phantom),
     "phantom_unpaired": (

@@ -389,11 +389,12 @@ def train(file: ParamsFile = Path("params.yaml")) -> None:
 def _check_protocol(file: Path, plan: Any, slices: Path) -> None:
     """Raise UserError before the training if `evaluate` could not measure its result."""
     from medstyle.data.store import SliceStore
-    from medstyle.evaluation.measured import EvaluateParams, subjects_to_measure
+    from medstyle.evaluation.measured import EvaluateParams, subjects_to_measure, targets_of
     from medstyle.params import load
 
     protocol = load(EvaluateParams, "evaluate", file).protocol
-    subjects_to_measure(SliceStore.open(slices), protocol, plan.source, plan.target, plan.contrasts)
+    targets = targets_of(plan.source, plan.target, plan.learned)
+    subjects_to_measure(SliceStore.open(slices), protocol, plan.source, targets, plan.contrasts)
 
 
 @app.command()

@@ -214,21 +214,19 @@ class BatchSampler:
         self._pool = ThreadPoolExecutor(1)
         self._ahead: tuple[int, Future[dict[str, Any]]] | None = None
 
-    def _subjects(self) -> dict[str, list[str]]:
-        """Return, for each source domain, the subjects that have every image an example needs."""
+    def _subjects(self) -> dict[tuple[str, str], list[str]]:
+        """Return, for each direction, the subjects that have every image an example needs."""
         s = self.sampling
-        needed = [*s.contrasts, *(s.domains[1:] if s.paired else [])]
-        subjects = {
-            a: [
+        subjects = {}
+        for a, b in self.ways:
+            needed = [*s.contrasts, *([b] if s.paired else [])]
+            subjects[a, b] = [
                 subject
                 for subject in self.images[a].subjects
-                if len(self.images[a].usable[subject]) and all(self._matches(subject, a, b) for b in needed)
+                if len(self.images[a].usable[subject]) and all(self._matches(subject, a, one) for one in needed)
             ]
-            for a in dict.fromkeys(a for a, _ in self.ways)
-        }
-        for name, complete in subjects.items():
-            if not complete or not all(self.images[b].subjects for a, b in self.ways if a == name):
-                what = " and ".join(dict.fromkeys([name, *needed])) if needed else f"{name} and another domain"
+            if not subjects[a, b] or not self.images[b].subjects:
+                what = " and ".join(dict.fromkeys([a, *needed])) if needed else f"{a} and another domain"
                 have = "all slices of" if needed else "one of"
                 raise DataError(
                     f"no {s.split} subject has {have} {what} with enough body; check ingest.rules, denoise and the "
@@ -246,7 +244,7 @@ class BatchSampler:
         """Choose example ``k`` of the endless sequence."""
         a, b = self.ways[nth(len(self.ways), k, self.sampling.seed, "ways")]
         turn = k // len(self.ways)
-        subjects, images = self.subjects[a], self.images[a]
+        subjects, images = self.subjects[a, b], self.images[a]
         subject = subjects[nth(len(subjects), turn, self.sampling.seed, "source", a, b)]
         places = images.usable[subject]
         place = int(places[nth(len(places), turn // len(subjects), self.sampling.seed, "slice", subject, a, b)])

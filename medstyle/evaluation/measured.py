@@ -17,6 +17,7 @@ from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.safety import Lesion
 from medstyle.imaging.modality import DOMAINS
 from medstyle.params import params
+from medstyle.pseudonyms import person_of
 
 Array = NDArray[np.float32]
 Measure = Callable[..., dict[str, float]]
@@ -129,21 +130,33 @@ def unit(scaled: NDArray) -> Array:
 
 
 def subjects_to_measure(
-    store: SliceStore, protocol: str, source: str, target: str, contrasts: Sequence[str]
-) -> list[str]:
-    """Return the unseen subjects that ``protocol`` can measure, with one session per person.
+    store: SliceStore, protocol: str, source: str, targets: Sequence[str], contrasts: Sequence[str]
+) -> dict[str, str]:
+    """Return the unseen subjects that ``protocol`` can measure, and the target of each.
 
-    Of several sessions, the first is used.
+    Of several sessions of a person, the first is used. With pairs, a subject is measured against
+    the first of ``targets`` that it has (:func:`targets_of`).
 
     Raises:
         UserError: there is no such subject, or the target does not have the unit of the protocol.
     """
-    definition = PROTOCOLS[protocol]
+    definition, target = PROTOCOLS[protocol], targets[0]
     if definition.unit == "HU" and DOMAINS[target].unit != "HU":
         raise DataError(f"evaluate.protocol: {protocol} measures CT numbers; {target} has none")
-    needed = {source, *contrasts, *([target] if definition.paired else [])}
-    subjects = store.complete("test", needed)
-    if not subjects:
+    found: dict[str, str] = {}
+    for one in targets if definition.paired else (target,):
+        people = set(map(person_of, found))
+        complete = store.complete("test", {source, *contrasts, *([one] if definition.paired else [])})
+        found |= {key: one for key in complete if person_of(key) not in people}
+    if not found:
+        needed = {source, *contrasts, *([target] if definition.paired else [])}
         remedy = "raise denoise.test, or measure without pairs: evaluate.protocol: unpaired_scans"
         raise DataError(f"evaluate: no test subject has all of {', '.join(sorted(needed))}; {remedy}")
-    return subjects
+    return found
+
+
+def targets_of(source: str, target: str, domains: Sequence[str]) -> list[str]:
+    """Return the target, then the learned domains of its contrast at other sites or by other
+    protocols (``mr_flair@north``)."""
+    contrast = target.partition("@")[0]
+    return [target, *(one for one in domains if one.partition("@")[0] == contrast and one not in (source, target))]

@@ -100,10 +100,13 @@ def _distances(measured: Sequence[Measured], training: NDArray[np.float64] | Non
     """Return the distances of outputs and baselines to the unseen real targets, by slices."""
     if training is None:
         return {}
-    sets = {name: np.concatenate([one.deep[name] for one in measured]) for name in measured[0].deep}
+    seen = [one for one in measured if one.deep]
+    sets = {name: np.concatenate([one.deep[name] for one in seen]) for name in (seen[0].deep if seen else ())}
+    if not sets:
+        return {}
     real = sets.pop("real")
     table = set_distances(sets, real, training, seed)
-    subjects = [one.rows[0].subject for one in measured]
+    subjects = [one.rows[0].subject for one in seen]
     return {"features": "segmenter", "subjects": subjects, "slices": len(real), "table": table} if table else {}
 
 

@@ -217,6 +217,19 @@ class Translator:
             raise ModelError(f"this translator knows {', '.join(self.config.domains)}, not {domain!r}")
         return self.config.domains.index(domain)
 
+    def towards(self, domain: str) -> Translator:
+        """Return the translator with another of its domains as the target.
+
+        The intervals were calibrated for the trained target; another has none.
+
+        Raises:
+            UserError: the domain was not trained.
+        """
+        if domain == self.config.target:
+            return self
+        self.index(domain)
+        return replace(self, config=replace(self.config, target=domain, interval=Interval()))
+
     def require_style(self, source: str) -> None:
         """Raise :class:`UserError` if no style can come from ``source``, a key of ``STYLES``."""
         self.members[0].style.require(source)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from medstyle.data.manifest import Manifest
 from medstyle.data.store import SliceStore
 from medstyle.evaluation.intervals import intervals
-from medstyle.evaluation.measured import EvaluateParams, Measured, Measurer, Subject, subjects_to_measure
+from medstyle.evaluation.measured import EvaluateParams, Measured, Measurer, Subject, subjects_to_measure, targets_of
 from medstyle.evaluation.pictures import PairedPictures, Pictures, measure_videos
 from medstyle.evaluation.protocols import PROTOCOLS
 from medstyle.evaluation.report import curves, distribution, figure, picture_data, strip, write_page
@@ -54,10 +55,16 @@ def run(
     store, translator, manifest = SliceStore.open(slices), Translator.load(model), Manifest.read(scans)
     config = translator.config
     images = {key: {d: scans / item.path for d, item in of.items()} for key, of in manifest.subjects().items()}
-    keys = subjects_to_measure(store, params.protocol, config.source, config.target, config.contrasts)
+    targets = targets_of(config.source, config.target, config.domains)
+    target_of = subjects_to_measure(store, params.protocol, config.source, targets, config.contrasts)
     measurer = _measurer(params, translator, store, truth, images)
-    subjects = [Subject(key, number, images[key]) for number, key in enumerate(keys)]
-    measured = [measurer(subject) for subject in track(subjects, "evaluate")]
+    # no structures of other sites: features of two segmenters cannot be compared
+    others = {
+        site: _measurer(replace(params, segmenter=0), translator.towards(site), store, truth, images)
+        for site in dict.fromkeys(target_of.values()) if site != config.target
+    }  # fmt: skip
+    subjects = [Subject(key, number, images[key]) for number, key in enumerate(target_of)]
+    measured = [others.get(target_of[one.key], measurer)(one) for one in track(subjects, "evaluate")]
     training = measurer.trained.features if isinstance(measurer, PairedScans) and measurer.trained else None
     metrics = summarise(measured, params, translator.sha256, training)
     metrics["intervals"] = _intervals(measurer, store, images) if isinstance(measurer, PairedScans) else {}

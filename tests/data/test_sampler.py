@@ -222,3 +222,14 @@ def test_a_window_is_the_same_part_of_all_images_and_another_at_each_step(store)
     assert torch.equal(
         sampler(store, window=500)(0, 9, torch.device("cpu")).source, whole(0, 9, torch.device("cpu")).source
     )
+
+
+def test_pairs_of_each_target_come_from_the_subjects_that_have_it(store):
+    """Two protocols of one contrast, each in other people: no subject has both targets."""
+    change_rows(store, "mr_t2", subject=lambda row: row.subject if row.subject != "train-0" else "elsewhere")
+    change_rows(store, "mr_flair", subject=lambda row: row.subject if row.subject == "train-0" else "elsewhere")
+    several = sampler(store, ("mr_t1", "mr_t2", "mr_flair"))
+    chosen = [several.example(k) for k in range(60)]
+    assert Counter(e.target for e in chosen) == {"mr_t2": 30, "mr_flair": 30}, "the rarer one as often"
+    assert {e.subject for e in chosen if e.target == "mr_flair"} == {"train-0"}
+    assert "train-0" not in {e.subject for e in chosen if e.target == "mr_t2"}

@@ -90,6 +90,31 @@ def test_the_person_is_the_unit(run, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text())["subjects"] == 1
 
 
+def test_a_subject_of_another_site_is_measured_against_its_own_target(run, tmp_path):
+    """Its scores are those of a model whose target that site is; the other keeps its own."""
+    shutil.copytree(run.root / "data/scans", tmp_path / "scans")
+    path = tmp_path / "scans/manifest.json"
+    manifest = json.loads(path.read_text())
+    first, second, third, *_ = sorted({item["subject"] for item in manifest["items"]})
+    for item in manifest["items"]:
+        if item["subject"] in (second, third) and item["domain"] == "mr_t2":
+            item["domain"] = "mr_t2@north"
+    path.write_text(json.dumps(manifest))
+    plain = Denoise((48, 40), validation=0, test_subjects=(first, second))
+    denoise(plain, tmp_path / "scans", tmp_path / "slices")
+    translator = make_translator(("mr_t1", "mr_t2", "mr_t2@north"))
+    scores = {}
+    for name, one in (("both", translator), ("north", translator.towards("mr_t2@north"))):
+        one.save(tmp_path / name)
+        folders = tmp_path / "scans", tmp_path / "slices", tmp_path / name, tmp_path / "truth", tmp_path / f"of-{name}"
+        evaluate(Params(figures=1, uncertainty=0, intervals=0), *folders)
+        rows = csv.DictReader((tmp_path / f"of-{name}/subjects.csv").read_text().splitlines())
+        scores[name] = {row["subject"]: row for row in rows if row["method"] == "model"}
+    assert set(scores["both"]) == {first, second}
+    assert scores["both"][second] == scores["north"][second]
+    assert scores["both"][first] == scores["north"][first]
+
+
 def test_the_page_is_self_contained(run):
     page = (run.root / "reports/report.html").read_text()
     assert page.count("data:image/png;base64,") >= 2
