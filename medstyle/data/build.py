@@ -32,6 +32,7 @@ from medstyle.transforms.prepare import Preparation, frame_picture, picture_slic
 
 __patient_data__ = True  # errors raised here may quote patient data: medstyle.errors.outline masks their text
 
+SMALLEST_GROUP = 3  # people of a protocol: one each to train, validate and test
 REMEDY = "set denoise.alignment to rigid, or check that both scans belong to this subject"
 
 
@@ -166,7 +167,7 @@ def moved(block: Block, landmarks: tuple[float, ...]) -> Block:
 def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[str, str]:
     """Split by person.
 
-    If every person has a single domain (unpaired pictures), split each domain separately.
+    Groups of :func:`people_of` are split separately.
     """
     groups = people_of(subjects)
     people = {person for group in groups for person in group}
@@ -186,7 +187,8 @@ def split(subjects: Mapping[str, Iterable[str]], params: DenoiseParams) -> dict[
 def people_of(subjects: Mapping[str, Iterable[str]]) -> list[list[str]]:
     """Return the people, who may have several sessions, in the groups that are split separately.
 
-    It is one group, or one for each domain if every person has a single domain.
+    It is one group, or one for each domain if every person has a single domain, or one for each
+    protocol if all have the same contrasts by different ones (``mr_flair``, ``mr_flair@north``).
     """
     people: dict[str, set[str]] = defaultdict(set)
     for subject, images in subjects.items():
@@ -195,7 +197,9 @@ def people_of(subjects: Mapping[str, Iterable[str]]) -> list[list[str]]:
     for person, domains in people.items():
         kinds[tuple(sorted(domains))].append(person)
     single = all(len(kind) == 1 for kind in kinds)
-    return list(kinds.values()) if single else [list(people)]
+    contrasts = {tuple(sorted(domain.partition("@")[0] for domain in kind)) for kind in kinds}
+    apart = len(contrasts) == 1 and min(map(len, kinds.values()), default=0) >= SMALLEST_GROUP
+    return list(kinds.values()) if single or apart else [list(people)]
 
 
 def rows_of(block: Block) -> tuple[Row, ...]:

@@ -85,12 +85,16 @@ def cross_validate(
 def fold_subjects(subjects: Mapping[str, Iterable[str]], folds: int, seed: int) -> list[tuple[str, ...]]:
     """Return the people of each fold, in an order that is a hash of the seed and the person.
 
-    Where every person has a single domain (unpaired pictures), each domain is divided alike.
+    Where every person has a single domain (unpaired pictures), each domain is divided alike; where
+    protocols differ, each protocol, and a rare one is not in every fold.
     """
+    groups = people_of(subjects)
+    several = any(len(set(domains)) > 1 for domains in subjects.values())
+    most = sum(map(len, groups)) if several else min(map(len, groups))
+    if folds < 2 or most < folds:
+        raise ParamsError(f"--folds {folds}: there are {most} subjects; choose 2 to {max(2, most)}")
     parts: list[list[str]] = [[] for _ in range(folds)]
-    for group in people_of(subjects):
-        if folds < 2 or len(group) < folds:
-            raise ParamsError(f"--folds {folds}: there are {len(group)} subjects; choose 2 to {max(2, len(group))}")
+    for group in groups:
         order = sorted(group, key=lambda person: hashlib.sha256(f"{seed}/{person}".encode()).hexdigest())
         for place, person in enumerate(order):
             parts[place % folds].append(person)

@@ -19,7 +19,7 @@ from medstyle.imaging.modality import DOMAINS
 from medstyle.imaging.volume import Volume
 from medstyle.project.contrast import tokens
 from medstyle.project.jobs import JOBS, Job
-from medstyle.project.survey import Image, Survey
+from medstyle.project.survey import Image, Survey, protocol_of, with_protocols
 from medstyle.transforms.align import Fit, measure_fit, onto_grid, pair_verdicts
 from medstyle.transforms.intensity import foreground_mask
 from medstyle.transforms.prepare import Preparation, axial
@@ -122,12 +122,20 @@ def propose(found: Survey, wishes: Wishes = Wishes()) -> Proposal:
             f"{found.source}: only one subject has {' and '.join((source, target))}, so nothing could be learned and "
             "measured on different people; add subjects"
         )
-    rules, labels = rules_for(found, (source, target))
     grid = _grid(found, source, target, wishes)
+    protocols: list[str] = []
+    if paired and job.recipe == "paired_mr":
+        found, protocols = with_protocols(found, target)
+        notes += [
+            f"{len(found.domains[name])} subjects have {target} by another protocol, which is learned as a style of its "
+            f"own: translate with --to {name} for it"
+            for name in protocols
+        ]
+    rules, labels = rules_for(found, (source, *protocols, target))
     sections = {
         "ingest": _ingest(found, rules, labels),
         "denoise": _denoise(found, job, grid, alignment, subjects, notes),
-        "train": _train(found, job, (source, target), grid, wishes, notes),
+        "train": _train(found, job, (source, target, *protocols), grid, wishes, notes),
         "evaluate": _evaluate(job, found),
         "register": {"regression": Chosen(0.05, "a new model may not lose more than this share against the champion")},
     }
@@ -235,10 +243,10 @@ def rules_for(found: Survey, wanted: Sequence[str]) -> tuple[list[Rule], dict[st
     rules: list[Rule] = []
     chosen = {id(image.item): image.domain for image in found.images if image.domain in wanted}
     views = [(_attributes(image), chosen.get(id(image.item))) for image in found.images]
-    for domain in wanted:
+    for domain in wanted:  # the first rule that matches wins: what earlier rules take is not at stake
         mine = [image for image in found.images if image.domain == domain]
         best = next(
-            (some for some in _candidates(mine, domain) if _exact(some, views, domain)),
+            (some for some in _candidates(mine, domain) if _exact([*rules, *some], views, domain)),
             None,
         )
         if best is None:
@@ -280,6 +288,15 @@ def _candidates(mine: Sequence[Image], domain: str) -> Iterable[list[Rule]]:
             of_series += [[Rule(domain, {**modality, name: f"*{word}*"})] for word in _telling(words, domain)]
             if all(texts) and len(set(texts)) <= 12:
                 of_series.append([Rule(domain, {**modality, name: _literal(text)}) for text in sorted(set(texts))])
+        models = {image.item.attributes.get("ManufacturerModelName", "") for image in series}
+        if "@" in domain and "" not in models:
+            of_series += [
+                [
+                    Rule(domain, {**rule.when, "ManufacturerModelName": _literal(model)})
+                    for rule in some for model in sorted(models)
+                ]
+                for some in list(of_series)
+            ]  # fmt: skip
     of_files: list[list[Rule]] = [[]]
     if files:
         paths = [image.path for image in files]
@@ -407,12 +424,11 @@ def _denoise(
 
 
 def _protocols(found: Survey) -> int:
-    """Count scanners, or matrices and spacings where headers do not name them."""
+    """Count scanners, or matrices and spacings where headers do not name them, of one contrast."""
     names = set()
     for image in found.images:
         if image.domain and image.item.spacing_mm is not None:
-            scanner = image.item.attributes.get("ManufacturerModelName", "")
-            names.add((image.domain, scanner or tuple(round(v, 1) for v in image.item.spacing_mm) + image.item.shape))
+            names.add((image.domain, protocol_of(image.item)))
     return max(Counter(domain for domain, _ in names).values(), default=1)
 
 
@@ -433,7 +449,7 @@ def _split(subjects: int, found: Survey, notes: list[str]) -> Section:
     }
 
 
-def _train(found: Survey, job: Job, way: tuple[str, str], grid: _Grid, wishes: Wishes, notes: list[str]) -> Section:
+def _train(found: Survey, job: Job, way: Sequence[str], grid: _Grid, wishes: Wishes, notes: list[str]) -> Section:
     device = _device(wishes)
     widths = [16, 32, 64, 128] if device == "cpu" else [32, 64, 128, 256]
     widths = widths[1:] if "fold" in job.network else widths  # the finest level is folded into the next
@@ -465,6 +481,8 @@ def _train(found: Survey, job: Job, way: tuple[str, str], grid: _Grid, wishes: W
         "objective": Chosen(dict(job.objective), job.why),
         "network": Chosen(network),
     }
+    if way[2:]:
+        section["domains"] = Chosen(list(way[2:]), "the target by rarer protocols, whose grey levels differ")
     few = max(len(found.domains[name]) for name in way) <= FEW
     if job.recipe == "paired_mr" and few and (widths, neighbours) == START_FITS:
         why = (

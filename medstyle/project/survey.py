@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -22,7 +22,8 @@ __patient_data__ = True  # errors raised here may quote patient data: medstyle.e
 
 MOSTLY = 0.6  # share of the subjects of the rarest domain that a pattern must complete
 OPENED = 2  # images of a group whose voxels are looked at
-FEWEST = 3  # pictures of a class
+FEWEST = 3  # pictures of a class, subjects of a protocol
+MOST_PROTOCOLS = 4
 _PAINTED = re.compile(r"paintings?|monet|vangogh|cezanne|ukiyoe|art|artworks?|drawings?|sketch(es)?|style")
 _PHOTOS = re.compile(r"photos?|photographs?|real|content|pictures?|images?|natural")
 
@@ -282,6 +283,39 @@ def _with_sites(found: Survey) -> Survey:
             )
             return replace(found, images=images, sites=tuple(sorted(set(sites.values()))))
     return found
+
+
+def with_protocols(found: Survey, domain: str) -> tuple[Survey, list[str]]:
+    """Make a domain of each of the rarer protocols by which ``domain`` was acquired.
+
+    Grey levels of MR follow the protocol. The most frequent one keeps the name. Where there are
+    many protocols, or one has few subjects, nothing changes.
+
+    Returns:
+        The survey, and the names of the new domains.
+    """
+    groups: dict[Hashable, set[str]] = defaultdict(set)
+    for subject, mine in found.domains[domain].items():
+        for image in mine:
+            groups[protocol_of(image.item)].add(subject)
+    order = sorted(groups, key=lambda name: (-len(groups[name]), str(name)))
+    if not 1 < len(order) <= MOST_PROTOCOLS or min(map(len, groups.values())) < FEWEST:
+        return found, []
+    names = {
+        protocol: f"{domain}@{_site(protocol) if isinstance(protocol, str) else f'protocol-{number}'}"
+        for number, protocol in enumerate(order[1:], 2)
+    }
+    images = tuple(
+        one._replace(domain=names.get(protocol_of(one.item), domain)) if one.domain == domain else one
+        for one in found.images
+    )
+    return replace(found, images=images), list(names.values())
+
+
+def protocol_of(item: Item) -> Hashable:
+    """Return the scanner, or spacing and matrix where headers do not name it, however it lies."""
+    spacing = tuple(sorted(round(mm, 1) for mm in item.spacing_mm or ()))
+    return item.attributes.get("ManufacturerModelName") or (spacing, tuple(sorted(item.shape)))
 
 
 def _scanner(item: Item) -> str:

@@ -100,7 +100,8 @@ class Plan:
     only input, such as other scans of it (`brain@2`)."""
     domains: tuple[str, ...] = ()
     """Further domains to learn: for multi_domain and harmonization, and further targets of a paired
-    objective, each with its own style code."""
+    objective, each with its own style code and learned from the subjects that have it, such as the
+    target by another protocol (`mr_flair@north`)."""
     start: str | None = None
     """Model whose weights the training starts from: `anybrain` (ready-made, for heads), a
     translator folder, or `models:/...`. Weights of equal name and shape are taken; the rest is

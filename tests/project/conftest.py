@@ -50,6 +50,23 @@ def loose(folder: Path) -> Path:
     return folder
 
 
+def protocols(folder: Path) -> Path:
+    """Write pairs whose targets were acquired on two scanners, three on the second."""
+    from tests.dicom.conftest import write_series as series
+
+    for k in range(8):
+        for contrast, said in enumerate(("T1 SE", "FLAIR")):
+            scanner = "Vida" if contrast and k % 3 == 0 else "Prisma fit"
+            stored = np.clip(head(k, contrast), 0, 60000).astype(np.uint16)
+            series(
+                folder / f"{k}/{contrast}", stored, np.diag([2.0, 2.0, 2.5, 1.0]), PatientID=f"P{k}",
+                StudyInstanceUID=f"2.25.5{k}", SeriesInstanceUID=f"2.25.6{k}{contrast}", SeriesDescription=said,
+                ManufacturerModelName=scanner,
+                change=lambda i, dataset, k=k, c=contrast: setattr(dataset, "SOPInstanceUID", f"2.25.7{k}{c}{i}"),
+            )  # fmt: skip
+    return folder
+
+
 def sites(folder: Path) -> Path:
     for k in range(6):
         scan(folder / ("north" if k % 2 else "south") / f"p{k}/t1.nii.gz", k, k % 2)

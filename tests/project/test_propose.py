@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
+from medstyle import Volume, write_volume
 from medstyle.cohort.inventory import inventory
 from medstyle.cohort.rules import domain_of
 from medstyle.data.canonical import attributes_of, labels_of
+from medstyle.data.store import SliceStore
 from medstyle.errors import DataError, ParamsError, UserError
 from medstyle.networks.translator import Translator
 from medstyle.params import load, parse
@@ -21,7 +24,7 @@ from medstyle.project.survey import survey
 from medstyle.project.write import render
 from medstyle.stages import denoise, ingest
 from tests.conftest import ROOT
-from tests.project.conftest import DATA, labels, picture, scan
+from tests.project.conftest import DATA, head, labels, picture, protocols, scan
 
 Data = Callable[[str], Path]
 
@@ -75,6 +78,35 @@ def test_a_name_that_no_pattern_matches_is_in_a_table(tmp_path: Path) -> None:
 def test_headers_that_do_not_align_ask_for_a_registration(data: Data) -> None:
     made = propose(survey(data("shifted")), Wishes(minutes=1))
     assert made.sections["denoise"]["alignment"].value == "rigid"
+
+
+def test_the_target_of_a_second_scanner_is_a_domain_of_its_own(tmp_path: Path, monkeypatch) -> None:
+    """Its rules hold for new scans of that scanner, and it is in every part of the split."""
+    monkeypatch.setenv("MEDSTYLE_SECRET", "a secret of this test")
+    made = propose(survey(protocols(tmp_path / "data")), Wishes(minutes=1))
+    params = parsed(render(made, tmp_path), tmp_path)
+    assert (params["train"].target, params["train"].domains) == ("mr_flair", ("mr_flair@vida",))
+    assert any("--to mr_flair@vida" in note for note in made.notes)
+    new = {"Modality": "MR", "SeriesDescription": "FLAIR", "path": "elsewhere/1.dcm"}
+    for scanner, domain in (("Vida", "mr_flair@vida"), ("Prisma fit", "mr_flair")):
+        assert domain_of({**new, "ManufacturerModelName": scanner}, params["ingest"].rules) == domain
+    said: list[str] = []
+    ingest.run(params["ingest"], tmp_path / "scans", tmp_path / "ingest.json", said.append)
+    denoise.run(params["denoise"], tmp_path / "scans", tmp_path / "slices", said.append)
+    store = SliceStore.open(tmp_path / "slices")
+    for split in ("train", "validation", "test"):
+        have = {domain for subject in store.subjects(split) for domain in store.domains_of(subject)}
+        assert have == {"mr_t1", "mr_flair", "mr_flair@vida"}, split
+
+
+def test_protocols_of_few_subjects_stay_together(tmp_path: Path) -> None:
+    """Files without headers: each of another matrix, so that no protocol can be told."""
+    for k in range(6):
+        for contrast, name in enumerate(("t1", "flair")):
+            volume = Volume(head(k, contrast)[:, : 40 - k], np.diag([2.0, 2.0, 2.5, 1.0]), "mr_t1")
+            (tmp_path / f"data/{k}").mkdir(parents=True, exist_ok=True)
+            write_volume(tmp_path / f"data/{k}/{name}.nii.gz", volume)
+    assert "domains" not in propose(survey(tmp_path / "data"), Wishes(minutes=1)).sections["train"]
 
 
 def one_subject(folder: Path) -> None:
