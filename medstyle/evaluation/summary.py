@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from medstyle.data.manifest import ManifestItem
 from medstyle.errors import DataError
 from medstyle.evaluation.distances import set_distances
 from medstyle.evaluation.gate import Subjects
@@ -123,17 +122,16 @@ def _sites(descriptors: Sequence[Mapping[str, NDArray[np.float64]]]) -> dict[str
 
 
 def subgroups(
-    rows: Sequence[Row], items: Sequence[ManifestItem], source: str, params: EvaluateParams
+    rows: Sequence[Row], attributes: Mapping[str, Mapping[str, str]], params: EvaluateParams
 ) -> dict[str, dict[str, Any]]:
-    """Return the model's headline measures by scanner attributes, for attributes that differ."""
+    """Return the model's headline measures by attributes of the subjects, for those that differ."""
     headline = PROTOCOLS[params.protocol].headline
-    scanner = {item.subject: item.scanner for item in items if item.domain == source}
     ours = [row for row in rows if row.method == "model" and row.reference == rows[0].reference]
     by_attribute: dict[str, dict[str, Any]] = {}
-    for attribute in sorted({name for of in scanner.values() for name in of}):
+    for attribute in sorted({name for of in attributes.values() for name in of}):
         groups: dict[str, list[Row]] = {}
         for row in ours:
-            groups.setdefault(str(scanner[row.subject].get(attribute, "unknown")), []).append(row)
+            groups.setdefault(str(attributes[row.subject].get(attribute, "unknown")), []).append(row)
         if len(groups) > 1:
             by_attribute[attribute] = {
                 value: {name: summary([row.measures[name] for row in of], params.seed) for name in headline}

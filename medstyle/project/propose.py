@@ -127,8 +127,8 @@ def propose(found: Survey, wishes: Wishes = Wishes()) -> Proposal:
     if paired and job.recipe == "paired_mr":
         found, protocols = with_protocols(found, target)
         notes += [
-            f"{len(found.domains[name])} subjects have {target} by another protocol, which is learned as a style of its "
-            f"own: translate with --to {name} for it"
+            f"{len(found.domains[name])} subjects have {target} by another protocol, learned as a style of its own: "
+            f"--to {name}"
             for name in protocols
         ]
     rules, labels = rules_for(found, (source, *protocols, target))

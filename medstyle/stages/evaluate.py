@@ -75,7 +75,11 @@ def run(
         metrics["style_of_all"] = measurer.style_of_all(measured)
         metrics["distances"] = measurer.distances(measured, params.seed)
     rows = [row for one in measured for row in one.rows]
-    metrics["subgroups"] = subgroups(rows, manifest.items, config.source, params)
+    attributes = {
+        item.subject: {**item.scanner, "target": target_of[item.subject]}
+        for item in manifest.items if item.domain == config.source and item.subject in target_of
+    }  # fmt: skip
+    metrics["subgroups"] = subgroups(rows, attributes, params)
     write_json(out / "metrics.json", metrics)
     names = ("subject", "reference", "method")
     flat = [dict(zip(names, row, strict=False)) | dict(row.measures) for row in rows]

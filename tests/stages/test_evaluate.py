@@ -113,6 +113,8 @@ def test_a_subject_of_another_site_is_measured_against_its_own_target(run, tmp_p
     assert set(scores["both"]) == {first, second}
     assert scores["both"][second] == scores["north"][second]
     assert scores["both"][first] == scores["north"][first]
+    groups = json.loads((tmp_path / "of-both/metrics.json").read_text())["subgroups"]["target"]
+    assert {name: of["subjects"] for name, of in groups.items()} == {"mr_t2": 1, "mr_t2@north": 1}
 
 
 def test_the_page_is_self_contained(run):
