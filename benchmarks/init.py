@@ -81,7 +81,10 @@ def main() -> None:
         sections["evaluate"] |= {"segmenter": 0, "uncertainty": 0, "intervals": 0, "figures": 0}
         if held:
             sections["denoise"] |= {"test_subjects": held, "validation": 0.1}
-        sections["ingest"]["rules"] = proposed["ingest"]["rules"]  # the same images, without the label maps
+        rules = proposed["ingest"]["rules"]  # the same images, without the label maps
+        if name == "recipe":  # which knows one target only
+            rules = [{**rule, "domain": rule["domain"].partition("@")[0]} for rule in rules]
+        sections["ingest"]["rules"] = rules
         with TemporaryDirectory() as scratch:
             results[name] = run(sections, Path(scratch), arguments.minutes, lambda line: print(line, file=sys.stderr))
     print(f"| {arguments.data}, {arguments.minutes:g} min of one thread | size | steps | ms | {' | '.join(measures)} |")

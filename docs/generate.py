@@ -113,7 +113,8 @@ def _domains() -> list[str]:
 
     text = (
         "Wherever a parameter names a domain, it is one of these. A suffix makes a domain of its own with the same "
-        "unit, for a site, a scanner or a variant: `mr_t1@north`, `photo@poor`."
+        "unit, for a site, a scanner or a variant: `mr_t1@north`, `photo@poor`. Targets that several protocols "
+        "acquired are learned best as domains of their own ([measured](../benchmarks.md#two-protocols-of-one-target))."
     )
     lines = ["## Domains", "", *_wrapped(text), "", "| domain | what | unit | channels |", "|---|---|---|---|"]
     return [*lines, *(f"| `{name}` | {m.label} | {m.unit} | {m.channels} |" for name, m in DOMAINS.items()), ""]

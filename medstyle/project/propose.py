@@ -42,6 +42,7 @@ MOST_PAIRED = 0.5  # share of the subjects of the rarer domain that have both: o
 CROSS_VALIDATE = 12  # subjects below which one split says little
 FEW = 40  # subjects up to which a training begins with the ready-made model
 START_FITS = ([32, 64, 128], 5)  # the widths and the neighbours of `anybrain`, which has folded pixels
+MOST_FILES = 24  # of a rarer protocol, that rules name one by one where no header tells it
 MARGIN_MM = 10.0  # around the bodies that were seen, for heads that are larger
 LARGEST = {"cpu": 256, "cuda": 384}  # pixels of a side
 SMALLEST_PICTURE = 64
@@ -319,6 +320,8 @@ def _candidates(mine: Sequence[Image], domain: str) -> Iterable[list[Rule]]:
         of_files += (
             [[Rule(domain, {"path": f"*{_literal(name)}"}) for name in sorted(views)]] if len(views) <= 6 else []
         )
+        if "@" in domain and len(paths) <= MOST_FILES:
+            of_files.append([Rule(domain, {"path": _literal(path)}) for path in sorted(paths)])
     for one in of_series:
         for other in of_files:
             yield [*one, *other]

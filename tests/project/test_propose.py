@@ -99,6 +99,23 @@ def test_the_target_of_a_second_scanner_is_a_domain_of_its_own(tmp_path: Path, m
         assert have == {"mr_t1", "mr_flair", "mr_flair@vida"}, split
 
 
+def test_files_of_a_rarer_protocol_are_named_one_by_one(tmp_path: Path) -> None:
+    """No header tells it; the rule of the others stays a pattern, which takes new files."""
+    for k in range(8):
+        for contrast, name in enumerate(("t1", "flair")):
+            scan(tmp_path / f"data/{k}/{name}.nii.gz", k, contrast)
+        labels(tmp_path / f"data/{k}/t1_regions.nii.gz", k)
+        if k % 3 == 0:
+            thick = Volume(head(k, 1)[::2], np.diag([2.0, 2.0, 5.0, 1.0]), "mr_t1")
+            write_volume(tmp_path / f"data/{k}/flair.nii.gz", thick)
+    made = propose(survey(tmp_path / "data"), Wishes(minutes=1))
+    rules = parsed(render(made, tmp_path), tmp_path)["ingest"].rules
+    assert not made.labels
+    for path, domain in (("3/flair", "mr_flair@protocol-2"), ("1/flair", "mr_flair"), ("9/flair", "mr_flair")):
+        assert domain_of({"path": f"{path}.nii.gz"}, rules) == domain
+    assert domain_of({"path": "3/t1_regions.nii.gz"}, rules) is None
+
+
 def test_protocols_of_few_subjects_stay_together(tmp_path: Path) -> None:
     """Files without headers: each of another matrix, so that no protocol can be told."""
     for k in range(6):
