@@ -75,11 +75,7 @@ def run(
         metrics["style_of_all"] = measurer.style_of_all(measured)
         metrics["distances"] = measurer.distances(measured, params.seed)
     rows = [row for one in measured for row in one.rows]
-    attributes = {
-        item.subject: {**item.scanner, "target": target_of[item.subject]}
-        for item in manifest.items if item.domain == config.source and item.subject in target_of
-    }  # fmt: skip
-    metrics["subgroups"] = subgroups(rows, attributes, params)
+    metrics["subgroups"] = subgroups(rows, _attributes(manifest, config.source, target_of), params)
     write_json(out / "metrics.json", metrics)
     names = ("subject", "reference", "method")
     flat = [dict(zip(names, row, strict=False)) | dict(row.measures) for row in rows]
@@ -109,6 +105,12 @@ def _measurer(
     if params.protocol == "unpaired_scans":
         return UnpairedScans(translator, store)
     return Pictures(translator, store, protocol.measure)
+
+
+def _attributes(manifest: Manifest, source: str, target_of: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Return what may tell groups of subjects apart: the scanner of the source, and the target."""
+    items = [item for item in manifest.items if item.domain == source and item.subject in target_of]
+    return {item.subject: {**item.scanner, "target": target_of[item.subject]} for item in items}
 
 
 def _intervals(measurer: PairedScans, store: SliceStore, images: Mapping[str, Mapping[str, Path]]) -> dict[str, Any]:
