@@ -330,6 +330,8 @@ def model_card(config: TranslatorConfig, sha256: str, metrics: dict[str, Any] | 
         )
     inputs = " + ".join([config.source, *config.contrasts])
     lines += [f"- input: {inputs}, {source.channels} channel(s); output: {config.target} in {target.unit}"]
+    if others := [name for name in config.domains if name not in (config.source, config.target)]:
+        lines.append(f"- other targets (`--to`): {', '.join(others)}")
     lines += [f"- {key}: {value}" for key, value in config.facts.items()]
     if clinical:
         lines.append(f"- intervals: {config.interval}")

@@ -9,6 +9,7 @@ import torch
 
 from medstyle import Translator, UserError
 from medstyle.networks.translator import model_card
+from tests.inference.conftest import make_translator
 
 
 @pytest.fixture
@@ -123,3 +124,17 @@ def test_the_card_names_weights_limits_and_data(run):
     card = model_card(translator.config, translator.sha256)
     for expected in (translator.sha256, "not a medical device", "out of scope", "training subjects: 3"):
         assert expected in card
+    assert "other targets" not in card
+
+
+def test_another_domain_may_be_the_target():
+    """The card names it; what it renders is what `--to` gives, without the target's interval."""
+    several = make_translator(("mr_t1", "mr_t2@north", "mr_t2"))
+    assert "- other targets (`--to`): mr_t2@north\n" in model_card(several.config, several.sha256)
+    north = several.towards("mr_t2@north")
+    x = torch.rand(1, 1, 32, 32)
+    assert torch.equal(north(x), several(x, "mr_t2@north"))
+    assert not torch.equal(north(x), several(x))
+    assert several.towards("mr_t2") is several
+    with pytest.raises(UserError, match="knows mr_t1, mr_t2@north, mr_t2, not 'ct'"):
+        several.towards("ct")
