@@ -82,8 +82,8 @@ def pictures(folder: Path) -> Changes:
     return {"ingest": {"source": str(raw.resolve())}}
 
 
-def rarer(number: str, named: bool) -> Changes:
-    """Leave a subject of the rarer protocol out; ``named``: its targets are their own domain."""
+def brain(test: list[str], named: bool = False) -> Changes:
+    """Train on all but ``test``; ``named``: targets of the rarer protocol are their own domain."""
     rules = BRAIN["ingest"]["rules"]
     if named:
         own = [{"domain": "mr_flair@rarer", "when": {"path": f"*sub-{one}/flair.nii.gz"}} for one in RARER]
@@ -91,16 +91,17 @@ def rarer(number: str, named: bool) -> Changes:
     return {
         **BRAIN,
         "ingest": {**BRAIN["ingest"], "rules": rules},
-        "denoise": {**BRAIN["denoise"], "test_subjects": [f"sub-{number}"]},
+        "denoise": {**BRAIN["denoise"], "test_subjects": test},
         "train": {"training": {"steps": 2000}, **({"domains": ["mr_flair@rarer"]} if named else {})},
     }
 
 
 # name -> recipe, changes by section, what makes its data and returns further changes
 JOBS: dict[str, tuple[str, Changes, Callable[[Path], Changes] | None]] = {
-    "brain_paired": ("recipes/paired_mr.yaml", {**BRAIN, "train": {"training": {"steps": 2000}}}, None),
+    "brain_paired": ("recipes/paired_mr.yaml", brain(TEST), None),
+    "brain_named": ("recipes/paired_mr.yaml", brain(TEST, named=True), None),
     **{
-        f"rarer{'_named' * named}_{number}": ("recipes/paired_mr.yaml", rarer(number, named), None)
+        f"rarer{'_named' * named}_{number}": ("recipes/paired_mr.yaml", brain([f"sub-{number}"], named), None)
         for number in RARER
         for named in (False, True)
     },
@@ -226,6 +227,8 @@ def table(name: str, runs: list[Path]) -> None:
             p = adjusted.get(method)
             apart = f"{'/'.join(map(str, wins))} | {rank:+.2f} | {'too few' if p is None else f'{p:.3g}'}"
         print(f"| {method} | {' | '.join(cells)} | {apart or ' | | '} |")
+    each = zip(*(mean[headline[0]][method] for method in ("model", methods[1])), strict=True)
+    print(f"\nEach subject, model and {methods[1]}: " + "; ".join(f"{ours:.2f}, {other:.2f}" for ours, other in each))
     spread = {m: [float(np.mean(v)) for v in zip(*scores[m]["model"].values(), strict=True)] for m in headline}
     print("\nMean of each seed: " + "; ".join(f"{m} {', '.join(f'{v:.4g}' for v in vs)}" for m, vs in spread.items()))
 
